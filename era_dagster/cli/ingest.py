@@ -1,0 +1,184 @@
+"""`era ingest`: look at books, bring what is new or changed into the knowledge base, and account for every item."""
+
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+from era_dagster.cli.output import FAILED, print_json, print_table, settings_from_environment, stderr, stdout
+from era_dagster.domain.stages import STAGES
+from era_dagster.pipeline.drop import DropLook, look_at_drop
+from era_dagster.pipeline.ingest import refresh_combined_index, stamp_rules
+from era_dagster.pipeline.receipt import Receipt
+from era_dagster.settings import Settings
+from era_dagster.storage.database import Database, database_url
+from era_dagster.storage.drops import KnownChapter, pending_chapters
+from era_dagster.storage.migrations import migrate
+from era_dagster.storage.minister_files import render_due
+
+
+@click.command()
+@click.argument("paths", nargs=-1, type=click.Path(exists=True, path_type=Path))
+@click.option("--dry-run", is_flag=True, help="Say what would be done; change nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print the receipt as JSON.")
+def ingest(paths: tuple[Path, ...], dry_run: bool, as_json: bool) -> int:
+    """Ingest books: folders of books, single book folders, or single JSON files. Without PATH: the drop folder.
+
+    Unchanged chapters are skipped; a chapter that left its book is removed. Can be stopped and started again at any time.
+    """
+    return ingest_paths(settings_from_environment(), list(paths), dry_run=dry_run, as_json=as_json)
+
+
+def ingest_paths(settings: Settings, paths: list[Path], *, dry_run: bool = False, as_json: bool = False) -> int:
+    """What the command does; returns the exit code."""
+    roots = [path.absolute() for path in paths] or [settings.drop_dir]
+    url = database_url(settings)
+    migrate(url)
+    with Database(url, pool_size=settings.database_pool) as database:
+        looks = [look_at_drop(settings, database, root, patient=False, record=not dry_run) for root in roots]
+        if dry_run:
+            return _tell_plan(looks, as_json)
+        pending = _pending(settings, database, roots)
+        known = sum(look.chapters for look in looks)
+        if not pending:
+            # Files that somebody deleted or that a killed run left behind need no run of the graph.
+            render_due(database, settings.ministers_dir, None)
+            refresh_combined_index(settings, database)
+    receipt, failure = Receipt(), None
+    if pending:
+        receipt, failure = _run(settings, pending, quiet=as_json)
+    receipt.chapters_unchanged += max(0, known - sum(not chapter.gone for chapter in pending))
+    receipt.chapters_seen = known + sum(chapter.gone for chapter in pending)
+    return _tell(receipt, looks, failure, as_json)
+
+
+def _pending(settings: Settings, database: Database, roots: list[Path]) -> list[KnownChapter]:
+    suffixes = stamp_rules(settings, database).suffixes
+    found = {
+        chapter.partition_key: chapter
+        for root in roots
+        for chapter in pending_chapters(database, stages=STAGES, suffixes=suffixes, root=root)
+    }
+    return [found[key] for key in sorted(found)]
+
+
+def _run(settings: Settings, pending: list[KnownChapter], *, quiet: bool) -> tuple[Receipt, str | None]:
+    warnings.filterwarnings("ignore", module="dagster")
+    from era_dagster.cli.launch import run_ingest
+    from era_dagster.defs.instance import open_instance
+    from era_dagster.defs.resources import KnowledgeBaseResource
+
+    receipt = Receipt()
+    started = time.monotonic()
+    with (
+        _progress_bar(quiet=quiet) as bar,
+        open_instance(settings) as instance,
+    ):
+        task = bar.add_task("Chapters", total=len(pending), rate="")
+
+        def on_progress(current: Receipt, total: int) -> None:
+            nonlocal receipt
+            receipt = current
+            done = current.chapters_stored + current.chapters_unchanged + current.chapters_retired
+            rate = current.items.seen / max(time.monotonic() - started, 0.001)
+            bar.update(task, total=total, completed=done + len(current.chapters_failed), rate=f"{rate:,.0f} items/s")
+
+        result = run_ingest(
+            instance,
+            pending,
+            knowledge_base=KnowledgeBaseResource(
+                drop_dir=str(settings.drop_dir),
+                data_dir=str(settings.data_dir),
+                embedding_provider=settings.embedding_provider or "",
+                embedding_urls=list(settings.embedding_urls),
+                embedding_model=settings.embedding_model or "",
+            ),
+            on_progress=on_progress,
+        )
+    return receipt, result.failure
+
+
+def _progress_bar(*, quiet: bool) -> Progress:
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+        console=stderr,
+        disable=quiet,
+    )
+
+
+def _tell_plan(looks: list[DropLook], as_json: bool) -> int:
+    plan = {
+        "new": [key for look in looks for key in look.new],
+        "changed": [key for look in looks for key in look.changed],
+        "gone": [key for look in looks for key in look.gone],
+    }
+    if as_json:
+        print_json({"dry_run": True, **plan, "problems": [line for look in looks for line in look.messages()]})
+        return 0
+    for name, keys in plan.items():
+        stdout.print(f"{name}: {len(keys)} chapters" + (f" ({', '.join(keys[:5])}, ...)" if keys else ""))
+    for look in looks:
+        for line in look.messages():
+            stdout.print(line, markup=False)
+    stdout.print("Dry run: nothing was changed.")
+    return 0
+
+
+def _tell(receipt: Receipt, looks: list[DropLook], failure: str | None, as_json: bool) -> int:
+    problems = [line for look in looks for line in look.problems()]
+    notices = [line for look in looks for line in look.notices()]
+    failed = bool(failure or problems or receipt.items.dead or not receipt.items.adds_up)
+    if as_json:
+        document: dict[str, Any] = {
+            "ok": not failed,
+            **receipt.as_json(),
+            "problems": problems,
+            "notices": notices,
+            "failure": failure,
+        }
+        print_json(document)
+        return FAILED if failed else 0
+    print_receipt(receipt)
+    for line in notices:
+        stdout.print(line, markup=False)
+    for line in (*problems, *([failure] if failure else [])):
+        stderr.print(line, style="red", markup=False)
+    return FAILED if failed else 0
+
+
+def print_receipt(receipt: Receipt) -> None:
+    """The receipt as tables; its numbers add up or it says so."""
+    if receipt.assets:
+        print_table(
+            "Receipt",
+            ("asset", "stored", "unchanged", "removed", "dead"),
+            [
+                (name, counts.stored, counts.unchanged, counts.removed, counts.dead)
+                for name, counts in receipt.assets.items()
+            ],
+        )
+    items = receipt.items
+    stdout.print(
+        f"Chapters: {receipt.chapters_seen:,} seen = {receipt.chapters_stored:,} stored"
+        f" + {receipt.chapters_unchanged:,} unchanged + {len(receipt.chapters_failed):,} failed"
+        f" + {receipt.chapters_retired:,} removed"
+    )
+    stdout.print(
+        f"Items: {items.seen:,} seen = {items.stored:,} stored + {items.unchanged:,} unchanged"
+        f" + {items.dead:,} dead + {items.unusable:,} unusable"
+        + ("" if items.adds_up else "  THE NUMBERS DO NOT ADD UP")
+    )
+    stdout.print(
+        f"Embedding: {receipt.embedding_requests:,} requests, {receipt.texts_embedded:,} texts embedded,"
+        f" {receipt.texts_from_cache:,} from the cache"
+    )
+    if receipt.seconds:
+        stdout.print(f"Time: {receipt.seconds:,.1f} s, {items.seen / receipt.seconds:,.0f} items/s")

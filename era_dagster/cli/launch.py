@@ -1,0 +1,50 @@
+"""Runs the ingest job in this process, for `era ingest` and `era demo`: the same graph, the same events, no daemon."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import dagster as dg
+
+from era_dagster.definitions import build_defs
+from era_dagster.defs.assets import Progress
+from era_dagster.defs.jobs import INGEST_JOB, run_config
+from era_dagster.defs.partitions import add_missing
+from era_dagster.defs.resources import KnowledgeBaseResource
+from era_dagster.storage.drops import KnownChapter
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaunchResult:
+    """How a run in this process ended; `failure` is its one sentence, None when all went well."""
+
+    run_id: str
+    failure: str | None
+
+
+def run_ingest(
+    instance: dg.DagsterInstance,
+    chapters: Sequence[KnownChapter],
+    *,
+    knowledge_base: KnowledgeBaseResource,
+    on_progress: Progress | None,
+) -> LaunchResult:
+    """Register the chapters as partitions and run the job over them."""
+    add_missing(instance, [chapter.partition_key for chapter in chapters if not chapter.gone])
+    defs = build_defs(resource_overrides={"knowledge_base": knowledge_base}, on_progress=on_progress)
+    result = defs.resolve_job_def(INGEST_JOB).execute_in_process(
+        instance=instance,
+        run_config={
+            **run_config([chapter.partition_key for chapter in chapters], look=False),
+            "loggers": {"console": {"config": {"log_level": "CRITICAL"}}},
+        },
+        raise_on_error=False,
+    )
+    if result.success:
+        return LaunchResult(run_id=result.run_id, failure=None)
+    for event in result.get_step_failure_events():
+        data = event.step_failure_data
+        if data.user_failure_data is not None and data.user_failure_data.description:
+            return LaunchResult(run_id=result.run_id, failure=data.user_failure_data.description)
+        if data.error is not None:
+            return LaunchResult(run_id=result.run_id, failure=data.error.message.strip())
+    return LaunchResult(run_id=result.run_id, failure="The run failed before its first step.")

@@ -1,0 +1,87 @@
+"""How `era` speaks: tables for people on standard output, JSON for scripts, one clear sentence for errors.
+
+The only modules that print are in this package. Exit codes: 0 all well, 1 something failed, 2 wrong use.
+"""
+
+import errno
+import json
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+import orjson
+from rich.console import Console
+from rich.table import Table
+
+from era_dagster.domain.errors import ConfigurationError, EraError
+from era_dagster.settings import Settings, load_settings
+
+T = TypeVar("T")
+FAILED = 1
+WRONG_USE = 2
+
+stdout = Console(soft_wrap=True, highlight=False)
+stderr = Console(stderr=True, soft_wrap=True, highlight=False)
+
+
+def settings_from_environment(**overrides: Any) -> Settings:
+    """The settings of this process."""
+    return load_settings(os.environ, **overrides)
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on standard output."""
+    sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=2, default=str) + "\n")
+
+
+def print_table(title: str, columns: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
+    """A small table; numbers to the right."""
+    table = Table(title=title, title_justify="left", header_style="bold")
+    for index, column in enumerate(columns):
+        numeric = bool(rows) and all(isinstance(row[index], int | float) for row in rows)
+        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row))
+    stdout.print(table)
+
+
+def run_guarded(command: Callable[[], int | None], *, debug: bool) -> int:
+    """Run a command at the process's top: every error becomes one sentence and an exit code."""
+    try:
+        return command() or 0
+    except click.exceptions.Exit as leaving:
+        return leaving.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except EraError as error:
+        return _complain(error, WRONG_USE if isinstance(error, ConfigurationError) else FAILED)
+    except (KeyboardInterrupt, click.Abort):
+        stderr.print("Stopped. What was finished is kept; run again to go on.")
+        return 130
+    except OSError as error:
+        if debug:
+            raise
+        place = f" at {error.filename}" if error.filename else ""
+        hint = "Free some space, then run again." if error.errno == errno.ENOSPC else "Check the path and its rights."
+        return _complain(EraError(f"The system refused{place}: {error.strerror or error}.", hint=hint), FAILED)
+    except Exception as error:
+        if debug:
+            raise
+        return _complain(
+            EraError(
+                f"Unexpected {type(error).__name__}: {' '.join(str(error).split())[:300]}.",
+                hint="Run `era --debug ...` for the details and report them.",
+            ),
+            FAILED,
+        )
+
+
+def _complain(error: EraError, code: int) -> int:
+    if "--json" in sys.argv:
+        sys.stdout.write(orjson.dumps({"error": error.message, "hint": error.hint}).decode() + "\n")
+    stderr.print("Error: ", error.message, style="red", end="", markup=False)
+    stderr.print(f" {error.hint}", markup=False)
+    return code

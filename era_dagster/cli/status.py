@@ -1,0 +1,71 @@
+"""`era status`: what the knowledge base holds, book by book, and what needs a look."""
+
+from dataclasses import asdict
+
+import click
+
+from era_dagster.cli.output import print_json, print_table, settings_from_environment, stdout
+from era_dagster.storage.database import Database, database_url
+from era_dagster.storage.migrations import migrate
+from era_dagster.storage.overview import Overview, overview
+from era_dagster.storage.spaces import live_space
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+def status(as_json: bool) -> int:
+    """Show books, counts, the model, and everything that waits for attention."""
+    settings = settings_from_environment()
+    url = database_url(settings)
+    migrate(url)
+    with Database(url, pool_size=2) as database:
+        found, space = overview(database), live_space(database)
+    if as_json:
+        print_json({**asdict(found), "model": asdict(space) if space else None})
+        return 0
+    if not found.books:
+        stdout.print("The knowledge base is empty. Put books into the drop folder and run `era ingest`.")
+    else:
+        _print_books(found)
+    if space:
+        stdout.print(f"Model: {space.model} ({space.dimension} dimensions, {space.provider})")
+    _print_attention(found)
+    return 0
+
+
+def _print_books(found: Overview) -> None:
+    print_table(
+        "Books",
+        ("book", "chapters", "chunks", "entries", "embedded", "in tables", "in files", "dead", "notes"),
+        [
+            (
+                b["book"],
+                b["chapters"],
+                b["chunks"],
+                b["entries"],
+                b["embedded"],
+                b["in_tables"],
+                b["in_files"],
+                b["dead"],
+                b["notes"],
+            )
+            for b in found.books
+        ],
+    )
+    stdout.print(", ".join(f"{name.replace('_', ' ')}: {number:,}" for name, number in found.totals.items()))
+
+
+def _print_attention(found: Overview) -> None:
+    for source in found.sources:
+        stdout.print(f"{source['state']}: {source['source_path']}: {source['reason']}", markup=False)
+    for record in found.quarantine:
+        place = f" {record['location']}" if record["location"] else ""
+        stdout.print(f"quarantined: {record['file']}{place}: {record['reason']}", markup=False)
+    for chapter in found.failed:
+        stdout.print(f"failed: {chapter['partition_key']}: {chapter['failure']}", markup=False)
+    for letter in found.dead_letters:
+        stdout.print(f"dead letters: {letter['letters']} x {letter['error_class']}: {letter['message']}", markup=False)
+    for note in found.notes:
+        stdout.print(
+            f"note: {note['chapters']} chapters: {note['message']} (for example {note['example']})", markup=False
+        )

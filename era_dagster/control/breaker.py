@@ -1,0 +1,38 @@
+"""Stops calling an endpoint that is down, and probes it with single requests at growing intervals.
+
+Counts failures in a row, nothing else; what is sent as a probe, and when everything is given up, is decided elsewhere.
+Pure: the caller passes its clock.
+"""
+
+FAILURES_TO_OPEN = 5
+FIRST_PROBE_SECONDS = 0.5
+LONGEST_PROBE_SECONDS = 15.0
+
+
+class Breaker:
+    """Closed: requests pass. Open: only a probe passes, at `probe_at` or later (None while closed)."""
+
+    def __init__(self) -> None:
+        self.probe_at: float | None = None
+        self._failures = 0
+        self._pause_seconds = FIRST_PROBE_SECONDS
+
+    def failed(self, now: float, *, timed_out: bool) -> None:
+        """An ordinary request failed.
+
+        A time-out opens at once: servers go on computing what the client gave up, so that sending on makes it worse.
+        """
+        self._failures += 1
+        if self.probe_at is None and (timed_out or self._failures >= FAILURES_TO_OPEN):
+            self._pause_seconds = FIRST_PROBE_SECONDS
+            self.probe_at = now + self._pause_seconds
+
+    def probe_failed(self, now: float) -> None:
+        """A probe failed: the next one comes after twice the pause."""
+        self._pause_seconds = min(LONGEST_PROBE_SECONDS, self._pause_seconds * 2.0)
+        self.probe_at = now + self._pause_seconds
+
+    def succeeded(self) -> None:
+        """The endpoint answered."""
+        self.probe_at = None
+        self._failures = 0

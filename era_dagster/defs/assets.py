@@ -1,0 +1,184 @@
+"""The asset graph: one streaming op behind five per-chapter assets, and the totals behind all of them.
+
+What an asset means is in the specs below; the work is in `pipeline`. The op takes many chapters, records one
+materialization for each stage of each chapter that is really done, and fails at the end naming those that are not.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import dagster as dg
+from pydantic import Field
+
+from era_dagster.defs.events import MaterializationLog
+from era_dagster.defs.failures import as_dagster_failures
+from era_dagster.defs.partitions import add_missing, book_chapters, forget
+from era_dagster.defs.resources import KnowledgeBaseResource
+from era_dagster.domain.stages import STAGES, UPSTREAM, with_upstream
+from era_dagster.pipeline.drop import look_at_drop
+from era_dagster.pipeline.ingest import refresh_combined_index, run_stages, stamp_rules
+from era_dagster.pipeline.receipt import Receipt
+from era_dagster.pipeline.runner import StageDone
+from era_dagster.settings import Settings
+from era_dagster.storage.database import Database
+from era_dagster.storage.drops import KnownChapter, find_chapters, pending_chapters
+
+OP_NAME = "ingest_chapters"
+COMBINED_INDEX = "combined_index"
+ASSET_ORDER = (*STAGES, COMBINED_INDEX)
+_DESCRIPTIONS = {
+    "chapters": "The chapter was read, cleaned and validated; text, doctrine and provenance are stored.",
+    "chunks": "Its text is cut into chunks with offsets; no text is lost.",
+    "embeddings": "Every text of it has a vector of the live model, or is in the dead letters with its reason.",
+    "vector_tables": "Its rows in the vector tables are exactly its texts.",
+    "minister_files": "Every minister file it touches agrees with the database.",
+}
+_KINDS = {
+    "chapters": {"json", "postgres"},
+    "chunks": {"postgres"},
+    "embeddings": {"postgres"},
+    "vector_tables": {"postgres"},
+    "minister_files": {"json"},
+}
+
+Progress = Callable[[Receipt, int], None]
+
+
+class IngestConfig(dg.Config):
+    """Which chapters a run takes when it has no partitions: empty means everything pending."""
+
+    chapters: list[str] = Field(default=[], description="Partition keys; empty: everything that is pending.")
+    look: bool = Field(default=True, description="Look at the drop folder first when everything pending is wanted.")
+
+
+def build_assets(*, partitioned: bool, on_progress: Progress | None = None) -> list[dg.AssetsDefinition]:
+    """The assets. Unpartitioned ones do everything pending and still record events per chapter (see definitions)."""
+    return [_chapter_assets(partitioned=partitioned, on_progress=on_progress), combined_index]
+
+
+def _chapter_assets(*, partitioned: bool, on_progress: Progress | None) -> dg.AssetsDefinition:
+    specs = [
+        dg.AssetSpec(
+            stage,
+            deps=list(UPSTREAM[stage]),
+            description=_DESCRIPTIONS[stage],
+            kinds=_KINDS[stage],
+            group_name="knowledge_base",
+            skippable=True,
+            partitions_def=book_chapters if partitioned else None,
+        )
+        for stage in STAGES
+    ]
+
+    @dg.multi_asset(
+        name=OP_NAME,
+        specs=specs,
+        can_subset=True,
+        partitions_def=book_chapters if partitioned else None,
+        backfill_policy=dg.BackfillPolicy.single_run() if partitioned else None,
+    )
+    def ingest_chapters(
+        context: dg.AssetExecutionContext, config: IngestConfig, knowledge_base: KnowledgeBaseResource
+    ) -> Iterator[Any]:
+        with as_dagster_failures():
+            settings = knowledge_base.settings()
+            with knowledge_base.database(settings, run_id=context.run_id) as database:
+                _run(context, config, settings, database, on_progress)
+        yield from ()
+
+    return ingest_chapters
+
+
+@dg.asset(
+    name=COMBINED_INDEX,
+    deps=["vector_tables", "minister_files"],
+    group_name="knowledge_base",
+    kinds={"json", "postgres"},
+    description="Totals of all domains are written, and vector indexes stand where they pay.",
+)
+def combined_index(knowledge_base: KnowledgeBaseResource) -> dg.MaterializeResult:
+    """Unpartitioned; a chapter run refreshes it too."""
+    with as_dagster_failures():
+        settings = knowledge_base.settings()
+        with knowledge_base.database(settings) as database:
+            return dg.MaterializeResult(metadata=refresh_combined_index(settings, database))
+
+
+def _run(
+    context: dg.AssetExecutionContext,
+    config: IngestConfig,
+    settings: Settings,
+    database: Database,
+    on_progress: Progress | None,
+) -> None:
+    selected = [key.to_user_string() for key in context.selected_asset_keys]
+    chapters = _chosen(context, config, settings, database, selected)
+    log = MaterializationLog(context, ASSET_ORDER)
+    listener = _DagsterListener(log, on_progress)
+    try:
+        receipt = run_stages(
+            settings, database, chapters=chapters, selected=selected, run_id=context.run_id, listener=listener
+        )
+    finally:
+        log.flush()
+        remaining = {chapter.partition_key for chapter in find_chapters(database, [c.partition_key for c in chapters])}
+        forget(context.instance, [c.partition_key for c in chapters if c.gone and c.partition_key not in remaining])
+    if {"minister_files", "vector_tables"} & set(selected):
+        log.add(COMBINED_INDEX, None, {"receipt": dg.MetadataValue.json(receipt.as_json())})
+        log.flush()
+    context.log.info("Receipt: %s", receipt.as_json())
+
+
+def _chosen(
+    context: dg.AssetExecutionContext,
+    config: IngestConfig,
+    settings: Settings,
+    database: Database,
+    selected: Sequence[str],
+) -> list[KnownChapter]:
+    """The chapters of this run: its partitions, its config's, or everything pending."""
+    keys = list(config.chapters)
+    if not keys and _has_partitions(context):
+        keys = list(context.partition_keys)
+    if keys:
+        found = find_chapters(database, keys)
+        missing = sorted(set(keys) - {chapter.partition_key for chapter in found})
+        if missing:
+            raise dg.Failure(
+                description=f"Not in the drop folder: {', '.join(missing[:10])}. Drop the book again, or remove the"
+                " partition.",
+                allow_retries=False,
+            )
+        return found
+    if config.look:
+        look_at_drop(settings, database, settings.drop_dir)
+    pending = pending_chapters(
+        database,
+        stages=with_upstream(selected),
+        suffixes=stamp_rules(settings, database).suffixes,
+        root=None,
+    )
+    add_missing(context.instance, [chapter.partition_key for chapter in pending if not chapter.gone])
+    return pending
+
+
+def _has_partitions(context: dg.AssetExecutionContext) -> bool:
+    return context.has_partition_key or context.has_partition_key_range
+
+
+class _DagsterListener:
+    """Turns finished stages into materializations and passes totals on."""
+
+    def __init__(self, log: MaterializationLog, on_progress: Progress | None) -> None:
+        self._log = log
+        self._on_progress = on_progress
+
+    def stages_done(self, done: Sequence[StageDone]) -> None:
+        for stage in done:
+            self._log.add(stage.stage, stage.partition_key, stage.metadata)
+        self._log.flush_if_due()
+
+    def progress(self, receipt: Receipt, total_chapters: int) -> None:
+        self._log.flush_if_due()
+        if self._on_progress is not None:
+            self._on_progress(receipt, total_chapters)

@@ -1,0 +1,61 @@
+"""Dagster's own storage (runs, events, sensor state) beside the knowledge base: a database of its own on the same server.
+
+`dagster.yaml` names the class below, so that `dagster dev`, the CLI and `era` share one history without any set-up: the
+embedded server is started on demand. With `ERA_DAGSTER_DATABASE_URL` Dagster's data goes to that database instead.
+"""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import psycopg
+from dagster._serdes import ConfigurableClassData
+from dagster_postgres import DagsterPostgresStorage
+from psycopg import sql
+
+from era_dagster.domain.errors import ConfigurationError
+from era_dagster.settings import Settings, load_settings
+from era_dagster.storage.database import database_url, driver_errors, with_database
+
+
+class KnowledgeBaseDagsterStorage(DagsterPostgresStorage):
+    """PostgreSQL storage whose URL comes from the project's settings, not from `dagster.yaml`."""
+
+    @classmethod
+    def config_type(cls) -> Any:
+        """No options: everything comes from `ERA_*` variables."""
+        return {}
+
+    @classmethod
+    def from_config_value(
+        cls, inst_data: ConfigurableClassData | None, config_value: Mapping[str, Any]
+    ) -> "KnowledgeBaseDagsterStorage":
+        """Called by Dagster when it opens the instance."""
+        return cls(postgres_url=dagster_url(load_settings(os.environ)), inst_data=inst_data)
+
+
+def dagster_url(settings: Settings) -> str:
+    """The SQLAlchemy URL of Dagster's database; creates the database when it stands beside the knowledge base.
+
+    The driver is named in the URL: with SQLAlchemy 2.1 a plain `postgresql://` selects psycopg 3, on which
+    dagster-postgres 0.29 fails at its first NOTIFY.
+    """
+    url = settings.dagster_database_url or _beside(database_url(settings))
+    return url.replace("postgresql://", "postgresql+psycopg2://", 1).replace("postgres://", "postgresql+psycopg2://", 1)
+
+
+def _beside(url: str) -> str:
+    with driver_errors(), psycopg.connect(url, autocommit=True, connect_timeout=10) as connection:
+        row = connection.execute("SELECT current_database()").fetchone()
+        name = f"{row[0] if row else 'era'}_dagster"
+        if connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", (name,)).fetchone() is None:
+            try:
+                connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+            except (psycopg.errors.DuplicateDatabase, psycopg.errors.UniqueViolation):
+                pass  # another process was faster
+            except psycopg.errors.InsufficientPrivilege as error:
+                raise ConfigurationError(
+                    f"Dagster needs a database of its own, and this user may not create {name}.",
+                    hint="Create it, or set ERA_DAGSTER_DATABASE_URL to a database it may use.",
+                ) from error
+    return with_database(url, name)

@@ -1,0 +1,117 @@
+"""Domain names: what the input calls a domain becomes one safe slug per fold class.
+
+A slug is a folder name, part of a table name and a search filter, so the rule is strict and lives only here. Which
+entries carry which domains is `cleaning`; folders and tables are made elsewhere.
+"""
+
+import ast
+import hashlib
+import json
+import re
+import unicodedata
+from collections.abc import Mapping
+from typing import Any, cast
+
+from era_dagster.domain.doctrine import DomainName
+from era_dagster.domain.text import clean_line
+
+# The 18 names that hold 94.6 % of the rows of the 59 measured books, and `intelligence`, the minister without doctrine.
+CANONICAL_DOMAINS = frozenset(
+    {
+        "adaptation",
+        "base",
+        "conflict",
+        "constraints",
+        "data",
+        "diplomacy",
+        "discipline",
+        "executor",
+        "intelligence",
+        "legitimacy",
+        "optionality",
+        "power",
+        "psychology",
+        "registry",
+        "risk",
+        "strategy",
+        "technology",
+        "timing",
+        "truth",
+    }
+)
+CATCH_ALL = "base"
+
+_SLUG_CHARS = 40
+_HASH_DIGITS = 8
+_SPELLING_CHARS = 200
+_NAME_KEYS = ("name", "domain", "text")
+_NOT_SLUG = re.compile(r"[^a-z0-9]+")
+_NAME_IN_BROKEN_OBJECT = re.compile(r"""["'](?:name|domain|text)["']\s*:\s*(["'])(.{1,200}?)\1\s*[,}]""", re.DOTALL)
+_WINDOWS_RESERVED = frozenset(
+    {"con", "prn", "aux", "nul", *(f"{port}{digit}" for port in ("com", "lpt") for digit in range(10))}
+)
+# "all" is the name of the table and of the index over every domain.
+_RESERVED = _WINDOWS_RESERVED | {"all"}
+
+
+def fold_domain(raw: object) -> DomainName | None:
+    """The domain that `raw` (a string, or an object that holds its name) names; None when nothing usable is in it.
+
+    The slug: NFKD to ASCII, lower case, `&` = `and`, every other run of characters = `_`, at most 40 characters (a
+    longer one is cut and ends in 8 hex digits of its SHA-256). Reserved names (`all`, and `con`, `aux`, ... on Windows)
+    end in `_domain`. `spelling` is the cleaned name as written, at most 200 characters.
+    """
+    name = _name(raw)
+    if name is None:
+        return None
+    spelling = clean_line(name)
+    slug = slugify_domain(spelling)
+    return DomainName(slug=slug, spelling=spelling[:_SPELLING_CHARS]) if slug else None
+
+
+def slugify_domain(name: str) -> str:
+    """The slug of a domain name as in `fold_domain`; empty when no ASCII letter or digit is left. Idempotent."""
+    ascii_name = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode("ascii").lower()
+    slug = _NOT_SLUG.sub("_", ascii_name.replace("&", " and ")).strip("_")
+    if slug in _RESERVED:
+        return f"{slug}_domain"
+    if len(slug) > _SLUG_CHARS:
+        digest = hashlib.sha256(slug.encode("ascii")).hexdigest()[:_HASH_DIGITS]
+        return f"{slug[: _SLUG_CHARS - _HASH_DIGITS - 1].rstrip('_')}_{digest}"
+    return slug
+
+
+def parsed_object(text: str) -> object:
+    """The object or list (JSON or Python) that a string writes out; None when it is not one, or damaged."""
+    trimmed = text.strip()
+    if trimmed[:1] + trimmed[-1:] not in ("{}", "[]"):
+        return None
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            return parse(trimmed)
+        except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+            continue
+    return None
+
+
+def looks_like_object(text: str) -> bool:
+    """Whether a string is a written-out object (`{'a': ...`), whole or damaged, and so no name and no sentence."""
+    return re.match(r"""\s*(?:\{\s*["']|\[\s*[{"'])""", text) is not None
+
+
+def _name(raw: object) -> str | None:
+    if isinstance(raw, str):
+        if not looks_like_object(raw):
+            return raw
+        found = parsed_object(raw)
+        if isinstance(found, dict):
+            return _name(cast("dict[Any, Any]", found))
+        damaged = _NAME_IN_BROKEN_OBJECT.search(raw)
+        return damaged[2] if damaged else None
+    if isinstance(raw, Mapping):
+        named = cast("Mapping[Any, Any]", raw)
+        for key in _NAME_KEYS:
+            value = named.get(key)
+            if isinstance(value, str) and value.strip() and not looks_like_object(value):
+                return value
+    return None

@@ -1,0 +1,72 @@
+"""The stages a chapter goes through, their order, and the stamps that tell whether a stage is done.
+
+A stamp names everything a stage's result depends on: the chapter's content, the chunk rules, the model. A stage whose
+stored stamp equals the one computed here is up to date; nothing else decides that. Pure.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from era_dagster.domain.chunking import ChunkRules
+
+Stage = Literal["chapters", "chunks", "embeddings", "vector_tables", "minister_files"]
+STAGES: tuple[Stage, ...] = ("chapters", "chunks", "embeddings", "vector_tables", "minister_files")
+UPSTREAM: Mapping[Stage, tuple[Stage, ...]] = {
+    "chapters": (),
+    "chunks": ("chapters",),
+    "embeddings": ("chunks",),
+    "vector_tables": ("embeddings",),
+    "minister_files": ("chapters",),
+}
+# Raise when the way chunks are cut changes, so that stored chunks are cut anew.
+CHUNKER_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StampRules:
+    """What stamps depend on besides the chapter: the chunk rules and the model (None where no stage needs one)."""
+
+    chunk_rules: ChunkRules
+    model_stamp: str | None
+
+    @property
+    def suffixes(self) -> dict[Stage, str]:
+        """What follows the content's hash in the stamp of each stage; stages that need an unknown model are absent."""
+        rules = self.chunk_rules
+        chunks = (
+            f":{CHUNKER_VERSION}/{rules.mode}/{rules.min_chars}/{rules.max_chars}/{rules.overlap_chars}/{rules.words}"
+        )
+        suffixes: dict[Stage, str] = {"chapters": "", "chunks": chunks, "minister_files": ""}
+        if self.model_stamp is not None:
+            suffixes["embeddings"] = suffixes["vector_tables"] = f"{chunks}:{self.model_stamp}"
+        return suffixes
+
+    def stamps(self, content_hash: bytes) -> dict[Stage, str]:
+        """The stamp each stage has when it is up to date for this content."""
+        return {stage: content_hash.hex() + suffix for stage, suffix in self.suffixes.items()}
+
+
+def with_upstream(selected: Collection[str]) -> frozenset[Stage]:
+    """The selected stages and all they are made from: a stage is never done on top of stale ones."""
+    needed: set[Stage] = set()
+    chosen = frozenset(selected)
+    waiting: list[Stage] = [stage for stage in STAGES if stage in chosen]
+    while waiting:
+        stage = waiting.pop()
+        if stage not in needed:
+            needed.add(stage)
+            waiting.extend(UPSTREAM[stage])
+    return frozenset(needed)
+
+
+def stale_stages(
+    stages: Collection[Stage], expected: Mapping[Stage, str], stored: Mapping[str, str | None] | None
+) -> frozenset[Stage]:
+    """Those of `stages` whose stored stamp is not the expected one; all of them for a chapter that is not stored.
+
+    A stage without an expected stamp (its model is not known yet) is stale.
+    """
+    if stored is None:
+        return frozenset(stages)
+    return frozenset(stage for stage in stages if stage not in expected or stored.get(stage) != expected[stage])

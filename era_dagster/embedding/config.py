@@ -1,0 +1,78 @@
+"""The configuration of an embedder: which model, where, and the ceilings below which it works.
+
+A frozen record with the defaults of the `standard` profile, and its making from `Settings`. Nothing is opened here.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from era_dagster.domain.errors import ConfigurationError
+from era_dagster.embedding.model_profile import ModelProfile, model_profile
+from era_dagster.settings import ProviderName, Settings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbedderConfig:
+    """What an `Embedder` is built from.
+
+    `concurrency` and `batch_items` are ceilings of each endpoint; `batch_tokens` of one request, estimated at four
+    characters a token. `queue_limit`: most texts accepted and not yet settled. A prefix that is None is the
+    model's own.
+    `retry_attempts` and `retry_budget_seconds` bound the retries of one text; when no endpoint has answered for the
+    whole budget, everything waiting fails. `max_items_per_second` is for all endpoints together; None is unpaced.
+    `model_dir` is needed by the local provider only.
+    """
+
+    provider: ProviderName = "ollama"
+    urls: tuple[str, ...] = ()
+    model: str
+    api_key: str | None = field(default=None, repr=False)
+    model_dir: Path | None = None
+    document_prefix: str | None = None
+    query_prefix: str | None = None
+    concurrency: int = 6
+    batch_items: int = 8
+    batch_tokens: int = 8192
+    queue_limit: int = 1000
+    request_timeout_seconds: float = 60.0
+    retry_attempts: int = 10
+    retry_budget_seconds: float = 120.0
+    max_items_per_second: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.provider not in ("ollama", "openai", "local"):
+            raise ConfigurationError(
+                f"{self.provider!r} is no embedding provider.", hint="Use ollama, openai or local."
+            )
+        if self.provider != "local" and not self.urls:
+            raise ConfigurationError(
+                f"The embedding provider {self.provider} has no URL.", hint="Set ERA_EMBEDDING_URLS."
+            )
+        if self.provider == "local" and self.model_dir is None:
+            raise ConfigurationError("The local embedding model has no folder.", hint="Set ERA_MODEL_DIR.")
+        if min(self.concurrency, self.batch_items, self.batch_tokens, self.queue_limit, self.retry_attempts) < 1:
+            raise ConfigurationError("The ceilings of the embedder must be at least 1.")
+
+    @property
+    def profile(self) -> ModelProfile:
+        """How texts are prepared for the model."""
+        return model_profile(self.model, document_prefix=self.document_prefix, query_prefix=self.query_prefix)
+
+
+def embedder_config(settings: Settings, *, provider: ProviderName, urls: Sequence[str], model: str) -> EmbedderConfig:
+    """The configuration for a chosen provider, model and URLs, with everything else from the settings."""
+    return EmbedderConfig(
+        provider=provider,
+        urls=tuple(urls),
+        model=model,
+        api_key=settings.embedding_api_key,
+        model_dir=settings.model_dir,
+        concurrency=settings.embed_concurrency,
+        batch_items=settings.embed_batch,
+        queue_limit=settings.queue_limit,
+        request_timeout_seconds=settings.request_timeout_seconds,
+        retry_attempts=settings.retry_attempts,
+        retry_budget_seconds=settings.retry_budget_seconds,
+        max_items_per_second=settings.max_items_per_second,
+    )

@@ -1,0 +1,362 @@
+"""From texts to vectors: one queue, any number of callers, one controller for each endpoint.
+
+The asyncio side of embedding: it asks the controllers (`control.gate`), sends through the providers, and hands every
+text its vector or its reason. Time comes from the running event loop only, chance from an injected generator.
+"""
+
+import asyncio
+import math
+from collections.abc import Coroutine, Mapping, Sequence
+from random import Random
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+
+from era_dagster.control.batch import BatchSize
+from era_dagster.control.gate import Decision, Ticket, WaitUntil
+from era_dagster.control.outcome import Outcome
+from era_dagster.control.retry import RetryPolicy
+from era_dagster.domain.errors import (
+    BadVectors,
+    EndpointBusy,
+    EndpointRefused,
+    EndpointUnavailable,
+    EraError,
+    TransientError,
+)
+from era_dagster.embedding.cache_front import CacheFront
+from era_dagster.embedding.config import EmbedderConfig
+from era_dagster.embedding.endpoint import Endpoint, open_endpoints
+from era_dagster.embedding.identity import ask_identity
+from era_dagster.embedding.ledger import Ledger
+from era_dagster.embedding.model_profile import Role
+from era_dagster.embedding.provider import CANARY, Answer
+from era_dagster.embedding.report import EmbedReport, EmbedStats, latency
+from era_dagster.embedding.responses import Verdict
+from era_dagster.embedding.vectors import ModelIdentity, Vector, VectorCache, checked
+from era_dagster.embedding.work import Batch, Call, Item, WorkQueue
+from era_dagster.settings import ProviderName
+
+FAILURES_TO_SPLIT = 3
+"""From its third failure on a batch goes in halves: one text may crash the server, or be too much for its time-out."""
+
+
+class Embedder:
+    """Embeds texts for many callers at once; an async context manager, open for as long as a run.
+
+    The texts of all `embed` calls share one queue, so that requests fill across callers; at most `queue_limit` texts
+    are accepted and not yet settled. With a `cache`, known vectors are not asked for, and a vector counts as made only
+    once it is remembered. A `transport` replaces the network and stays the caller's to close.
+    """
+
+    def __init__(
+        self,
+        config: EmbedderConfig,
+        *,
+        transport: httpx.AsyncBaseTransport | None = None,
+        cache: VectorCache | None = None,
+        random: Random | None = None,
+    ) -> None:
+        self._config = config
+        self._random = Random(0) if random is None else random
+        self._policy = RetryPolicy(attempts=config.retry_attempts, budget_seconds=config.retry_budget_seconds)
+        self._endpoints = open_endpoints(config, transport)
+        self._identity: ModelIdentity | None = None
+        self._identifying = asyncio.Lock()
+        self._dimension: int | None = None
+        self._queue = WorkQueue()
+        self._ledger = Ledger(config.profile, queue_limit=config.queue_limit, accept=self._accept)
+        self._cache: CacheFront | None = None
+        if cache is not None:
+            self._cache = CacheFront(cache, found=self._looked_up, stored=self._ledger.settle_vectors)
+        self._wake = asyncio.Event()
+        self._background: list[asyncio.Task[None]] = []
+        self._requests: set[asyncio.Task[None]] = set()
+        self._broken: BaseException | None = None
+
+    async def __aenter__(self) -> Self:
+        loops = [self._dispatch()] if self._cache is None else [self._dispatch(), *self._cache.loops()]
+        self._background = [self._task(loop) for loop in loops]
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        tasks = [*self._background, *self._requests]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        try:
+            if self._cache is not None and self._broken is None:
+                await self._cache.flush()
+        finally:
+            for endpoint in self._endpoints:
+                await endpoint.provider.close()
+
+    async def embed(self, texts: Sequence[str], *, role: Role = "document") -> EmbedReport:
+        """One vector or one reason for each text. Waits for room in the queue before it accepts more texts.
+
+        Raises `EndpointRefused` (wrong key, missing model), `BadVectors` (an endpoint that holds another model) and,
+        when no endpoint took a text for the whole retry budget, `EndpointUnavailable`. Each ends every call that waits;
+        a later call tries anew.
+        """
+        started = self._now()
+        if self._broken is not None:
+            raise self._broken.with_traceback(None)
+        identity = None if self._cache is None else await self.identify()
+        call = Call(list(texts))
+        await self._ledger.run(call, role, identity)
+        if call.error is not None:
+            raise call.error.with_traceback(None)
+        return call.report(self._now() - started)
+
+    async def identify(self) -> ModelIdentity:
+        """Which model answers; asked once, all endpoints at a time.
+
+        Raises `EndpointRefused` for a missing model or key, `EndpointUnavailable` when no endpoint can be reached,
+        `ConfigurationError` when two endpoints hold different models.
+        """
+        async with self._identifying:
+            if self._identity is None:
+                self._identity = await ask_identity(self._config, self._endpoints, self._policy, self._random)
+                self._dimension = self._identity.dimension
+            return self._identity
+
+    def stats(self) -> EmbedStats:
+        """The counters at this moment."""
+        counters = self._ledger.counters
+        return EmbedStats(
+            embedded=counters.embedded,
+            from_cache=counters.from_cache,
+            failed=counters.failed,
+            waiting=len(self._ledger),
+            requests=counters.requests,
+            texts_sent=counters.texts_sent,
+            retries=counters.retries,
+            refusals=counters.refusals,
+            latency=latency(counters.latencies),
+            endpoints=tuple(endpoint.stats() for endpoint in self._endpoints),
+        )
+
+    def _accept(self, item: Item) -> None:
+        """A new text: to the cache first where there is one."""
+        if not len(self._ledger):
+            for endpoint in self._endpoints:
+                endpoint.controller.woken(self._now())
+        if self._cache is None:
+            self._queue.add(item)
+            self._wake.set()
+        else:
+            self._cache.look_up(item)
+
+    def _looked_up(self, items: Sequence[Item], known: Mapping[bytes, Vector]) -> None:
+        """The cache's answer: settle what it knows, queue what it does not."""
+        for item in items:
+            vector = None if item.key is None else known.get(item.key)
+            if vector is None:
+                self._queue.add(item)
+            else:
+                self._ledger.settle_from_cache(item, vector)
+        self._wake.set()
+
+    async def _dispatch(self) -> None:
+        while True:
+            self._wake.clear()
+            wake_at = self._send_what_may_go(self._now())
+            try:
+                async with asyncio.timeout_at(None if wake_at == math.inf else wake_at):
+                    await self._wake.wait()
+            except TimeoutError:
+                continue
+
+    def _send_what_may_go(self, now: float) -> float:
+        """Start every request the controllers allow; returns when to look again if nothing happens before."""
+        if not len(self._ledger):
+            return math.inf
+        wake_at = max(endpoint.controller.given_up_at for endpoint in self._endpoints)
+        if now >= wake_at:
+            self._stop(self._nobody_answers())
+            return math.inf
+        open_to_work = list(self._endpoints)
+        while open_to_work:
+            endpoint = min(open_to_work, key=lambda each: each.controller.in_flight)
+            decision = endpoint.controller.admit(now, -(-self._queue.pending // len(self._endpoints)))
+            if isinstance(decision, WaitUntil):
+                wake_at = min(wake_at, decision.at)
+                open_to_work.remove(endpoint)
+            elif decision.probe:
+                ticket = endpoint.controller.started(now, items=1, tokens=1, probe=True)
+                self._start(self._probe(endpoint, ticket))
+            elif not self._send_batch(endpoint, decision, now):
+                break
+        again_at = self._queue.next_ready_at
+        return wake_at if again_at is None or again_at <= now else min(wake_at, again_at)
+
+    def _send_batch(self, endpoint: Endpoint, decision: Decision, now: float) -> bool:
+        batch = self._queue.take(now, BatchSize(items=decision.batch_items, tokens=decision.batch_tokens))
+        if batch is None:
+            return False
+        retried = batch.attempts > 0
+        batch.attempts += 1
+        if batch.first_sent_at is None:
+            batch.first_sent_at = now
+        self._ledger.counters.sent(len(batch.items), retried=retried)
+        for call, texts in batch.calls().items():
+            call.counters.sent(texts, retried=retried)
+        ticket = endpoint.controller.started(now, items=len(batch.items), tokens=batch.tokens)
+        self._start(self._request(endpoint, batch, ticket))
+        return True
+
+    async def _request(self, endpoint: Endpoint, batch: Batch, ticket: Ticket) -> None:
+        answer = await self._exchange(endpoint, [item.text for item in batch.items], ticket)
+        if isinstance(answer, Answer):
+            self._deliver(endpoint, batch, answer, self._now() - ticket.sent_at)
+        elif isinstance(answer.error, TransientError):
+            self._retry(batch, answer, alone=ticket.alone)
+        elif isinstance(answer.error, EndpointRefused):
+            self._stop(answer.error)
+        else:
+            self._isolate(batch, answer.error)
+        self._wake.set()
+
+    async def _probe(self, endpoint: Endpoint, ticket: Ticket) -> None:
+        """See with a text of our own whether a silent endpoint lives again: no caller's text pays for it."""
+        answer = await self._exchange(endpoint, [CANARY], ticket)
+        if isinstance(answer, Verdict) and isinstance(answer.error, EndpointRefused):
+            self._stop(answer.error)
+        self._wake.set()
+
+    async def _exchange(self, endpoint: Endpoint, texts: list[str], ticket: Ticket) -> Answer | Verdict:
+        """Ask once, and tell the controller how it ended, cancelled or not."""
+        ended = False
+        try:
+            answer = await endpoint.provider.embed(texts, endpoint.timeout_seconds)
+            ended = True
+        finally:
+            if not ended:
+                endpoint.controller.abandoned(ticket)
+        endpoint.learn(self._now(), ticket, answer)
+        return answer
+
+    def _deliver(self, endpoint: Endpoint, batch: Batch, answer: Answer, seconds: float) -> None:
+        vectors, bad = checked(answer.vectors, self._dimension)
+        width = answer.vectors.shape[1]
+        if self._dimension is None and len(bad) < len(batch.items):
+            self._dimension = width
+        if self._dimension == width:
+            endpoint.delivered = True
+        elif self._dimension is not None and not endpoint.delivered:
+            self._stop(
+                BadVectors(
+                    f"{endpoint.provider.url} answers vectors of {width} dimensions, the model {self._config.model}"
+                    f" has {self._dimension}.",
+                    hint="Check which model that server holds.",
+                )
+            )
+            return
+        for counters in (self._ledger.counters, *(call.counters for call in batch.calls())):
+            counters.latencies.append(seconds)
+        good = [(item, vectors[index]) for index, item in enumerate(batch.items) if index not in bad]
+        if self._cache is None:
+            self._ledger.settle_vectors(good)
+        else:
+            self._cache.store(good)
+        for index, reason in bad.items():
+            error = BadVectors(f"{endpoint.provider.url} (model {self._config.model}) answered no vector: {reason}.")
+            self._send_alone_or_fail(batch.part([batch.items[index]]), error, was_alone=len(batch.items) == 1)
+
+    def _retry(self, batch: Batch, verdict: Verdict, *, alone: bool) -> None:
+        """Send it again later, in halves when its company may be what fails; at the end of its bounds give it up.
+
+        A 429 says nothing about the texts: only time bounds how often they are refused. A request refused although it
+        was the only one may be larger than the server's whole allowance.
+        """
+        now = self._now()
+        if isinstance(verdict.error, EndpointBusy):
+            for counters in (self._ledger.counters, *(call.counters for call in batch.calls())):
+                counters.refusals += 1
+        refused = verdict.outcome is Outcome.RATE_LIMITED
+        batch.failures += 0 if refused else 1
+        sent_at = now if batch.first_sent_at is None else batch.first_sent_at
+        exhausted = self._policy.is_exhausted(failures=batch.failures, seconds=now - sent_at)
+        suspect = alone and batch.attempts >= FAILURES_TO_SPLIT if refused else batch.failures >= FAILURES_TO_SPLIT
+        again_at = now if refused else now + self._policy.delay_seconds(batch.failures, self._random.random())
+        if len(batch.items) > 1 and (exhausted or suspect):
+            self._queue.again_in_halves(batch, again_at)
+        elif exhausted:
+            self._ledger.fail(batch, verdict.error)
+        else:
+            self._queue.again(batch, again_at)
+
+    def _isolate(self, batch: Batch, error: EraError) -> None:
+        """Halve until the text that spoils its company is alone."""
+        if len(batch.items) > 1:
+            self._queue.again_in_halves(batch, self._now())
+        elif isinstance(error, BadVectors):
+            self._send_alone_or_fail(batch, error, was_alone=True)
+        else:
+            self._ledger.fail(batch, error)
+
+    def _send_alone_or_fail(self, batch: Batch, error: BadVectors, *, was_alone: bool) -> None:
+        """A bad vector may be the request's fault: its text fails once it was alone and not for the first time."""
+        if was_alone and batch.attempts > 1:
+            self._ledger.fail(batch, error)
+        else:
+            self._queue.again(batch, self._now())
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._task(work)
+        self._requests.add(task)
+        task.add_done_callback(self._requests.discard)
+
+    def _task(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        task.add_done_callback(self._task_ended)
+        return task
+
+    def _task_ended(self, task: asyncio.Task[None]) -> None:
+        """A task that fails with anything but a verdict must not leave callers waiting."""
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            self._broken = self._broken or error
+            self._stop(error)
+
+    def _stop(self, error: BaseException) -> None:
+        """End every call that waits, and every request; vectors on their way into the cache still get there."""
+        self._ledger.end_all(error)
+        for task in self._requests - {asyncio.current_task()}:
+            task.cancel()
+
+    def _nobody_answers(self) -> EndpointUnavailable:
+        reasons = " ".join(endpoint.last_error for endpoint in self._endpoints)
+        return EndpointUnavailable(
+            f"No embedding server took a text for {self._config.retry_budget_seconds:g} s, or each asked for a longer"
+            f" pause. {reasons}",
+            hint="Start the server or correct ERA_EMBEDDING_URLS, then run again: what was embedded is kept.",
+        )
+
+    def _now(self) -> float:
+        return asyncio.get_running_loop().time()
+
+
+async def embed_texts(
+    texts: Sequence[str],
+    *,
+    urls: str | Sequence[str],
+    model: str,
+    provider: ProviderName = "ollama",
+    transport: httpx.AsyncBaseTransport | None = None,
+    cache: VectorCache | None = None,
+    random: Random | None = None,
+    role: Role = "document",
+    **options: Any,
+) -> EmbedReport:
+    """Embed some texts with an embedder of their own; `options` are further fields of `EmbedderConfig`.
+
+    Raises what `Embedder.embed` raises, and `ConfigurationError` for a configuration that cannot work.
+    """
+    addresses = (urls,) if isinstance(urls, str) else tuple(urls)
+    config = EmbedderConfig(provider=provider, urls=addresses, model=model, **options)
+    async with Embedder(config, transport=transport, cache=cache, random=random) as embedder:
+        return await embedder.embed(texts, role=role)

@@ -1,0 +1,91 @@
+"""One endpoint of an embedder: its provider, its controller, and what is known of it so far.
+
+The place where a configuration becomes providers and controllers. The queue and the callers are `embedding.embedder`.
+"""
+
+import os
+
+import httpx
+
+from era_dagster.control.batch import FixedBatch
+from era_dagster.control.gate import EndpointController, Ticket
+from era_dagster.control.limit import FixedLimit
+from era_dagster.control.outcome import Outcome
+from era_dagster.control.rate import Pacer
+from era_dagster.embedding.config import EmbedderConfig
+from era_dagster.embedding.local import LocalProvider
+from era_dagster.embedding.ollama import OllamaProvider
+from era_dagster.embedding.openai import OpenAIProvider
+from era_dagster.embedding.provider import LOADING_FACTOR, Answer, Provider
+from era_dagster.embedding.report import EndpointStats
+from era_dagster.embedding.responses import Verdict
+
+
+class Endpoint:
+    """`loading`: the next request may have to wait for the model to load. `delivered`: it has given a right vector.
+
+    `last_error` is the last failure's message, for the error that ends everything.
+    """
+
+    def __init__(self, provider: Provider, controller: EndpointController, *, request_timeout_seconds: float) -> None:
+        self.provider = provider
+        self.controller = controller
+        self.loading = True
+        self.delivered = False
+        self.last_error = ""
+        self._request_timeout_seconds = request_timeout_seconds
+
+    @property
+    def timeout_seconds(self) -> float:
+        """How long the next request may take."""
+        return self._request_timeout_seconds * (LOADING_FACTOR if self.loading else 1.0)
+
+    def learn(self, now: float, ticket: Ticket, answer: Answer | Verdict) -> None:
+        """Tell the controller how a request ended."""
+        if isinstance(answer, Answer):
+            self.loading = False
+            self.controller.completed(now, ticket, Outcome.SUCCESS, tokens=answer.tokens)
+            return
+        self.last_error = answer.error.message
+        self.controller.completed(now, ticket, answer.outcome, retry_after_seconds=answer.retry_after_seconds)
+        if self.controller.mode == "down":
+            self.loading = True  # a server that comes back loads its model first
+
+    def stats(self) -> EndpointStats:
+        """Its state at this moment."""
+        return EndpointStats(
+            url=self.provider.url,
+            mode=self.controller.mode,
+            in_flight=self.controller.in_flight,
+            limit=self.controller.limit,
+        )
+
+
+def open_endpoints(config: EmbedderConfig, transport: httpx.AsyncBaseTransport | None) -> list[Endpoint]:
+    """One endpoint for each URL, or the one in process. Opens no connection yet."""
+    providers = _providers(config, transport)
+    concurrency = config.concurrency
+    if config.provider == "local":
+        concurrency = min(concurrency, os.cpu_count() or 1)  # more threads than cores only wait for each other
+    pace = config.max_items_per_second
+    return [
+        Endpoint(
+            provider,
+            EndpointController(
+                limit=FixedLimit(concurrency),
+                batch=FixedBatch(items=config.batch_items, tokens=config.batch_tokens),
+                pacer=Pacer(None if pace is None else pace / len(providers)),
+                patience_seconds=config.retry_budget_seconds,
+            ),
+            request_timeout_seconds=config.request_timeout_seconds,
+        )
+        for provider in providers
+    ]
+
+
+def _providers(config: EmbedderConfig, transport: httpx.AsyncBaseTransport | None) -> list[Provider]:
+    if config.provider == "local" and config.model_dir is not None:
+        return [LocalProvider(config.model, config.model_dir)]
+    if config.provider == "openai":
+        return [OpenAIProvider(url, config.model, api_key=config.api_key, transport=transport) for url in config.urls]
+    return [OllamaProvider(url, config.model, transport=transport) for url in config.urls]

@@ -1,0 +1,93 @@
+"""Chooses the model and opens its embedder: the settings first, then the model the database holds, then what is there.
+
+An empty database with no model configured takes Ollama when one answers at its usual address, else the local model. From
+then on the database's own model decides, so that the choice is made once.
+"""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Protocol
+
+import httpx
+
+from era_dagster.domain.errors import ConfigurationError
+from era_dagster.embedding.config import EmbedderConfig, embedder_config
+from era_dagster.embedding.embedder import Embedder
+from era_dagster.embedding.vectors import VectorCache
+from era_dagster.settings import ProviderName, Settings
+
+OLLAMA_URL = "http://127.0.0.1:11434"
+DEFAULT_MODELS: dict[str, str] = {"ollama": "nomic-embed-text", "local": "all-minilm-l6-v2"}
+_PROBE_SECONDS = 2.0
+
+
+class KnownModel(Protocol):
+    """The model the database holds vectors of."""
+
+    @property
+    def provider(self) -> str:
+        """The provider that made them."""
+        ...
+
+    @property
+    def model(self) -> str:
+        """Its name."""
+        ...
+
+
+def configured_model(settings: Settings) -> str | None:
+    """The model the settings name, outright or by their provider's default; None when they leave it open."""
+    if settings.embedding_model is not None:
+        return settings.embedding_model
+    return DEFAULT_MODELS.get(settings.embedding_provider or "")
+
+
+async def choose_config(
+    settings: Settings, *, known: KnownModel | None, transport: httpx.AsyncBaseTransport | None = None
+) -> EmbedderConfig:
+    """Which provider, model and URLs to use. Raises `ConfigurationError` when the settings are not enough."""
+    provider = settings.embedding_provider or _provider_of(known)
+    if provider is None:
+        remote = settings.embedding_urls or settings.embedding_model
+        provider = "ollama" if remote or await _answers(OLLAMA_URL, transport) else "local"
+    model = settings.embedding_model or (known.model if known else None) or DEFAULT_MODELS.get(provider)
+    if model is None:
+        raise ConfigurationError(
+            f"The provider {provider} has no default model.", hint="Set ERA_EMBEDDING_MODEL to the model it serves."
+        )
+    urls = settings.embedding_urls or ((OLLAMA_URL,) if provider == "ollama" else ())
+    return embedder_config(settings, provider=provider, urls=urls, model=model)
+
+
+@asynccontextmanager
+async def open_embedder(
+    settings: Settings,
+    *,
+    known: KnownModel | None,
+    cache: Callable[[str], VectorCache] | None = None,
+    transport: httpx.AsyncBaseTransport | None = None,
+) -> AsyncIterator[Embedder]:
+    """An open embedder for the chosen model; `cache` is called with the model's name."""
+    config = await choose_config(settings, known=known, transport=transport)
+    async with Embedder(config, transport=transport, cache=cache(config.model) if cache else None) as embedder:
+        yield embedder
+
+
+def _provider_of(known: KnownModel | None) -> ProviderName | None:
+    match known.provider if known else None:
+        case "ollama":
+            return "ollama"
+        case "openai":
+            return "openai"
+        case "local":
+            return "local"
+        case _:
+            return None
+
+
+async def _answers(url: str, transport: httpx.AsyncBaseTransport | None) -> bool:
+    async with httpx.AsyncClient(transport=transport, trust_env=False, timeout=_PROBE_SECONDS) as client:
+        try:
+            return (await client.get(f"{url}/api/version")).is_success
+        except httpx.HTTPError:
+            return False

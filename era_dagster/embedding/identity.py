@@ -1,0 +1,78 @@
+"""Finds out which model a set of endpoints holds, and that it is one and the same.
+
+One question to each endpoint; texts, queues and caches are elsewhere.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from random import Random
+
+from era_dagster.control.retry import RetryPolicy
+from era_dagster.domain.errors import ConfigurationError, EndpointBusy, TransientError
+from era_dagster.embedding.config import EmbedderConfig
+from era_dagster.embedding.endpoint import Endpoint
+from era_dagster.embedding.provider import Identified
+from era_dagster.embedding.responses import Verdict
+from era_dagster.embedding.vectors import ModelIdentity
+
+
+async def ask_identity(
+    config: EmbedderConfig, endpoints: Sequence[Endpoint], policy: RetryPolicy, random: Random
+) -> ModelIdentity:
+    """The identity all reachable endpoints agree on.
+
+    Raises the error of the first endpoint that refuses, or of the first one when none can be reached;
+    `ConfigurationError` when two of them hold different models.
+    """
+    answers = await asyncio.gather(*(_ask(config, endpoint, policy, random) for endpoint in endpoints))
+    known: list[tuple[str, Identified]] = []
+    verdicts: list[Verdict] = []
+    for endpoint, answer in zip(endpoints, answers, strict=True):
+        if isinstance(answer, Identified):
+            known.append((endpoint.provider.url, answer))
+        else:
+            verdicts.append(answer)
+    for verdict in verdicts:
+        if not known or not isinstance(verdict.error, TransientError):
+            raise verdict.error
+    url, first = known[0]
+    for other_url, other in known[1:]:
+        if (other.dimension, other.digest) != (first.dimension, first.digest):
+            raise ConfigurationError(
+                f"{url} and {other_url} hold different models under the name {config.model}:"
+                f" digest {first.digest} with {first.dimension} dimensions,"
+                f" digest {other.digest} with {other.dimension}.",
+                hint="Pull the same model on both, or leave one out of ERA_EMBEDDING_URLS.",
+            )
+    profile = config.profile
+    return ModelIdentity(
+        provider=config.provider,
+        model=config.model,
+        digest=first.digest,
+        dimension=first.dimension,
+        document_prefix=profile.document_prefix,
+        query_prefix=profile.query_prefix,
+        server_version=first.server_version,
+        uncased=profile.uncased,
+    )
+
+
+async def _ask(config: EmbedderConfig, endpoint: Endpoint, policy: RetryPolicy, random: Random) -> Identified | Verdict:
+    """Its identity; a server that is busy is asked again within the retry bounds, one that is away is not."""
+    loop = asyncio.get_running_loop()
+    started, attempts = loop.time(), 0
+    while True:
+        answer = await endpoint.provider.identify(config.request_timeout_seconds)
+        attempts += 1
+        if isinstance(answer, Identified):
+            endpoint.loading = False
+            endpoint.delivered = True
+            return answer
+        if not isinstance(answer.error, EndpointBusy):
+            return answer
+        wait = answer.retry_after_seconds
+        if wait is None:
+            wait = policy.delay_seconds(attempts, random.random())
+        if policy.is_exhausted(failures=attempts, seconds=loop.time() - started + wait):
+            return answer
+        await asyncio.sleep(wait)

@@ -1,0 +1,76 @@
+"""The OpenAI dialect, `POST /v1/embeddings`: TEI, vLLM, Infinity, llama.cpp, LM Studio, hosted services.
+
+Only the shapes of requests and answers. `dimensions` is not sent: servers that ignore it would answer another size than
+asked for, and those that honour it would make the size a second identity of the model.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import httpx
+
+from era_dagster.embedding.provider import (
+    CANARY,
+    LOADING_FACTOR,
+    Answer,
+    HttpEndpoint,
+    Identified,
+    answered,
+    first_dimension,
+    shown_url,
+)
+from era_dagster.embedding.responses import Asked, Verdict
+
+
+class OpenAIProvider:
+    """One OpenAI-compatible server. `url` may end in `/v1` or not; `api_key` travels as a bearer token only."""
+
+    def __init__(
+        self, url: str, model: str, *, api_key: str | None = None, transport: httpx.AsyncBaseTransport | None = None
+    ) -> None:
+        self._model = model
+        base = url.rstrip("/").removesuffix("/v1")
+        self._endpoint = HttpEndpoint(
+            Asked(url=shown_url(url), model=model), base, api_key=api_key, transport=transport
+        )
+
+    @property
+    def url(self) -> str:
+        """Where it is, without credentials."""
+        return self._endpoint.asked.url
+
+    async def embed(self, texts: Sequence[str], timeout_seconds: float) -> Answer | Verdict:
+        """Ask once for the vectors of `texts`."""
+        payload = {"model": self._model, "input": list(texts)}
+        reply = await self._endpoint.post("/v1/embeddings", payload, timeout_seconds)
+        if isinstance(reply, Verdict):
+            return reply
+        usage = reply.get("usage")
+        tokens = usage.get("total_tokens") if isinstance(usage, dict) else None
+        return answered(self._endpoint.asked, _rows(reply.get("data")), len(texts), tokens)
+
+    async def identify(self, timeout_seconds: float) -> Identified | Verdict:
+        """The dimension, by one short text; this dialect tells neither digest nor version."""
+        dimension = first_dimension(await self.embed([CANARY], LOADING_FACTOR * timeout_seconds))
+        if isinstance(dimension, Verdict):
+            return dimension
+        return Identified(dimension=dimension, digest=None, server_version=None)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._endpoint.close()
+
+
+def _rows(data: Any) -> list[Any] | None:
+    """The vectors in the order of the texts: by `index` where it is given, and only if every index is there once."""
+    if not isinstance(data, list) or not all(isinstance(each, dict) for each in data):
+        return None
+    rows: list[Any] = [None] * len(data)
+    seen: set[int] = set()
+    for place, each in enumerate(data):
+        index = each.get("index", place)
+        if not isinstance(index, int) or not 0 <= index < len(data) or index in seen:
+            return None
+        seen.add(index)
+        rows[index] = each.get("embedding")
+    return rows

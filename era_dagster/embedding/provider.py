@@ -1,0 +1,180 @@
+"""What every provider of vectors offers, and the HTTP exchange the two remote ones share.
+
+A provider is one endpoint: it asks once and says what came, vectors or a verdict. It never retries and knows
+no queue. The dialects are in `embedding.ollama` and `embedding.openai`, the model in process in `embedding.local`.
+"""
+
+import asyncio
+import ipaddress
+import ssl
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import httpx
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from era_dagster.control.outcome import Outcome
+from era_dagster.domain.errors import BadVectors, ConfigurationError
+from era_dagster.embedding.responses import Asked, Verdict, classify, timed_out, unreachable, unreadable
+from era_dagster.embedding.vectors import matrix
+
+CANARY = "the quick brown fox jumps over the lazy dog"
+"""A short text every model can embed: it tells the dimension, and whether an endpoint lives again."""
+
+CONNECT_TIMEOUT_SECONDS = 10.0
+
+LOADING_FACTOR = 3.0
+"""A request that may have to wait until the server has loaded the model gets this many ordinary time-outs: a cold load
+takes 10 to 20 s, minutes on a slow disk."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """Vectors as the server gave them: float32, shape (texts, dimension), neither checked nor normalised."""
+
+    vectors: NDArray[np.float32]
+    tokens: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identified:
+    """What an endpoint says of its model."""
+
+    dimension: int
+    digest: str | None
+    server_version: str | None
+
+
+class Provider(Protocol):
+    """One endpoint that makes vectors."""
+
+    @property
+    def url(self) -> str:
+        """Where it is, for people; without credentials."""
+        ...
+
+    async def embed(self, texts: Sequence[str], timeout_seconds: float) -> Answer | Verdict:
+        """Ask once for the vectors of `texts`, as they are."""
+        ...
+
+    async def identify(self, timeout_seconds: float) -> Identified | Verdict:
+        """Ask which model answers; `timeout_seconds` for each ordinary request, longer for the first vector."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+def first_dimension(answer: Answer | Verdict) -> int | Verdict:
+    """The dimension an answer shows."""
+    return answer if isinstance(answer, Verdict) else answer.vectors.shape[1]
+
+
+def answered(asked: Asked, rows: Any, count: int, tokens: Any) -> Answer | Verdict:
+    """The rows of a parsed answer as an `Answer`, or the verdict that they are no vectors."""
+    try:
+        vectors = matrix(rows, count)
+    except BadVectors as error:
+        return Verdict(error=BadVectors(f"{asked}: {error.message}"), outcome=Outcome.TEXTS)
+    return Answer(vectors=vectors, tokens=tokens if isinstance(tokens, int) and tokens > 0 else None)
+
+
+class HttpEndpoint:
+    """JSON requests to one server, one connection pool per request slot.
+
+    A client of its own for each request in flight costs about 1 ms of CPU a request at any width; one shared client
+    costs 7 ms at 64 connections. `transport` replaces the network; it stays the caller's to close.
+    """
+
+    def __init__(
+        self, asked: Asked, base_url: str, *, api_key: str | None = None, transport: httpx.AsyncBaseTransport | None
+    ) -> None:
+        self.asked = asked
+        self._base_url = base_url.rstrip("/")
+        self._headers = {"Content-Type": "application/json", "Accept": "application/json"}
+        if api_key is not None:
+            self._headers["Authorization"] = f"Bearer {api_key}"
+        self._transport = transport
+        self._trust_env = not _is_loopback(httpx.URL(base_url).host)
+        self._idle: list[httpx.AsyncClient] = []
+        self._all: list[httpx.AsyncClient] = []
+        self._tls: ssl.SSLContext | None = None
+
+    async def get(self, path: str, timeout_seconds: float) -> dict[str, Any] | Verdict:
+        """GET a JSON object."""
+        return await self._exchange("GET", path, None, timeout_seconds)
+
+    async def post(self, path: str, payload: Mapping[str, Any], timeout_seconds: float) -> dict[str, Any] | Verdict:
+        """POST a JSON object, get a JSON object."""
+        return await self._exchange("POST", path, orjson.dumps(payload), timeout_seconds)
+
+    async def _exchange(
+        self, method: str, path: str, content: bytes | None, timeout_seconds: float
+    ) -> dict[str, Any] | Verdict:
+        client = self._idle.pop() if self._idle else self._new_client()
+        try:
+            # httpx bounds each read, not the whole exchange; an injected transport bounds nothing.
+            async with asyncio.timeout(timeout_seconds):
+                response = await client.request(
+                    method,
+                    self._base_url + path,
+                    content=content,
+                    headers=self._headers,
+                    timeout=httpx.Timeout(timeout_seconds, connect=min(CONNECT_TIMEOUT_SECONDS, timeout_seconds)),
+                )
+        except httpx.ConnectTimeout:
+            return timed_out(self.asked, min(CONNECT_TIMEOUT_SECONDS, timeout_seconds))
+        except (httpx.TimeoutException, TimeoutError):
+            return timed_out(self.asked, timeout_seconds)
+        except (httpx.RequestError, OSError) as error:
+            return unreachable(self.asked, str(error) or type(error).__name__)
+        finally:
+            self._idle.append(client)
+        if not response.is_success:
+            return classify(self.asked, response.status_code, response.headers, response.content)
+        try:
+            parsed = orjson.loads(response.content)
+        except orjson.JSONDecodeError:
+            return unreadable(self.asked, response.content)
+        return parsed if isinstance(parsed, dict) else unreadable(self.asked, response.content)
+
+    def _new_client(self) -> httpx.AsyncClient:
+        if self._tls is None and self._transport is None:
+            self._tls = httpx.create_ssl_context(trust_env=self._trust_env)  # 20 ms: once, not once a client
+        client = httpx.AsyncClient(
+            transport=self._transport,
+            verify=self._tls or True,
+            trust_env=self._trust_env,
+            limits=httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=30.0),
+        )
+        self._all.append(client)
+        return client
+
+    async def close(self) -> None:
+        """Close the connections."""
+        clients, self._all, self._idle = self._all, [], []
+        if self._transport is None:
+            for client in clients:
+                await client.aclose()
+
+
+def shown_url(url: str) -> str:
+    """A URL fit for messages: no user, no password. Raises `ConfigurationError` for what is no http(s) URL."""
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise ConfigurationError(f"{url!r} is not a URL.", hint="Correct ERA_EMBEDDING_URLS.") from error
+    if parsed.scheme not in ("http", "https") or not parsed.host:
+        raise ConfigurationError(
+            f"{url!r} is not a URL that starts with http:// or https://.", hint="Correct ERA_EMBEDDING_URLS."
+        )
+    return str(parsed.copy_with(userinfo=b"")).rstrip("/")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")

@@ -1,0 +1,135 @@
+"""What embedding hands back: vectors or reasons, and the counts that go into metadata and progress bars.
+
+Records and their arithmetic only; they are filled by `embedding.work` and `embedding.embedder`.
+"""
+
+import hashlib
+import re
+from collections import deque
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from era_dagster.control.gate import Mode
+from era_dagster.domain.errors import EraError
+from era_dagster.embedding.vectors import Vector
+
+LATENCIES_KEPT = 10_000
+"""Percentiles are of the last so many requests, so that a long run does not grow."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextFailure:
+    """Why one text has no vector. `position` is its place in the texts asked for.
+
+    `text_hash`: SHA-256 of the original text, hex. `fingerprint`: 16 hex digits, equal for failures of one kind.
+    `attempts`: requests that carried the text.
+    """
+
+    position: int
+    text_hash: str
+    stage: str
+    error_class: str
+    message: str
+    fingerprint: str
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Latency:
+    """Seconds from sending a request to its vectors, of successful requests; None while there was none."""
+
+    p50_seconds: float | None
+    p95_seconds: float | None
+    p99_seconds: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbedReport:
+    """The answer to one `embed`: one normalised float32 vector of shape (dimension,) or None per text, in order.
+
+    `requests`, `texts_sent` and `latency` count every request that carried a text of this call, and its texts;
+    `retries` those sent again after trouble, `refusals` the answers 429 and 503. `from_cache` counts texts, `seconds`
+    the whole call.
+    """
+
+    # Not in the repr: asyncio.run formats its result once, for nobody, and 2,000 vectors take 12 seconds.
+    vectors: tuple[Vector | None, ...] = field(repr=False)
+    failures: tuple[TextFailure, ...]
+    from_cache: int
+    requests: int
+    texts_sent: int
+    retries: int
+    refusals: int
+    seconds: float
+    latency: Latency
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndpointStats:
+    """One endpoint at this moment; `url` without credentials."""
+
+    url: str
+    mode: Mode
+    in_flight: int
+    limit: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbedStats:
+    """Counters of an embedder since it was opened. Texts that wait are those accepted and not yet settled."""
+
+    embedded: int
+    from_cache: int
+    failed: int
+    waiting: int
+    requests: int
+    texts_sent: int
+    retries: int
+    refusals: int
+    latency: Latency
+    endpoints: tuple[EndpointStats, ...]
+
+
+@dataclass(slots=True, kw_only=True)
+class Counters:
+    """Running counts, of one call or of a whole embedder; fields as in `EmbedReport` and `EmbedStats`."""
+
+    embedded: int = 0
+    from_cache: int = 0
+    failed: int = 0
+    requests: int = 0
+    texts_sent: int = 0
+    retries: int = 0
+    refusals: int = 0
+    latencies: deque[float] = field(default_factory=lambda: deque(maxlen=LATENCIES_KEPT))
+
+    def sent(self, texts: int, *, retried: bool) -> None:
+        """One request with `texts` texts goes out."""
+        self.requests += 1
+        self.texts_sent += texts
+        self.retries += texts if retried else 0
+
+
+def latency(seconds: Collection[float]) -> Latency:
+    """The percentiles of some latencies."""
+    if not seconds:
+        return Latency(p50_seconds=None, p95_seconds=None, p99_seconds=None)
+    p50, p95, p99 = (float(value) for value in np.percentile(list(seconds), [50, 95, 99]))
+    return Latency(p50_seconds=p50, p95_seconds=p95, p99_seconds=p99)
+
+
+def text_failure(position: int, text: str, error: EraError, attempts: int) -> TextFailure:
+    """The record of one failed text."""
+    error_class = type(error).__name__
+    kind = re.sub(r"\d+", "#", f"{error_class}: {error.message}")
+    return TextFailure(
+        position=position,
+        text_hash=hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest(),
+        stage="embeddings",
+        error_class=error_class,
+        message=error.message,
+        fingerprint=hashlib.sha256(kind.encode("utf-8", "surrogatepass")).hexdigest()[:16],
+        attempts=attempts,
+    )

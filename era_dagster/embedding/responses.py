@@ -1,0 +1,212 @@
+"""Turns what an embedding server answered into an error of the project's tree, by status AND body.
+
+Pure: status, headers and body go in, a `Verdict` comes out. The tables follow what Ollama's source says and what TEI,
+vLLM, Infinity, llama.cpp and hosted services were seen to answer; "4xx is permanent" holds for none of them.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import orjson
+
+from era_dagster.control.outcome import Outcome
+from era_dagster.domain.errors import (
+    BadVectors,
+    EndpointBusy,
+    EndpointRefused,
+    EndpointUnavailable,
+    EraError,
+    TextsRejected,
+    TextsTooLarge,
+)
+
+LONGEST_EXCERPT_CHARACTERS = 200
+"""Some servers echo the whole input in their error (Infinity: 260 kB): what is remembered is cut here."""
+
+_TOO_LONG = re.compile(
+    r"context (length|size|window)|input after truncation exceeds|cannot be truncated further|too large|too long"
+    r"|must have less than \d+ tokens|maximum (allowed )?batch size|larger than the max|exceeds? the (maximum|limit)"
+    r"|max(imum)?[_ ](input|sequence|model)[_ ]len|too many (inputs|tokens in)|at most \d+ (items|characters)",
+    re.IGNORECASE,
+)
+_ABOUT_INPUT = re.compile(r"input|batch|token|prompt|text", re.IGNORECASE)
+_NOT_A_NUMBER = re.compile(r"\bnan\b|\binf values\b", re.IGNORECASE)
+# Ollama since 0.13.3 wraps every fault of its runner into a 400; the runner restarts and the request then succeeds.
+_RUNNER_FAULT = re.compile(
+    r"\bEOF\b|connection refused|connection reset|dial tcp|broken pipe|unexpected server status|no slots available"
+    r"|runner (process )?(has )?(terminated|stopped|is no longer)|wsarecv|forcibly closed|context canceled"
+    r"|request canceled|i/o timeout|server busy|loading model",
+    re.IGNORECASE,
+)
+_MODEL_MISSING = re.compile(
+    r"model\W.*\b(not found|does not exist|try pulling)|no such model|unknown model", re.IGNORECASE
+)
+_OUR_FAULT = re.compile(
+    r"invalid input type|missing request body|not support embed|does not support embeddings|api[_ ]key"
+    r"|model is required",
+    re.IGNORECASE,
+)
+_NO_MONEY = re.compile(r"insufficient_quota|exceeded your current quota|billing", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """Why a request gave no vectors, for the caller (`error`) and for the controller (the rest)."""
+
+    error: EraError
+    outcome: Outcome
+    retry_after_seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """Whom we asked, for messages: the URL without credentials, the model, how the model is fetched (may be empty)."""
+
+    url: str
+    model: str
+    missing_model_hint: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.url} (model {self.model})"
+
+
+def classify(asked: Asked, status: int, headers: Mapping[str, str], body: bytes) -> Verdict:
+    """The verdict on an answer that is not 2xx. `headers` must compare names without case, as httpx's do."""
+    said = error_text(body)
+    answer = f"{asked} answered {status}{': ' + said if said else ''}"
+    wait = retry_after_seconds(headers)
+    kind = _kind(status, said)
+    if kind is EndpointRefused:
+        return Verdict(error=EndpointRefused(f"{answer}.", hint=_hint(asked, status, said)), outcome=Outcome.TEXTS)
+    if kind is EndpointBusy:
+        outcome = Outcome.RATE_LIMITED if status == 429 else Outcome.OVERLOADED
+        error = EndpointBusy(f"{answer}.", retry_after_seconds=wait)
+        return Verdict(error=error, outcome=outcome, retry_after_seconds=wait)
+    if kind is EndpointUnavailable:
+        return Verdict(error=EndpointUnavailable(f"{answer}."), outcome=Outcome.FAILED, retry_after_seconds=wait)
+    return Verdict(error=kind(f"{answer}."), outcome=Outcome.TEXTS)
+
+
+def _kind(status: int, said: str) -> type[EraError]:
+    if status == 429:
+        return EndpointRefused if _NO_MONEY.search(said) else EndpointBusy
+    if status == 503:
+        return EndpointBusy
+    if status == 413:
+        return TextsTooLarge
+    if status in (408, 409, 424, 425, 499):
+        return EndpointUnavailable
+    if status in (400, 422) or status >= 500:
+        return _kind_by_words(status, said)
+    return EndpointRefused
+
+
+def _kind_by_words(status: int, said: str) -> type[EraError]:
+    if _NOT_A_NUMBER.search(said):
+        return BadVectors
+    if _RUNNER_FAULT.search(said):
+        return EndpointUnavailable
+    if _TOO_LONG.search(said) and (status < 500 or _ABOUT_INPUT.search(said)):
+        return TextsTooLarge
+    if status == 501 or _MODEL_MISSING.search(said) or (status < 500 and _OUR_FAULT.search(said)):
+        return EndpointRefused
+    return EndpointUnavailable if status >= 500 else TextsRejected
+
+
+def _hint(asked: Asked, status: int, said: str) -> str:
+    if status in (401, 403, 407):
+        return "Set ERA_EMBEDDING_API_KEY to a key this server accepts."
+    if _MODEL_MISSING.search(said) or (status == 404 and asked.missing_model_hint and "model" in said.lower()):
+        return asked.missing_model_hint or "Correct ERA_EMBEDDING_MODEL."
+    if status in (402, 429):
+        return "Its account has no quota left."
+    return "Check ERA_EMBEDDING_URLS, ERA_EMBEDDING_PROVIDER and ERA_EMBEDDING_MODEL."
+
+
+def unreachable(asked: Asked, reason: str) -> Verdict:
+    """The verdict on a connection that failed or broke off."""
+    return Verdict(error=EndpointUnavailable(f"{asked} cannot be reached: {excerpt(reason)}."), outcome=Outcome.FAILED)
+
+
+def timed_out(asked: Asked, seconds: float) -> Verdict:
+    """The verdict on a request without an answer within `seconds`."""
+    return Verdict(
+        error=EndpointUnavailable(
+            f"{asked} gave no answer within {seconds:g} s.",
+            hint="Raise ERA_REQUEST_TIMEOUT_SECONDS if the server is only slow.",
+        ),
+        outcome=Outcome.TIMED_OUT,
+    )
+
+
+def unreadable(asked: Asked, body: bytes) -> Verdict:
+    """The verdict on a 2xx answer that is no JSON object: broken off, or somebody else's page."""
+    return Verdict(
+        error=EndpointUnavailable(f"{asked} answered no JSON: {excerpt(body.decode('utf-8', 'replace'))}."),
+        outcome=Outcome.FAILED,
+    )
+
+
+def error_text(body: bytes) -> str:
+    """What an error body says, in at most 200 characters of one line."""
+    try:
+        parsed: Any = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return excerpt(body[: 4 * LONGEST_EXCERPT_CHARACTERS].decode("utf-8", "replace"))
+    for name in ("error", "detail", "message"):
+        found = parsed.get(name) if isinstance(parsed, dict) else None
+        if isinstance(found, dict):
+            found = ", ".join(str(found[key]) for key in ("message", "code") if found.get(key)) or found
+        if isinstance(found, list) and found and isinstance(found[0], dict):
+            found = found[0].get("msg") or found[0]  # FastAPI's validation errors; the rest echoes the input
+        if found:
+            return excerpt(str(found))
+    return excerpt(str(parsed)) if parsed else ""
+
+
+def excerpt(text: str) -> str:
+    """The start of a text on one line, without a final full stop."""
+    line = " ".join(text[: 4 * LONGEST_EXCERPT_CHARACTERS].split())
+    if len(line) > LONGEST_EXCERPT_CHARACTERS:
+        line = line[: LONGEST_EXCERPT_CHARACTERS - 3] + "..."
+    return line.rstrip(".") if not line.endswith("...") else line
+
+
+def retry_after_seconds(headers: Mapping[str, str]) -> float | None:
+    """How long the server asks to wait; None where it does not say, or not legibly.
+
+    Read from `retry-after-ms`, or from `Retry-After` as seconds or as an HTTP date. A date is taken relative to the
+    answer's own `Date`: no clock of ours, and no skew between the two machines.
+    """
+    milliseconds = _seconds(headers.get("retry-after-ms", ""))
+    if milliseconds is not None:
+        return milliseconds / 1000.0
+    value = headers.get("retry-after", "").strip()
+    seconds = _seconds(value)
+    if seconds is not None:
+        return seconds
+    until, now = _date(value), _date(headers.get("date", ""))
+    if until is None or now is None:
+        return None
+    return max(0.0, (until - now).total_seconds())
+
+
+def _seconds(value: str) -> float | None:
+    try:
+        number = float(value)
+    except ValueError:
+        return None
+    return max(0.0, number) if math.isfinite(number) else None
+
+
+def _date(value: str) -> datetime | None:
+    try:
+        parsed = parsedate_to_datetime(value)
+    except ValueError:
+        return None
+    return parsed if parsed.tzinfo is not None else None

@@ -1,0 +1,163 @@
+"""The texts of a run on their way: calls, items, batches, and what is sent next or again.
+
+Plain data structures of one event loop, no I/O and no clock; `embedding.embedder` drives them.
+"""
+
+import asyncio
+import heapq
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import count, islice
+
+from era_dagster.control.batch import BatchSize, fitting
+from era_dagster.domain.errors import EraError
+from era_dagster.embedding.report import Counters, EmbedReport, TextFailure, latency, text_failure
+from era_dagster.embedding.vectors import Vector
+
+
+class Call:
+    """One `embed` that waits for its texts; `done` is set when every text is settled or `error` ends it early."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        self.texts = texts
+        self.done = asyncio.Event()
+        self.error: BaseException | None = None
+        self.counters = Counters()
+        self._vectors: list[Vector | None] = [None] * len(texts)
+        self._failures: list[TextFailure] = []
+        self._open = len(texts)
+        if not texts:
+            self.done.set()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether texts of it are not settled yet."""
+        return self._open > 0
+
+    def settle(self, position: int, vector: Vector | None, error: EraError | None = None, attempts: int = 0) -> None:
+        """One text has its vector, or the reason why not."""
+        self._vectors[position] = vector
+        if error is not None:
+            self._failures.append(text_failure(position, self.texts[position], error, attempts))
+        self._open -= 1
+        if self._open == 0:
+            self.done.set()
+
+    def end(self, error: BaseException) -> None:
+        """Give the whole call up."""
+        if not self.done.is_set():
+            self.error = error
+            self.done.set()
+
+    def report(self, seconds: float) -> EmbedReport:
+        """What came of it."""
+        return EmbedReport(
+            vectors=tuple(self._vectors),
+            failures=tuple(sorted(self._failures, key=lambda failure: failure.position)),
+            from_cache=self.counters.from_cache,
+            requests=self.counters.requests,
+            texts_sent=self.counters.texts_sent,
+            retries=self.counters.retries,
+            refusals=self.counters.refusals,
+            seconds=seconds,
+            latency=latency(self.counters.latencies),
+        )
+
+
+@dataclass(slots=True, eq=False)
+class Item:
+    """One text as it is sent, and every place of every call that waits for it. `settled`: nobody does any more."""
+
+    text: str
+    tokens: int
+    key: bytes | None
+    waiters: list[tuple[Call, int]] = field(default_factory=list)
+    settled: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class Batch:
+    """Texts that travel in one request, and what happened to them so far.
+
+    `attempts` counts the requests, `failures` those that count against the retry limit.
+    """
+
+    items: list[Item]
+    attempts: int = 0
+    failures: int = 0
+    first_sent_at: float | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Estimated tokens of all texts."""
+        return sum(item.tokens for item in self.items)
+
+    def calls(self) -> dict[Call, int]:
+        """Which calls wait for texts of it, and for how many."""
+        found: dict[Call, int] = {}
+        for item in self.items:
+            for call in {call for call, _ in item.waiters}:
+                found[call] = found.get(call, 0) + 1
+        return found
+
+    def part(self, items: list[Item]) -> "Batch":
+        """Some of its items with the same history."""
+        return Batch(items=items, attempts=self.attempts, failures=self.failures, first_sent_at=self.first_sent_at)
+
+
+class WorkQueue:
+    """What may be sent: batches that failed, from the time they may go again, before texts nobody has sent yet."""
+
+    def __init__(self) -> None:
+        self._fresh: deque[Item] = deque()
+        self._again: list[tuple[float, int, Batch]] = []
+        self._order = count()
+        self._again_items = 0
+
+    @property
+    def pending(self) -> int:
+        """Texts waiting to be sent."""
+        return len(self._fresh) + self._again_items
+
+    @property
+    def next_ready_at(self) -> float | None:
+        """When the earliest failed batch may go again."""
+        return self._again[0][0] if self._again else None
+
+    def add(self, item: Item) -> None:
+        """A text nobody has sent yet."""
+        self._fresh.append(item)
+
+    def again(self, batch: Batch, at: float) -> None:
+        """Send `batch` again, not before `at`."""
+        heapq.heappush(self._again, (at, next(self._order), batch))
+        self._again_items += len(batch.items)
+
+    def again_in_halves(self, batch: Batch, at: float) -> None:
+        """Send the two halves of a batch of more than one text, each with its history, not before `at`."""
+        middle = len(batch.items) // 2
+        self.again(batch.part(batch.items[:middle]), at)
+        self.again(batch.part(batch.items[middle:]), at)
+
+    def take(self, now: float, size: BatchSize) -> Batch | None:
+        """The next batch of at most `size`; None when nothing may be sent now.
+
+        A failed batch keeps its company, so that halving it isolates the text that spoils it.
+        """
+        while self._again and self._again[0][0] <= now:
+            at, _, batch = heapq.heappop(self._again)
+            self._again_items -= len(batch.items)
+            batch.items = [item for item in batch.items if not item.settled]
+            if not batch.items:
+                continue
+            fits = fitting((item.tokens for item in batch.items), size)
+            if fits < len(batch.items):
+                self.again(batch.part(batch.items[fits:]), at)
+            return batch.part(batch.items[:fits])
+        while self._fresh and self._fresh[0].settled:
+            self._fresh.popleft()
+        fits = fitting((item.tokens for item in islice(self._fresh, size.items)), size)
+        taken = (self._fresh.popleft() for _ in range(fits))
+        items = [item for item in taken if not item.settled]
+        return Batch(items=items) if items else None

@@ -1,0 +1,138 @@
+"""Looks at the drop folder: which books lie there, with the sizes and times of their input files, and nothing more.
+
+Only names and `stat`; no file is opened (`intake.reader` does that), and nothing is decided (`intake.plan`). What is not
+input (raw text, checkpoints, logs, minister folders) is not in the snapshot, so a change of it starts nothing.
+"""
+
+import errno
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from era_dagster.domain.errors import ConfigurationError
+from era_dagster.intake.reader import CHAPTERS_FILE, DOCTRINE_FILE, safe_name
+
+_INPUTS = (CHAPTERS_FILE, DOCTRINE_FILE)
+_NOT_BOOKS = frozenset({"ministers", "__MACOSX", "System Volume Information", "$RECYCLE.BIN"})
+_TEMPORARY = re.compile(r"^\.|^~\$|~$|\.(?:part|partial|tmp|temp|crdownload|download|swp|filepart)$", re.IGNORECASE)
+# What the extractor writes beside its two output files; in a folder of single-file drops it is not a book.
+_BY_PRODUCTS = re.compile(r"^0[0-9]_|^progress\.json$")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileStat:
+    """One input file: size in bytes, time of the last change in nanoseconds since 1970."""
+
+    name: str
+    size: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceStat:
+    """One source: a book folder or a file of chapters.
+
+    `path` is absolute, `name` relative to the scanned root with `/` ("." for the root itself). `obstacle` is empty when
+    the source can be read; else it says what is missing or wrong, and the source waits.
+    """
+
+    path: str
+    name: str
+    kind: Literal["folder", "file"]
+    files: tuple[FileStat, ...]
+    obstacle: str = ""
+
+
+def scan_drop(root: Path) -> tuple[SourceStat, ...]:
+    """The sources under `root`, by name: its sub-folders and its `.json` files; `root` itself when it is a book or file.
+
+    One level deep. Hidden and temporary names, by-products and links that lead back above themselves are passed over.
+    Raises `ConfigurationError` naming a root that is not there or cannot be listed: never an empty answer for it.
+    """
+    root = Path(os.path.abspath(root))  # noqa: PTH100 - resolve() would rename linked folders
+    try:
+        if root.is_file():
+            return (_file(root, "."),)
+        paths = sorted(path for path in root.iterdir() if not _TEMPORARY.search(path.name))
+    except OSError as error:
+        raise ConfigurationError(
+            f"The drop folder {root} cannot be read: {error.strerror or error}.",
+            hint="Make it, or set ERA_DROP_DIR to the folder the books are dropped into.",
+        ) from error
+    found = [stat for stat in (_child(root, path) for path in paths) if stat is not None]
+    if any((root / name).is_file() for name in _INPUTS):
+        holds_books = any(stat.kind == "folder" and stat.files for stat in found)
+        own = _folder(root, ".")
+        if not holds_books:
+            return (own,)
+        found.append(
+            SourceStat(
+                path=own.path,
+                name=".",
+                kind="folder",
+                files=own.files,
+                obstacle="input files lie among book folders; move them into a folder with the book's name",
+            )
+        )
+    return tuple(sorted(found, key=lambda stat: stat.name))
+
+
+def _child(root: Path, path: Path) -> SourceStat | None:
+    name = safe_name(path.name)
+    try:
+        if path.is_dir():
+            if path.name in _NOT_BOOKS or (path.is_symlink() and root.is_relative_to(path.resolve())):
+                return None
+            stat = _folder(path, name)
+        elif path.is_file() and path.suffix.lower() == ".json" and not _BY_PRODUCTS.search(path.name):
+            stat = _file(path, name)
+        else:
+            return None
+    except (FileNotFoundError, RuntimeError):
+        # It vanished meanwhile, or is a link in a circle (`resolve` says that with a RuntimeError): no book.
+        return None
+    except OSError as error:
+        obstacle = f"it cannot be looked at: {error.strerror or error}"
+        return SourceStat(path=str(path.parent / name), name=name, kind="folder", files=(), obstacle=obstacle)
+    try:
+        path.name.encode("utf-8")
+    except UnicodeEncodeError:
+        safe = str(path.parent / name)
+        return SourceStat(
+            path=safe, name=name, kind=stat.kind, files=(), obstacle="its name is not valid Unicode; rename it"
+        )
+    return stat
+
+
+def _file(path: Path, name: str) -> SourceStat:
+    return SourceStat(path=str(path), name=name, kind="file", files=(_stat(path),))
+
+
+def _folder(path: Path, name: str) -> SourceStat:
+    files: list[FileStat] = []
+    missing: list[str] = []
+    for wanted in _INPUTS:
+        try:
+            files.append(_stat(path / wanted))
+        except FileNotFoundError:
+            missing.append(wanted)
+        except OSError as error:
+            return SourceStat(
+                path=str(path),
+                name=name,
+                kind="folder",
+                files=(),
+                obstacle=f"it cannot be looked into: {error.strerror or error}",
+            )
+    obstacle = f"{' and '.join(missing)} not there yet" if missing else ""
+    return SourceStat(path=str(path), name=name, kind="folder", files=tuple(files), obstacle=obstacle)
+
+
+def _stat(path: Path) -> FileStat:
+    status = path.stat()
+    # Here and not while reading: a change of rights changes no time, so an unreadable file would never be tried again.
+    if not os.access(path, os.R_OK):
+        raise PermissionError(errno.EACCES, "no right to read it", str(path))
+    return FileStat(name=path.name, size=status.st_size, mtime_ns=status.st_mtime_ns)

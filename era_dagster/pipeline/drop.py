@@ -1,0 +1,179 @@
+"""One look at a drop folder: scan, read what changed, plan, and record it in the register.
+
+The decisions are `intake.plan`'s; this module does the I/O between them. Sensor, commands and the everything-pending mode
+all look through here, so that they agree on what there is.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from era_dagster.domain.errors import CorruptInput
+from era_dagster.intake.plan import ChapterPlan, DropPlan, Look, plan_chapters, plan_drop, signature
+from era_dagster.intake.reader import BookRead, read_source
+from era_dagster.intake.snapshot import SourceStat, scan_drop
+from era_dagster.settings import Settings
+from era_dagster.storage.database import Database
+from era_dagster.storage.drops import (
+    KnownSource,
+    QuarantineRecord,
+    SourceLook,
+    known_sources,
+    record_look,
+    source_troubles,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DropLook:
+    """What one look found. `chapters`: how many the folder holds now; keys of `new`, `changed` and `gone` ones.
+
+    `troubles` are sources and records that cannot be read (now or since an earlier look), `waiting` those not ready yet;
+    `settling` is to be handed to the next look.
+    """
+
+    root: Path
+    chapters: int
+    new: tuple[str, ...]
+    changed: tuple[str, ...]
+    gone: tuple[str, ...]
+    troubles: tuple[QuarantineRecord, ...]
+    waiting: tuple[tuple[str, str], ...]
+    notes: tuple[str, ...]
+    settling: Mapping[str, tuple[str, int]]
+
+    def problems(self) -> list[str]:
+        """One sentence for each thing that cannot be read."""
+        return [
+            f"Cannot read {trouble.file}{' at ' + trouble.location if trouble.location else ''}: {trouble.reason}"
+            for trouble in self.troubles
+        ]
+
+    def notices(self) -> list[str]:
+        """One sentence for each thing that is not ready or odd."""
+        return [*(f"Waiting: {path}: {reason}" for path, reason in self.waiting), *self.notes]
+
+    def messages(self) -> list[str]:
+        """Problems and notices."""
+        return [*self.problems(), *self.notices()]
+
+    def summary(self) -> str:
+        """One line for a log."""
+        return (
+            f"{self.root}: {self.chapters} chapters, {len(self.new)} new, {len(self.changed)} changed,"
+            f" {len(self.gone)} gone, {len(self.waiting)} waiting, {len(self.troubles)} unreadable"
+        )
+
+
+def look_at_drop(
+    settings: Settings,
+    database: Database,
+    root: Path,
+    *,
+    settling: Mapping[str, tuple[str, int]] | None = None,
+    patient: bool = True,
+    record: bool = True,
+) -> DropLook:
+    """Look at `root` and record what is there; `record=False` only tells.
+
+    `patient` leaves files alone that changed less than `settle_seconds` ago; `settling` is that of the previous look.
+    The default drop folder is made when nothing was ever dropped into it. Raises `ConfigurationError` for a folder that
+    is not there or cannot be listed: it is never taken for an empty one.
+    """
+    known = known_sources(database, root)
+    if not known and root == settings.drop_dir and settings.sources["drop_dir"] == "default":
+        root.mkdir(parents=True, exist_ok=True)
+    snapshot = scan_drop(root)
+    plan = plan_drop(
+        snapshot,
+        known,
+        now_ns=time.time_ns(),
+        settle_seconds=settings.settle_seconds if patient else 0.0,
+        unsettled={path: Look(signature=seen, since_ns=since) for path, (seen, since) in (settling or {}).items()},
+    )
+    books: list[BookRead] = []
+    unreadable: dict[str, CorruptInput] = {}
+    for source in plan.read:
+        try:
+            books.extend(read_source(Path(source.path)))
+        except CorruptInput as error:
+            unreadable[source.path] = error
+    chapters = plan_chapters(snapshot, books, known)
+    looks = _looks(plan, books, unreadable, chapters)
+    if record:
+        record_look(database, looks=looks, vanished=plan.gone, gone=chapters.gone)
+    troubles = source_troubles(database, root) if record else _troubles(looks)
+    held = sum(len(source.chapters) for path, source in known.items() if path not in chapters.owned)
+    return DropLook(
+        root=root,
+        chapters=held + sum(len(owned) for owned in chapters.owned.values()) - _retired(known, chapters),
+        new=tuple(chapter.partition_key for chapter in chapters.new),
+        changed=tuple(chapter.partition_key for chapter in chapters.changed),
+        gone=chapters.gone,
+        troubles=tuple(troubles),
+        waiting=tuple((source.path, reason) for source, reason in plan.waiting)
+        + tuple((path, "still being written") for path in plan.unsettled),
+        notes=tuple(f"{book.book}: {note.message}" for book in books for note in book.notes),
+        settling={path: (look.signature, look.since_ns) for path, look in plan.unsettled.items()},
+    )
+
+
+def _retired(known: Mapping[str, KnownSource], chapters: ChapterPlan) -> int:
+    """Chapters still counted with a vanished or superseded source."""
+    kept = {key for path, source in known.items() if path not in chapters.owned for key in source.chapters}
+    owned = {key for held in chapters.owned.values() for key in held}
+    return len(kept & (set(chapters.gone) | owned))
+
+
+def _looks(
+    plan: DropPlan, books: list[BookRead], unreadable: Mapping[str, CorruptInput], chapters: ChapterPlan
+) -> list[SourceLook]:
+    by_path: dict[str, list[BookRead]] = {}
+    for book in books:
+        by_path.setdefault(str(book.path), []).append(book)
+    looks = [_read_look(source, by_path[source.path], chapters) for source in plan.read if source.path in by_path]
+    for source in plan.read:
+        error = unreadable.get(source.path)
+        if error is not None:
+            looks.append(
+                SourceLook(
+                    source_path=source.path,
+                    signature=signature(source),
+                    state="unreadable",
+                    reason=error.message,
+                    quarantined=(
+                        QuarantineRecord(file=str(error.path), location=error.location, reason=error.message),
+                    ),
+                )
+            )
+    looks += [
+        SourceLook(source_path=source.path, signature="", state="waiting", reason=reason)
+        for source, reason in plan.waiting
+    ]
+    return looks
+
+
+def _read_look(source: SourceStat, books: list[BookRead], chapters: ChapterPlan) -> SourceLook:
+    return SourceLook(
+        source_path=source.path,
+        signature=signature(source),
+        state="read",
+        reason=chapters.shadowed.get(source.path, ""),
+        sha256=books[0].sha256,
+        priority=max((book.priority for book in books if book.priority is not None), default=None),
+        chapters=chapters.owned.get(source.path, {}),
+        quarantined=tuple(
+            QuarantineRecord(file=str(problem.path), location=problem.location, reason=problem.reason)
+            for book in books
+            for problem in book.problems
+        ),
+    )
+
+
+def _troubles(looks: list[SourceLook]) -> list[QuarantineRecord]:
+    return [
+        QuarantineRecord(file=record.file, location=record.location, reason=record.reason)
+        for look in looks
+        for record in look.quarantined
+    ]

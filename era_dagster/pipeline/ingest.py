@@ -1,0 +1,145 @@
+"""One run: the chosen chapters through the chosen stages, then the files of the domains they touched, then the totals.
+
+The synchronous face of the pipeline: `defs.assets` calls it, and it owns the event loop. Which model is used is settled
+here, once, before the first text is sent.
+"""
+
+import asyncio
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+
+import httpx
+
+from era_dagster.domain.errors import EraError
+from era_dagster.domain.stages import Stage, StampRules, stale_stages, with_upstream
+from era_dagster.embedding.factory import configured_model, open_embedder
+from era_dagster.pipeline.receipt import Receipt
+from era_dagster.pipeline.rules import chunk_rules
+from era_dagster.pipeline.runner import (
+    ChapterRunner,
+    Listener,
+    Outcome,
+    StageDone,
+    Work,
+    raise_failures,
+)
+from era_dagster.settings import Settings
+from era_dagster.storage.cache import PostgresVectorCache
+from era_dagster.storage.chapters import set_stamp, stored_stamps
+from era_dagster.storage.database import Database
+from era_dagster.storage.drops import KnownChapter, note_failures
+from era_dagster.storage.indexes import build_vector_indexes
+from era_dagster.storage.minister_files import render_due, write_combined_index
+from era_dagster.storage.spaces import Space, check_configured, ensure_space, live_space
+
+
+def stamp_rules(settings: Settings, database: Database) -> StampRules:
+    """What stamps depend on now: the chunk rules and the live model, if there is one.
+
+    Raises `ConfigurationError` when the settings name another model than the live one.
+    """
+    live = live_space(database)
+    check_configured(live, model=configured_model(settings))
+    return StampRules(chunk_rules=chunk_rules(settings), model_stamp=live.stamp if live else None)
+
+
+def run_stages(
+    settings: Settings,
+    database: Database,
+    *,
+    chapters: Sequence[KnownChapter],
+    selected: Collection[str],
+    run_id: str,
+    listener: Listener,
+    transport: httpx.AsyncBaseTransport | None = None,
+) -> Receipt:
+    """Bring `selected` stages (and what they need) up to date for `chapters`; returns the receipt.
+
+    Raises `ChaptersFailed` when some chapters could not be finished, or the error that stopped the run; everything done
+    before stays, its files are written and its stages are stamped.
+    """
+    work = Work(
+        chapters=chapters,
+        stages=with_upstream(selected),
+        selected=with_upstream(selected) & frozenset(selected),
+        rules=stamp_rules(settings, database),
+        run_id=run_id,
+    )
+    outcome = asyncio.run(_run(settings, database, work, listener, transport))
+    receipt = outcome.receipt
+    if "minister_files" in work.stages:
+        _files(settings, database, work, outcome, listener)
+    if work.stages & {"minister_files", "vector_tables"}:
+        refresh_combined_index(settings, database)
+    failed = receipt.chapters_failed
+    note_failures(
+        database, failed, [chapter.partition_key for chapter in chapters if chapter.partition_key not in failed]
+    )
+    raise_failures(outcome)
+    return receipt
+
+
+def refresh_combined_index(settings: Settings, database: Database) -> dict[str, int]:
+    """Write the totals file and build the vector indexes that pay; returns key numbers for metadata."""
+    write_combined_index(database, settings.data_dir)
+    built = build_vector_indexes(database)
+    with database.connection() as connection:
+        row = connection.execute(
+            "SELECT count(DISTINCT domain), count(*), count(DISTINCT doctrine_id) FROM minister_entries"
+        ).fetchone()
+    domains, pairs, entries = row or (0, 0, 0)
+    return {"domains": domains, "entry_domain_rows": pairs, "entries": entries, "indexes_built": len(built)}
+
+
+async def _run(
+    settings: Settings,
+    database: Database,
+    work: Work,
+    listener: Listener,
+    transport: httpx.AsyncBaseTransport | None,
+) -> Outcome:
+    stamps = await asyncio.to_thread(stored_stamps, database, [chapter.partition_key for chapter in work.chapters])
+    vector_stages: frozenset[Stage] = frozenset(work.stages & {"embeddings", "vector_tables"})
+    needs_vectors = any(
+        stale_stages(vector_stages, work.rules.stamps(chapter.content_hash), stamps.get(chapter.partition_key))
+        for chapter in work.chapters
+        if not chapter.gone
+    )
+    if not needs_vectors:
+        return await ChapterRunner(database, None, listener=listener, settings=settings, model=None).run(work, stamps)
+    live = await asyncio.to_thread(live_space, database)
+    async with open_embedder(
+        settings, known=live, cache=lambda model: PostgresVectorCache(database, model=model), transport=transport
+    ) as embedder:
+        identity = await embedder.identify()
+        space = Space(
+            provider=identity.provider,
+            model=identity.model,
+            digest=identity.digest,
+            dimension=identity.dimension,
+            document_prefix=identity.document_prefix,
+            query_prefix=identity.query_prefix,
+        )
+        await asyncio.to_thread(ensure_space, database, space)
+        work = replace(work, rules=replace(work.rules, model_stamp=space.stamp))
+        runner = ChapterRunner(database, embedder, listener=listener, settings=settings, model=identity.model)
+        return await runner.run(work, stamps)
+
+
+def _files(settings: Settings, database: Database, work: Work, outcome: Outcome, listener: Listener) -> None:
+    """Rewrite every domain whose files are due, once, then stamp and report the chapters that waited for it."""
+    try:
+        report = render_due(database, settings.ministers_dir, None)
+    except EraError as error:
+        outcome.fatal = outcome.fatal or error
+        return
+    outcome.receipt.count(
+        "minister_files",
+        stored=report.files_written,
+        unchanged=report.files_unchanged,
+        removed=len(report.domains_removed),
+    )
+    set_stamp(database, "minister_files", outcome.files_due)
+    if "minister_files" in work.selected:
+        for key in sorted(outcome.files_due):
+            listener.stages_done([StageDone(stage="minister_files", partition_key=key, metadata={})])

@@ -1,0 +1,117 @@
+"""Turns what happened to one chapter into counts for the receipt and key numbers for its materializations. Pure."""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from era_dagster.domain.doctrine import Chapter, Chunk
+from era_dagster.embedding.embedder import EmbedReport
+from era_dagster.pipeline.receipt import Receipt
+from era_dagster.storage.chapters import ChapterWritten, DeadText
+
+
+@dataclass(slots=True, kw_only=True)
+class ChapterVectors:
+    chunks: list[npt.NDArray[np.float32] | None] | None = None
+    entries: list[npt.NDArray[np.float32] | None] | None = None
+    dead: list[DeadText] = field(default_factory=list[DeadText])
+    texts: int = 0
+    from_cache: int = 0
+
+
+def dead_texts(texts: Sequence[str], report: EmbedReport) -> list[DeadText]:
+    return [
+        DeadText(
+            text=texts[failure.position],
+            error_class=failure.error_class,
+            message=failure.message,
+            fingerprint=failure.fingerprint,
+            attempts=failure.attempts,
+        )
+        for failure in report.failures
+    ]
+
+
+def count_chapter(
+    receipt: Receipt,
+    chapter: Chapter,
+    chunks: Sequence[Chunk] | None,
+    vectors: ChapterVectors,
+    written: ChapterWritten,
+    *,
+    with_tables: bool,
+) -> None:
+    receipt.count(
+        "chapters",
+        stored=written.entries.written,
+        unchanged=written.entries.unchanged,
+        removed=written.entries.removed,
+        dead=len(chapter.unusable),
+    )
+    if chunks is not None:
+        difference = written.chunks
+        receipt.count("chunks", stored=difference.written, unchanged=difference.unchanged, removed=difference.removed)
+    if vectors.texts:
+        receipt.count(
+            "embeddings",
+            stored=vectors.texts - vectors.from_cache - len(vectors.dead),
+            unchanged=vectors.from_cache,
+            dead=len(vectors.dead),
+        )
+    if not with_tables:
+        return
+    for difference in (written.chunk_vectors, written.entry_vectors, written.domain_vectors):
+        receipt.count(
+            "vector_tables", stored=difference.written, unchanged=difference.unchanged, removed=difference.removed
+        )
+    items = (written.chunk_vectors, written.entry_vectors)
+    receipt.add_items(
+        seen=vectors.texts + len(chapter.unusable),
+        stored=sum(difference.written for difference in items),
+        unchanged=sum(difference.unchanged for difference in items),
+        dead=len(vectors.dead),
+        unusable=len(chapter.unusable),
+    )
+
+
+def stage_metadata(
+    chapter: Chapter,
+    chunks: Sequence[Chunk] | None,
+    vectors: ChapterVectors,
+    written: ChapterWritten,
+    model: str | None,
+) -> dict[str, Any]:
+    notes = [note.message for note in chapter.notes]
+    found: dict[str, Any] = {
+        "chapters": {
+            "characters": len(chapter.text),
+            "entries": len(chapter.entries),
+            "entry_domain_rows": sum(len(entry.domains) for entry in chapter.entries),
+            "unusable_items": len(chapter.unusable),
+            "repairs": dict(chapter.repairs),
+            "notes": notes,
+        }
+    }
+    if chunks is not None:
+        sizes = sorted(len(chunk.text) for chunk in chunks)
+        found["chunks"] = {"chunk_count": len(sizes), "characters": sum(sizes)}
+        if sizes:
+            found["chunks"] |= {"min_chars": sizes[0], "median_chars": statistics.median(sizes), "max_chars": sizes[-1]}
+    if vectors.entries is not None:
+        found["embeddings"] = {
+            "texts": vectors.texts,
+            "from_cache": vectors.from_cache,
+            "dead_letters": len(vectors.dead),
+            "model": model or "",
+        }
+        rows = (written.chunk_vectors, written.entry_vectors, written.domain_vectors)
+        found["vector_tables"] = {
+            "rows_written": sum(difference.written for difference in rows),
+            "rows_unchanged": sum(difference.unchanged for difference in rows),
+            "rows_removed": sum(difference.removed for difference in rows),
+        }
+    return found

@@ -1,0 +1,304 @@
+"""Takes a batch of chapters from their files to the tables: read, clean, chunk, embed and store overlap, chapter by chapter.
+
+Knows neither Dagster nor the terminal: a `Listener` hears what was finished. Memory is bounded by the number of chapters
+in flight and the embedder's queue. A chapter that fails is named and left; trouble that concerns every chapter (the
+embedding server, the database) ends the run with everything stored so far kept.
+"""
+
+import asyncio
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+from era_dagster.domain.chunking import cut_chunks
+from era_dagster.domain.cleaning import clean_chapter
+from era_dagster.domain.doctrine import Chapter, Chunk, SourceChapter
+from era_dagster.domain.errors import (
+    ChaptersFailed,
+    ConfigurationError,
+    EndpointRefused,
+    EraError,
+    PermanentError,
+    StorageError,
+    TransientError,
+)
+from era_dagster.domain.stages import STAGES, Stage, StampRules, stale_stages
+from era_dagster.embedding.embedder import Embedder
+from era_dagster.pipeline.receipt import Receipt
+from era_dagster.pipeline.report import ChapterVectors, count_chapter, dead_texts, stage_metadata
+from era_dagster.pipeline.shelf import BookShelf
+from era_dagster.settings import Settings
+from era_dagster.storage.chapters import (
+    ChapterWrite,
+    retire_chapter,
+    write_chapter,
+)
+from era_dagster.storage.database import Database
+from era_dagster.storage.drops import KnownChapter
+from era_dagster.storage.spaces import ensure_domain_tables
+
+T = TypeVar("T")
+# One chapter of the user's corpus holds about 14 texts; more chapters than this in flight only cost memory.
+_TEXTS_PER_CHAPTER = 8
+_MOST_CHAPTERS_IN_FLIGHT = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageDone:
+    """One stage of one chapter is true now; `metadata` holds its key numbers, JSON-ready."""
+
+    stage: Stage
+    partition_key: str
+    metadata: Mapping[str, Any]
+
+
+class Listener(Protocol):
+    """Hears what the runner finishes. Called from the event loop's thread; must return quickly and never raise."""
+
+    def stages_done(self, done: Sequence[StageDone]) -> None:
+        """These stages of one chapter are stored."""
+        ...
+
+    def progress(self, receipt: Receipt, total_chapters: int) -> None:
+        """The totals changed."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """What one run does: which chapters, which stages (upstream included), and which of them are to be reported.
+
+    `selected` are the stages the user asked for; other stages are reported only where they had to be done anew.
+    """
+
+    chapters: Sequence[KnownChapter]
+    stages: frozenset[Stage]
+    selected: frozenset[Stage]
+    rules: StampRules
+    run_id: str
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a run left behind for its last step: the receipt, the domains whose files are due, and their chapters."""
+
+    receipt: Receipt
+    domains: set[str] = field(default_factory=set[str])
+    files_due: dict[str, str] = field(default_factory=dict[str, str])
+    fatal: EraError | None = None
+
+
+class ChapterRunner:
+    """Runs one `Work`. `embedder` is None when no stage of the work needs vectors."""
+
+    def __init__(
+        self,
+        database: Database,
+        embedder: Embedder | None,
+        *,
+        listener: Listener,
+        settings: Settings,
+        model: str | None,
+    ) -> None:
+        self._database = database
+        self._embedder = embedder
+        self._listener = listener
+        self._model = model
+        self._in_flight = min(_MOST_CHAPTERS_IN_FLIGHT, max(4, settings.queue_limit // _TEXTS_PER_CHAPTER))
+        self._shelf = BookShelf()
+        self._readers = ThreadPoolExecutor(1, thread_name_prefix="era-read")
+        self._writers = ThreadPoolExecutor(settings.store_workers, thread_name_prefix="era-store")
+        self._domains_ready: set[tuple[str, str]] = set()
+        self._domains_lock = asyncio.Lock()
+
+    async def run(self, work: Work, stored: Mapping[str, Mapping[str, str | None]]) -> Outcome:
+        """Do the work; returns what is left to do for files and events. Never raises for a chapter's own trouble.
+
+        `stored` holds the stamps of the chapters that are stored already, by key and stage.
+        `Outcome.fatal` is set when something stopped the whole run; the caller raises it after the last step.
+        """
+        outcome = Outcome(receipt=Receipt(chapters_seen=len(work.chapters)))
+        started = asyncio.get_running_loop().time()
+        try:
+            await self._run(work, stored, outcome)
+        finally:
+            self._readers.shutdown(wait=True)
+            self._writers.shutdown(wait=True)
+            outcome.receipt.seconds = asyncio.get_running_loop().time() - started
+            self._note_embedder(outcome.receipt)
+        return outcome
+
+    async def _run(self, work: Work, stored: Mapping[str, Mapping[str, str | None]], outcome: Outcome) -> None:
+        # Chapters of one book follow each other, so that its file is read once.
+        ordered = sorted(work.chapters, key=lambda chapter: (chapter.source_path, chapter.partition_key))
+        waiting = iter(ordered)
+        queue_closed = asyncio.Event()
+
+        async def worker() -> None:
+            for chapter in waiting:
+                if queue_closed.is_set():
+                    return
+                try:
+                    await self._one(chapter, stored.get(chapter.partition_key), work, outcome)
+                except EraError as error:
+                    outcome.receipt.chapters_failed[chapter.partition_key] = str(error)
+                    if _concerns_every_chapter(error):
+                        outcome.fatal = outcome.fatal or error
+                        queue_closed.set()
+                self._note_embedder(outcome.receipt)
+                self._listener.progress(outcome.receipt, len(work.chapters))
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(min(self._in_flight, len(ordered))):
+                group.create_task(worker())
+
+    async def _one(
+        self, known: KnownChapter, stamps: Mapping[str, str | None] | None, work: Work, outcome: Outcome
+    ) -> None:
+        if known.gone:
+            outcome.domains |= await self._in_thread(
+                self._writers, lambda: retire_chapter(self._database, known.partition_key)
+            )
+            outcome.receipt.chapters_retired += 1
+            return
+        expected = work.rules.stamps(known.content_hash)
+        stale = stale_stages(work.stages, expected, stamps)
+        if not stale - {"minister_files"}:
+            outcome.receipt.chapters_unchanged += 1
+            if "minister_files" in stale:
+                outcome.files_due[known.partition_key] = expected["minister_files"]
+            self._report(known.partition_key, work.selected - stale, {"unchanged": True})
+            return
+        source, file_hash = await self._in_thread(
+            self._readers, lambda: self._shelf.chapter(known.source_path, known.partition_key)
+        )
+        chapter, chunks = await self._in_thread(self._readers, lambda: _prepare(source, work))
+        expected = work.rules.stamps(chapter.content_hash)
+        await self._register_domains(chapter)
+        await self._store(known, chapter, chunks, file_hash, expected, stale, work, outcome)
+
+    async def _store(
+        self,
+        known: KnownChapter,
+        chapter: Chapter,
+        chunks: tuple[Chunk, ...] | None,
+        file_hash: bytes,
+        expected: Mapping[Stage, str],
+        stale: frozenset[Stage],
+        work: Work,
+        outcome: Outcome,
+    ) -> None:
+        vectors = ChapterVectors()
+        if chunks is not None and "embeddings" in work.stages:
+            vectors = await self._embed(chapter, chunks)
+        whole_chapter_failed = vectors.texts > 0 and len(vectors.dead) == vectors.texts
+        done = work.stages - {"minister_files"}
+        if whole_chapter_failed:
+            done -= {"embeddings", "vector_tables"}
+        with_tables = "vector_tables" in work.stages
+        written = await self._in_thread(
+            self._writers,
+            lambda: write_chapter(
+                self._database,
+                ChapterWrite(
+                    chapter=chapter,
+                    path=known.source_path,
+                    file_hash=file_hash,
+                    run_id=work.run_id,
+                    model=self._model,
+                    chunks=chunks,
+                    chunk_vectors=vectors.chunks,
+                    entry_vectors=vectors.entries,
+                    write_vector_tables=with_tables,
+                    dead=vectors.dead,
+                    stamps={stage: expected[stage] for stage in done},
+                ),
+            ),
+        )
+        outcome.domains |= written.domains
+        if "minister_files" in work.stages:
+            outcome.files_due[chapter.partition_key] = expected["minister_files"]
+        count_chapter(outcome.receipt, chapter, chunks, vectors, written, with_tables=with_tables)
+        reported = (work.selected | stale) & done
+        self._report(chapter.partition_key, reported, stage_metadata(chapter, chunks, vectors, written, self._model))
+        if whole_chapter_failed:
+            raise PermanentError(
+                f"None of the {vectors.texts} texts of {chapter.partition_key} could be embedded:"
+                f" {vectors.dead[0].message}",
+                hint="Mend the cause, then run again.",
+            )
+        outcome.receipt.chapters_stored += 1
+
+    async def _register_domains(self, chapter: Chapter) -> None:
+        if not chapter.entries:
+            return
+        wanted = {(name.slug, name.spelling) for name in chapter.domains}
+        async with self._domains_lock:
+            new = wanted - self._domains_ready
+            if new:
+                await self._in_thread(self._writers, lambda: ensure_domain_tables(self._database, sorted(new)))
+                self._domains_ready |= new
+
+    async def _embed(self, chapter: Chapter, chunks: Sequence[Chunk]) -> "ChapterVectors":
+        if self._embedder is None:
+            raise ConfigurationError("Vectors are wanted and no embedding model is open.")
+        texts = [chunk.text for chunk in chunks] + [entry.text for entry in chapter.entries]
+        if not texts:
+            return ChapterVectors(chunks=[], entries=[])
+        report = await self._embedder.embed(texts)
+        return ChapterVectors(
+            chunks=list(report.vectors[: len(chunks)]),
+            entries=list(report.vectors[len(chunks) :]),
+            dead=dead_texts(texts, report),
+            texts=len(texts),
+            from_cache=report.from_cache,
+        )
+
+    def _report(self, key: str, stages: Collection[Stage], metadata: Mapping[str, Any]) -> None:
+        self._listener.stages_done(
+            [
+                StageDone(stage=stage, partition_key=key, metadata=metadata.get(stage, metadata))
+                for stage in STAGES
+                if stage in stages
+            ]
+        )
+
+    def _note_embedder(self, receipt: Receipt) -> None:
+        if self._embedder is not None:
+            stats = self._embedder.stats()
+            receipt.embedding_requests = stats.requests
+            receipt.embedding_retries = stats.retries
+            receipt.texts_embedded = stats.embedded
+            receipt.texts_from_cache = stats.from_cache
+            receipt.request_seconds = {
+                "p50": stats.latency.p50_seconds,
+                "p95": stats.latency.p95_seconds,
+                "p99": stats.latency.p99_seconds,
+            }
+
+    async def _in_thread(self, pool: ThreadPoolExecutor, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(pool, work)
+
+
+def raise_failures(outcome: Outcome) -> None:
+    """Raise what the run has to tell: the trouble that stopped it, else the chapters that could not be finished."""
+    if outcome.fatal is not None:
+        raise outcome.fatal
+    failed = outcome.receipt.chapters_failed
+    if failed:
+        named = "; ".join(f"{key}: {reason}" for key, reason in sorted(failed.items())[:10])
+        more = f"; and {len(failed) - 10} more" if len(failed) > 10 else ""
+        raise ChaptersFailed(
+            f"{len(failed)} of {outcome.receipt.chapters_seen} chapters failed, the others are stored: {named}{more}",
+            failures=failed,
+        )
+
+
+def _concerns_every_chapter(error: EraError) -> bool:
+    return isinstance(error, TransientError | ConfigurationError | EndpointRefused | StorageError)
+
+
+def _prepare(source: SourceChapter, work: Work) -> tuple[Chapter, tuple[Chunk, ...] | None]:
+    chapter = clean_chapter(source)
+    return chapter, cut_chunks(chapter.text, work.rules.chunk_rules) if "chunks" in work.stages else None

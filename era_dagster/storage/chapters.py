@@ -1,0 +1,430 @@
+"""Writes one chapter to every table it touches, in one transaction, by difference.
+
+What is equal stays untouched (no new row version, no WAL); what is gone leaves. The caller decides which stages are
+written; a stage's stamp is set in the same transaction as its rows, so a kill at any moment leaves whole chapters only.
+"""
+
+import hashlib
+import json
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import psycopg
+from pgvector import HalfVector
+from psycopg import sql
+
+from era_dagster.domain.doctrine import Chapter, Chunk
+from era_dagster.domain.stages import Stage
+from era_dagster.storage.database import Database
+
+_DEAD_LETTERS = uuid.UUID("5a1e8a52-6c4e-5f0e-9a63-2f1c9d0b7e11")
+STAMP_COLUMNS: Mapping[Stage, str] = {
+    "chapters": "chapters_stamp",
+    "chunks": "chunks_stamp",
+    "embeddings": "embeddings_stamp",
+    "vector_tables": "vector_tables_stamp",
+    "minister_files": "minister_files_stamp",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeadText:
+    """A text that got no vector, and why; `fingerprint` is equal for equal errors."""
+
+    text: str
+    error_class: str
+    message: str
+    fingerprint: str
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChapterWrite:
+    """Everything one transaction writes. None means: this stage is not written now.
+
+    `chunk_vectors[i]` belongs to `chunks[i]`, `entry_vectors[i]` to `chapter.entries[i]`; a None in them is a dead text.
+    `write_vector_tables` puts the vectors into the vector tables too; `stamps` holds the stages that are complete with this
+    write.
+    """
+
+    chapter: Chapter
+    path: str
+    file_hash: bytes | None
+    run_id: str
+    model: str | None
+    chunks: Sequence[Chunk] | None
+    chunk_vectors: Sequence[np.ndarray | None] | None
+    entry_vectors: Sequence[np.ndarray | None] | None
+    write_vector_tables: bool
+    dead: Sequence[DeadText]
+    stamps: Mapping[Stage, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """What a write changed in one table: rows written (new or different), left as they were, and removed."""
+
+    written: int = 0
+    unchanged: int = 0
+    removed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChapterWritten:
+    """The outcome of one `ChapterWrite`; `domains` are those whose entries changed, so whose files are due."""
+
+    entries: Difference = field(default_factory=Difference)
+    chunks: Difference = field(default_factory=Difference)
+    chunk_vectors: Difference = field(default_factory=Difference)
+    entry_vectors: Difference = field(default_factory=Difference)
+    domain_vectors: Difference = field(default_factory=Difference)
+    domains: frozenset[str] = frozenset()
+
+
+def stored_stamps(database: Database, keys: Sequence[str]) -> dict[str, dict[str, str | None]]:
+    """The stamps of the chapters among `keys` that are stored: key -> stage -> stamp."""
+    columns = sql.SQL(", ").join(sql.Identifier(column) for column in STAMP_COLUMNS.values())
+    with database.connection() as connection:
+        rows = connection.execute(
+            sql.SQL("SELECT partition_key, {} FROM doctrine_sources WHERE partition_key = ANY(%s)").format(columns),
+            (list(keys),),
+        ).fetchall()
+    return {row[0]: dict(zip(STAMP_COLUMNS, row[1:], strict=True)) for row in rows}
+
+
+def set_stamp(database: Database, stage: Stage, stamps: Mapping[str, str]) -> None:
+    """Record that `stage` is complete for the chapters in `stamps` (key -> stamp); equal stamps write nothing."""
+    with database.connection() as connection:
+        connection.execute(
+            sql.SQL(
+                "UPDATE doctrine_sources AS s SET {column} = incoming.stamp"
+                " FROM (SELECT unnest(%s::text[]) AS key, unnest(%s::text[]) AS stamp ORDER BY 1) AS incoming"
+                " WHERE s.partition_key = incoming.key AND s.{column} IS DISTINCT FROM incoming.stamp"
+            ).format(column=sql.Identifier(STAMP_COLUMNS[stage])),
+            (list(stamps.keys()), list(stamps.values())),
+        )
+
+
+def write_chapter(database: Database, write: ChapterWrite) -> ChapterWritten:
+    """Write one chapter; see the module. Domain tables must exist (`spaces.ensure_domain_tables`)."""
+    chapter = write.chapter
+    with database.connection() as connection:
+        _lock(connection, chapter.partition_key)
+        _write_source(connection, write)
+        entries, domains = _write_entries(connection, chapter)
+        chunks = _write_chunks(connection, chapter, write.chunks) if write.chunks is not None else Difference()
+        vectors = _write_vectors(connection, write)
+        _write_dead_letters(connection, write)
+        _mark_changed(connection, domains)
+    return ChapterWritten(
+        entries=entries,
+        chunks=chunks,
+        chunk_vectors=vectors[0],
+        entry_vectors=vectors[1],
+        domain_vectors=vectors[2],
+        domains=frozenset(domains),
+    )
+
+
+def retire_chapter(database: Database, key: str) -> frozenset[str]:
+    """Remove a chapter that left the input from all tables; returns the domains whose files are due."""
+    with database.connection() as connection:
+        _lock(connection, key)
+        domains = {
+            domain
+            for (domain,) in connection.execute(
+                "DELETE FROM minister_entries WHERE partition_key = %s RETURNING domain", (key,)
+            )
+        }
+        if _has_vector_tables(connection):
+            for table in ("doctrine_embeddings", "doctrine_embeddings_all", "chunk_embeddings"):
+                connection.execute(
+                    sql.SQL("DELETE FROM {} WHERE partition_key = %s").format(sql.Identifier(table)), (key,)
+                )
+        connection.execute("DELETE FROM dead_letters WHERE partition_key = %s", (key,))
+        connection.execute("DELETE FROM doctrine_sources WHERE partition_key = %s", (key,))
+        connection.execute("DELETE FROM drop_chapters WHERE partition_key = %s AND gone", (key,))
+        _mark_changed(connection, domains)
+    return frozenset(domains)
+
+
+def _lock(connection: psycopg.Connection, key: str) -> None:
+    connection.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (f"chapter {key}",))
+
+
+def _has_vector_tables(connection: psycopg.Connection) -> bool:
+    row = connection.execute("SELECT to_regclass('doctrine_embeddings_all') IS NOT NULL").fetchone()
+    return bool(row and row[0])
+
+
+def _write_source(connection: psycopg.Connection, write: ChapterWrite) -> None:
+    chapter = write.chapter
+    values: dict[str, Any] = {
+        "partition_key": chapter.partition_key,
+        "book": chapter.book,
+        "book_slug": chapter.book_slug,
+        "chapter": chapter.chapter,
+        "title": chapter.title,
+        "path": write.path,
+        "file_hash": write.file_hash,
+        "text": chapter.text,
+        "content_hash": chapter.content_hash,
+        "notes": json.dumps([{"code": n.code, "message": n.message, "count": n.count} for n in chapter.notes]),
+        "unusable": json.dumps(
+            [{"category": u.category, "position": u.position, "reason": u.reason} for u in chapter.unusable]
+        ),
+        "repairs": json.dumps(dict(chapter.repairs)),
+        "entry_count": len(chapter.entries),
+        "pair_count": sum(len(entry.domains) for entry in chapter.entries),
+    }
+    if write.chunks is not None:
+        values["chunk_count"] = len(write.chunks)
+    if write.entry_vectors is not None:
+        values["dead_count"] = len(write.dead)
+        values["model"] = write.model
+    values |= {STAMP_COLUMNS[stage]: stamp for stage, stamp in write.stamps.items()}
+    columns = [sql.Identifier(name) for name in values]
+    changes = [
+        sql.SQL("{0} = excluded.{0}").format(column)
+        for name, column in zip(values, columns, strict=True)
+        if name != "partition_key"
+    ]
+    compared = sql.SQL(", ").join(sql.SQL("s.{}").format(column) for column in columns)
+    incoming = sql.SQL(", ").join(sql.SQL("excluded.{}").format(column) for column in columns)
+    # The run id and the time belong to the content: they change only with it.
+    connection.execute(
+        sql.SQL(
+            "INSERT INTO doctrine_sources AS s ({columns}, run_id) VALUES ({values}, %(run_id)s)"
+            " ON CONFLICT (partition_key) DO UPDATE SET {changes}, run_id = excluded.run_id, updated_at = now()"
+            " WHERE ({compared}) IS DISTINCT FROM ({incoming})"
+        ).format(
+            columns=sql.SQL(", ").join(columns),
+            values=sql.SQL(", ").join(sql.Placeholder(name) for name in values),
+            changes=sql.SQL(", ").join(changes),
+            compared=compared,
+            incoming=incoming,
+        ),
+        values | {"run_id": write.run_id},
+    )
+
+
+def _write_entries(connection: psycopg.Connection, chapter: Chapter) -> tuple[Difference, set[str]]:
+    pairs = [(entry, domain) for entry in chapter.entries for domain in entry.domains]
+    columns = (
+        [entry.doctrine_id for entry, _ in pairs],
+        [domain for _, domain in pairs],
+        [entry.category for entry, _ in pairs],
+        [entry.position for entry, _ in pairs],
+        [entry.text for entry, _ in pairs],
+        [hashlib.sha256(entry.text.encode("utf-8")).digest() for entry, _ in pairs],
+        [json.dumps(dict(entry.details), ensure_ascii=False, sort_keys=True) for entry, _ in pairs],
+    )
+    removed = connection.execute(
+        "DELETE FROM minister_entries AS e WHERE e.partition_key = %s AND NOT EXISTS"
+        " (SELECT FROM unnest(%s::uuid[], %s::text[]) AS i (id, domain) WHERE i.id = e.doctrine_id AND i.domain = e.domain)"
+        " RETURNING e.domain",
+        (chapter.partition_key, columns[0], columns[1]),
+    ).fetchall()
+    written = connection.execute(
+        "INSERT INTO minister_entries AS e (doctrine_id, domain, category, position, text, content_hash, details,"
+        " embedding_id, book, chapter, partition_key)"
+        " SELECT i.*, i.id, %s, %s, %s"
+        " FROM unnest(%s::uuid[], %s::text[], %s::text[], %s::int[], %s::text[], %s::bytea[], %s::jsonb[])"
+        " AS i (id, domain, category, position, text, content_hash, details)"
+        " ON CONFLICT (doctrine_id, domain) DO UPDATE SET position = excluded.position, details = excluded.details,"
+        " partition_key = excluded.partition_key, updated_at = now()"
+        " WHERE (e.position, e.details, e.partition_key)"
+        " IS DISTINCT FROM (excluded.position, excluded.details, excluded.partition_key)"
+        " RETURNING e.domain",
+        (chapter.book, chapter.chapter, chapter.partition_key, *columns),
+    ).fetchall()
+    changed = {row[0] for row in (*removed, *written)}
+    return Difference(len(written), len(pairs) - len(written), len(removed)), changed
+
+
+def _write_chunks(connection: psycopg.Connection, chapter: Chapter, chunks: Sequence[Chunk]) -> Difference:
+    removed = connection.execute(
+        "DELETE FROM chapter_chunks WHERE partition_key = %s AND position >= %s", (chapter.partition_key, len(chunks))
+    ).rowcount
+    written = connection.execute(
+        "INSERT INTO chapter_chunks AS c (partition_key, position, start_offset, end_offset, text, text_hash)"
+        " SELECT %s, i.* FROM unnest(%s::int[], %s::int[], %s::int[], %s::text[], %s::bytea[])"
+        " AS i (position, start_offset, end_offset, text, text_hash)"
+        " ON CONFLICT (partition_key, position) DO UPDATE SET start_offset = excluded.start_offset,"
+        " end_offset = excluded.end_offset, text = excluded.text, text_hash = excluded.text_hash"
+        " WHERE (c.start_offset, c.end_offset, c.text_hash)"
+        " IS DISTINCT FROM (excluded.start_offset, excluded.end_offset, excluded.text_hash)",
+        (
+            chapter.partition_key,
+            [chunk.position for chunk in chunks],
+            [chunk.start for chunk in chunks],
+            [chunk.end for chunk in chunks],
+            [chunk.text for chunk in chunks],
+            [hashlib.sha256(chunk.text.encode("utf-8")).digest() for chunk in chunks],
+        ),
+    ).rowcount
+    return Difference(written, len(chunks) - written, removed)
+
+
+@dataclass(frozen=True, slots=True)
+class _VectorTable:
+    """How the rows of one chapter reach one vector table: its columns with their types, and its key."""
+
+    name: str
+    columns: Mapping[str, str]
+    key: tuple[str, ...]
+
+
+_ENTRY_COLUMNS = {
+    "doctrine_id": "uuid",
+    "category": "text",
+    "text": "text",
+    "source_book": "text",
+    "source_chapter": "int4",
+    "weight": "float4",
+    "partition_key": "text",
+    "embedding": "halfvec",
+}
+_TYPES = {
+    "uuid": sql.SQL("uuid"),
+    "text": sql.SQL("text"),
+    "text[]": sql.SQL("text[]"),
+    "int4": sql.SQL("int4"),
+    "float4": sql.SQL("float4"),
+    "halfvec": sql.SQL("halfvec"),
+}
+_CHUNK_TABLE = _VectorTable(
+    "chunk_embeddings",
+    {"partition_key": "text", "position": "int4", "embedding": "halfvec"},
+    ("partition_key", "position"),
+)
+_EVERY_TABLE = _VectorTable("doctrine_embeddings_all", {"domains": "text[]", **_ENTRY_COLUMNS}, ("doctrine_id",))
+_DOMAIN_TABLE = _VectorTable("doctrine_embeddings", {"domain": "text", **_ENTRY_COLUMNS}, ("domain", "doctrine_id"))
+
+
+def _write_vectors(connection: psycopg.Connection, write: ChapterWrite) -> tuple[Difference, Difference, Difference]:
+    if (
+        not write.write_vector_tables
+        or write.chunks is None
+        or write.chunk_vectors is None
+        or write.entry_vectors is None
+    ):
+        return Difference(), Difference(), Difference()
+    chapter = write.chapter
+    key = chapter.partition_key
+    chunk_rows = [
+        (key, chunk.position, HalfVector(vector))
+        for chunk, vector in zip(write.chunks, write.chunk_vectors, strict=True)
+        if vector is not None
+    ]
+    stored = [
+        (
+            entry.domains,
+            (
+                entry.doctrine_id,
+                entry.category,
+                entry.text,
+                chapter.book,
+                chapter.chapter,
+                1.0,
+                key,
+                HalfVector(vector),
+            ),
+        )
+        for entry, vector in zip(chapter.entries, write.entry_vectors, strict=True)
+        if vector is not None
+    ]
+    return (
+        _replace(connection, _CHUNK_TABLE, key, chunk_rows),
+        _replace(connection, _EVERY_TABLE, key, [(list(domains), *row) for domains, row in stored]),
+        _replace(connection, _DOMAIN_TABLE, key, [(domain, *row) for domains, row in stored for domain in domains]),
+    )
+
+
+def _replace(
+    connection: psycopg.Connection, table: _VectorTable, key: str, rows: Iterable[tuple[Any, ...]]
+) -> Difference:
+    """Make the rows of chapter `key` in `table` exactly `rows`: COPY them beside, then delete and upsert by difference."""
+    rows = list(rows)
+    names = {
+        "table": sql.Identifier(table.name),
+        "incoming": sql.Identifier(f"incoming_{table.name}"),
+        "columns": sql.SQL(", ").join(sql.Identifier(column) for column in table.columns),
+        "declared": sql.SQL(", ").join(
+            sql.SQL("{} {}").format(sql.Identifier(column), _TYPES[kind]) for column, kind in table.columns.items()
+        ),
+        "key": sql.SQL(", ").join(sql.Identifier(column) for column in table.key),
+        "same_key": sql.SQL(" AND ").join(sql.SQL("i.{0} = t.{0}").format(sql.Identifier(c)) for c in table.key),
+        "assigned": sql.SQL(", ").join(
+            sql.SQL("{0} = excluded.{0}").format(sql.Identifier(c)) for c in table.columns if c not in table.key
+        ),
+        "present": sql.SQL(", ").join(sql.SQL("t.{}").format(sql.Identifier(c)) for c in table.columns),
+        "excluded": sql.SQL(", ").join(sql.SQL("excluded.{}").format(sql.Identifier(c)) for c in table.columns),
+    }
+    if rows:
+        connection.execute(
+            sql.SQL("CREATE TEMP TABLE IF NOT EXISTS {incoming} ({declared}) ON COMMIT DELETE ROWS").format(**names)
+        )
+        with (
+            connection.cursor() as cursor,
+            cursor.copy(sql.SQL("COPY {incoming} ({columns}) FROM STDIN (FORMAT BINARY)").format(**names)) as copy,
+        ):
+            copy.set_types(list(table.columns.values()))
+            for row in rows:
+                copy.write_row(row)
+        removed = connection.execute(
+            sql.SQL(
+                "DELETE FROM {table} AS t WHERE t.partition_key = %s"
+                " AND NOT EXISTS (SELECT FROM {incoming} AS i WHERE {same_key})"
+            ).format(**names),
+            (key,),
+        ).rowcount
+        written = connection.execute(
+            sql.SQL(
+                "INSERT INTO {table} AS t ({columns}) SELECT {columns} FROM {incoming} ON CONFLICT ({key}) DO UPDATE"
+                " SET {assigned} WHERE ({present}) IS DISTINCT FROM ({excluded})"
+            ).format(**names)
+        ).rowcount
+        return Difference(written, len(rows) - written, removed)
+    removed = connection.execute(
+        sql.SQL("DELETE FROM {table} WHERE partition_key = %s").format(**names), (key,)
+    ).rowcount
+    return Difference(0, 0, removed)
+
+
+def _write_dead_letters(connection: psycopg.Connection, write: ChapterWrite) -> None:
+    if write.entry_vectors is None:
+        return
+    key = write.chapter.partition_key
+    letters = {uuid.uuid5(_DEAD_LETTERS, f"embeddings\n{key}\n{dead.text}"): dead for dead in write.dead}
+    for identifier, dead in sorted(letters.items(), key=lambda pair: str(pair[0])):
+        connection.execute(
+            "INSERT INTO dead_letters AS d (dead_letter_id, stage, partition_key, payload, error_class, message,"
+            " fingerprint, attempts) VALUES (%s, 'embeddings', %s, %s, %s, %s, %s, %s)"
+            " ON CONFLICT (dead_letter_id) DO UPDATE SET error_class = excluded.error_class,"
+            " message = excluded.message, fingerprint = excluded.fingerprint,"
+            " attempts = d.attempts + excluded.attempts, state = 'open', last_at = now()",
+            (
+                identifier,
+                key,
+                dead.text,
+                dead.error_class,
+                dead.message,
+                dead.fingerprint,
+                dead.attempts,
+            ),
+        )
+    connection.execute(
+        "UPDATE dead_letters SET state = 'resolved', last_at = now()"
+        " WHERE partition_key = %s AND state = 'open' AND NOT dead_letter_id = ANY(%s)",
+        (key, list(letters)),
+    )
+
+
+def _mark_changed(connection: psycopg.Connection, domains: Iterable[str]) -> None:
+    # Last in the transaction and in one order, so that writers of shared domains wait for each other briefly, never in a ring.
+    for domain in sorted(domains):
+        connection.execute("UPDATE minister_domains SET changed_at = clock_timestamp() WHERE domain = %s", (domain,))

@@ -1,0 +1,133 @@
+"""Connections to PostgreSQL: one place that knows the URL, the session settings and the driver's errors.
+
+Everything else in `storage` receives a `Database` and asks it for connections. No SQL of the knowledge base lives here
+except the migrations' bookkeeping in `storage.migrations`.
+"""
+
+import urllib.parse
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Self
+
+import psycopg
+from pgvector.psycopg import register_vector
+from psycopg import errors as pg_errors
+from psycopg_pool import ConnectionPool, PoolTimeout
+
+from era_dagster.domain.errors import DatabaseUnavailable, StorageError
+from era_dagster.settings import Settings
+from era_dagster.storage.server import EmbeddedServer
+
+# Live vector tables stand in their own schema so that a rebuilt set can be swapped in by renaming it.
+_SESSION_OPTIONS = (
+    "-c search_path=public,vectors -c timezone=UTC -c hnsw.iterative_scan=strict_order -c hnsw.ef_search=100"
+)
+_RUN_PREFIX = "era_dagster run "
+
+
+def database_url(settings: Settings) -> str:
+    """The URL of the knowledge base; starts the embedded server when no other database is configured.
+
+    Raises `ConfigurationError` or `StorageError` when the embedded server cannot start.
+    """
+    return settings.database_url or EmbeddedServer(settings.home).ensure_running()
+
+
+def with_database(url: str, name: str) -> str:
+    """The same server's URL for another database."""
+    parts = urllib.parse.urlsplit(url)
+    return urllib.parse.urlunsplit((parts.scheme, parts.netloc, f"/{urllib.parse.quote(name)}", parts.query, ""))
+
+
+@contextmanager
+def driver_errors() -> Iterator[None]:
+    """Turn the driver's exceptions into the project's tree, keeping the server's own first line."""
+    try:
+        yield
+    except (pg_errors.DiskFull, pg_errors.InsufficientPrivilege) as error:
+        raise StorageError(
+            f"PostgreSQL refuses to write: {_first_line(error)}.",
+            hint="Free space or grant the rights, then run again.",
+        ) from error
+    except (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout) as error:
+        raise DatabaseUnavailable(
+            f"PostgreSQL cannot be reached: {_first_line(error)}.", hint="Run `era doctor`, then try again."
+        ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__
+
+
+class Database:
+    """A pool of connections to the knowledge base; `with Database(url, pool_size=5) as database: ...`.
+
+    `connection()` lends one connection inside one transaction (commit on success, rollback on error), with the vector
+    types registered. With a `run_id` the connections carry it, so that `live_runs` can tell a running run from a killed
+    one. Raises `DatabaseUnavailable` when the server is away, `StorageError` when it cannot write.
+    """
+
+    def __init__(self, url: str, *, pool_size: int, run_id: str | None = None) -> None:
+        self._pool = ConnectionPool(
+            url,
+            min_size=1,
+            max_size=pool_size,
+            open=False,
+            timeout=30.0,
+            kwargs={
+                "options": _SESSION_OPTIONS,
+                "application_name": _RUN_PREFIX + run_id if run_id else "era_dagster",
+            },
+            configure=_configure,
+            check=ConnectionPool.check_connection,
+        )
+        self._url = url
+
+    def __enter__(self) -> Self:
+        self.open()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def open(self) -> None:
+        """Connect once, so that a wrong URL is one clear error instead of a time-out."""
+        with driver_errors():
+            psycopg.connect(self._url, connect_timeout=10).close()
+            self._pool.open()
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._pool.close()
+
+    @contextmanager
+    def connection(self) -> Iterator[psycopg.Connection]:
+        """Lend a connection in one transaction."""
+        with driver_errors(), self._pool.connection() as connection:
+            yield connection
+
+
+def live_runs(database: Database) -> frozenset[str]:
+    """The ids of the runs that hold a connection now: a killed run holds none."""
+    with database.connection() as connection:
+        return frozenset(
+            name.removeprefix(_RUN_PREFIX)
+            for (name,) in connection.execute(
+                "SELECT DISTINCT application_name FROM pg_stat_activity WHERE datname = current_database()"
+                " AND starts_with(application_name, %s)",
+                (_RUN_PREFIX,),
+            )
+        )
+
+
+def _configure(connection: psycopg.Connection) -> None:
+    connection.autocommit = True
+    installed = connection.execute("SELECT 1 FROM pg_extension WHERE extname = 'vector'").fetchone()
+    if installed is None:
+        raise psycopg.OperationalError("the vector extension is missing; run `era db migrate`")
+    register_vector(connection)
+    connection.autocommit = False

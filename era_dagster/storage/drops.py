@@ -1,0 +1,270 @@
+"""The drop register: which sources and chapters the drop folder holds, as last seen, and which of them are still to do.
+
+The sensor and the commands look at the folder (`intake`), record what they saw here, and ask here what is pending. A
+chapter is pending when a stage's stored stamp differs from the stamp its content asks for, or when it is gone.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import psycopg
+from psycopg import sql
+
+from era_dagster.domain.stages import Stage
+from era_dagster.storage.chapters import STAMP_COLUMNS
+from era_dagster.storage.database import Database
+
+SourceStateName = Literal["read", "waiting", "unreadable"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KnownChapter:
+    """A chapter of the register. `gone`: it left the input, its rows are to be removed; `attempts`: runs requested for
+    this content so far; `requested_at`: when the last was, in seconds since 1970."""
+
+    partition_key: str
+    chapter: int
+    source_path: str
+    content_hash: bytes
+    gone: bool
+    attempts: int
+    requested_at: float | None
+    priority: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuarantineRecord:
+    """A file or record that cannot be read: the file, the place in it (may be empty), the reason."""
+
+    file: str
+    location: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceLook:
+    """How one source looked: the signature of its files and how the look ended.
+
+    `chapters` maps partition key to content hash; None keeps what the register holds (the source could not be read).
+    """
+
+    source_path: str
+    signature: str
+    state: SourceStateName
+    reason: str
+    sha256: bytes | None = None
+    priority: int | None = None
+    chapters: Mapping[str, bytes] | None = None
+    quarantined: Sequence[QuarantineRecord] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KnownSource:
+    """A source as the register holds it, with the content hashes of its chapters by partition key (gone ones excluded)."""
+
+    signature: str
+    state: str
+    reason: str
+    chapters: Mapping[str, bytes]
+
+
+# A source belongs to the folder it lies in, and to itself when it is looked at alone.
+_UNDER_ROOT = "(f.folder = %(root)s OR f.source_path = %(root)s)"
+_CHAPTER_COLUMNS = (
+    "d.partition_key, right(d.partition_key, 4)::int, d.source_path, d.content_hash, d.gone, d.attempts,"
+    " extract(epoch FROM d.requested_at)::float8, f.priority"
+)
+
+
+def known_sources(database: Database, root: Path) -> dict[str, KnownSource]:
+    """The recorded sources of `root`, by path."""
+    with database.connection() as connection:
+        sources = connection.execute(
+            "SELECT f.source_path, f.signature, f.state, f.reason FROM drop_sources AS f WHERE " + _UNDER_ROOT,
+            {"root": str(root)},
+        ).fetchall()
+        chapters: dict[str, dict[str, bytes]] = {}
+        for path, key, digest in connection.execute(
+            "SELECT d.source_path, d.partition_key, d.content_hash FROM drop_chapters AS d"
+            " JOIN drop_sources AS f USING (source_path) WHERE NOT d.gone AND " + _UNDER_ROOT,
+            {"root": str(root)},
+        ):
+            chapters.setdefault(path, {})[key] = bytes(digest)
+    return {
+        path: KnownSource(signature=signature, state=state, reason=reason, chapters=chapters.get(path, {}))
+        for path, signature, state, reason in sources
+    }
+
+
+def record_look(
+    database: Database,
+    *,
+    looks: Sequence[SourceLook],
+    vanished: Sequence[str],
+    gone: Sequence[str],
+) -> None:
+    """Record one look at a folder in one transaction: its sources, the sources that vanished, the chapters that are gone."""
+    with database.connection() as connection:
+        connection.execute("SELECT pg_advisory_xact_lock(hashtextextended('drop register', 0))")
+        for look in looks:
+            _record_source(connection, look)
+        connection.execute(
+            "UPDATE drop_chapters SET gone = true, attempts = 0, requested_at = NULL"
+            " WHERE partition_key = ANY(%s) AND NOT gone",
+            (list(gone),),
+        )
+        connection.execute("DELETE FROM quarantine WHERE source_path = ANY(%s)", (list(vanished),))
+        # A vanished source stays until its last chapter is retired, then it is forgotten.
+        connection.execute(
+            "DELETE FROM drop_sources AS s WHERE source_path = ANY(%s)"
+            " AND NOT EXISTS (SELECT FROM drop_chapters AS d WHERE d.source_path = s.source_path)",
+            (list(vanished),),
+        )
+
+
+def _record_source(connection: psycopg.Connection, look: SourceLook) -> None:
+    connection.execute(
+        "INSERT INTO drop_sources AS s (source_path, folder, signature, sha256, priority, state, reason)"
+        " VALUES (%s, %s, %s, %s, %s, %s, %s) ON CONFLICT (source_path) DO UPDATE SET"
+        " signature = excluded.signature, sha256 = coalesce(excluded.sha256, s.sha256),"
+        " priority = excluded.priority, state = excluded.state, reason = excluded.reason, seen_at = now()"
+        " WHERE (s.signature, s.priority, s.state, s.reason)"
+        " IS DISTINCT FROM (excluded.signature, excluded.priority, excluded.state, excluded.reason)",
+        (
+            look.source_path,
+            str(Path(look.source_path).parent),
+            look.signature,
+            look.sha256,
+            look.priority,
+            look.state,
+            look.reason,
+        ),
+    )
+    if look.state != "waiting":
+        _record_quarantine(connection, look.source_path, look.quarantined)
+    if look.chapters:
+        connection.execute(
+            "INSERT INTO drop_chapters AS d (partition_key, source_path, content_hash)"
+            " SELECT i.key, %s, i.hash FROM unnest(%s::text[], %s::bytea[]) AS i (key, hash) ORDER BY i.key"
+            " ON CONFLICT (partition_key) DO UPDATE SET source_path = excluded.source_path,"
+            " content_hash = excluded.content_hash, gone = false, attempts = 0, requested_at = NULL, failure = NULL"
+            " WHERE d.gone"
+            " OR (d.source_path, d.content_hash) IS DISTINCT FROM (excluded.source_path, excluded.content_hash)",
+            (look.source_path, list(look.chapters.keys()), list(look.chapters.values())),
+        )
+
+
+def _record_quarantine(
+    connection: psycopg.Connection, source_path: str, quarantined: Sequence[QuarantineRecord]
+) -> None:
+    files = [record.file for record in quarantined]
+    locations = [record.location for record in quarantined]
+    reasons = [record.reason for record in quarantined]
+    connection.execute(
+        "DELETE FROM quarantine AS q WHERE source_path = %s AND NOT EXISTS"
+        " (SELECT FROM unnest(%s::text[], %s::text[], %s::text[]) AS i (file, location, reason)"
+        " WHERE (i.file, i.location, i.reason) = (q.file, q.location, q.reason))",
+        (source_path, files, locations, reasons),
+    )
+    connection.execute(
+        "INSERT INTO quarantine (source_path, file, location, reason)"
+        " SELECT %s, i.* FROM unnest(%s::text[], %s::text[], %s::text[]) AS i ON CONFLICT DO NOTHING",
+        (source_path, files, locations, reasons),
+    )
+
+
+def source_troubles(database: Database, root: Path) -> list[QuarantineRecord]:
+    """Everything under `root` that cannot be read, since when it could not."""
+    with database.connection() as connection:
+        return [
+            QuarantineRecord(file=file, location=location, reason=reason)
+            for file, location, reason in connection.execute(
+                "SELECT q.file, q.location, q.reason FROM quarantine AS q JOIN drop_sources AS f USING (source_path)"
+                " WHERE " + _UNDER_ROOT + " ORDER BY 1, 2, 3",
+                {"root": str(root)},
+            )
+        ]
+
+
+def find_chapters(database: Database, keys: Sequence[str]) -> list[KnownChapter]:
+    """The registered chapters among `keys`, in no order."""
+    with database.connection() as connection:
+        return _chapters(connection, sql.SQL("d.partition_key = ANY(%(keys)s)"), {"keys": list(keys)})
+
+
+def pending_chapters(
+    database: Database, *, stages: Collection[Stage], suffixes: Mapping[Stage, str], root: Path | None
+) -> list[KnownChapter]:
+    """Chapters that are gone or have a stale stage among `stages`; `suffixes` as in `domain.stages.StampRules`.
+
+    A stage without a suffix (its model is not known yet) is stale for every chapter. `root` limits the answer to
+    sources found under that folder.
+    """
+    conditions: list[sql.Composable] = [sql.SQL("d.gone"), sql.SQL("s.partition_key IS NULL")]
+    values: dict[str, str] = {}
+    for stage in stages:
+        if stage not in suffixes:
+            conditions.append(sql.SQL("true"))
+            continue
+        values[stage] = suffixes[stage]
+        conditions.append(
+            sql.SQL("s.{column} IS DISTINCT FROM encode(d.content_hash, 'hex') || {suffix}").format(
+                column=sql.Identifier(STAMP_COLUMNS[stage]), suffix=sql.Placeholder(stage)
+            )
+        )
+    where: sql.Composable = sql.SQL("({})").format(sql.SQL(" OR ").join(conditions))
+    if root is not None:
+        where = sql.SQL("{} AND {}").format(where, sql.SQL(_UNDER_ROOT))
+        values["root"] = str(root)
+    with database.connection() as connection:
+        return _chapters(connection, where, values)
+
+
+def _chapters(
+    connection: psycopg.Connection, where: sql.Composable, values: Mapping[str, object]
+) -> list[KnownChapter]:
+    rows = connection.execute(
+        sql.SQL(
+            "SELECT {columns} FROM drop_chapters AS d JOIN drop_sources AS f USING (source_path)"
+            " LEFT JOIN doctrine_sources AS s ON s.partition_key = d.partition_key WHERE {where} ORDER BY d.partition_key"
+        ).format(columns=sql.SQL(_CHAPTER_COLUMNS), where=where),
+        dict(values),
+    ).fetchall()
+    return [
+        KnownChapter(
+            partition_key=row[0],
+            chapter=row[1],
+            source_path=row[2],
+            content_hash=bytes(row[3]),
+            gone=row[4],
+            attempts=row[5],
+            requested_at=row[6],
+            priority=row[7],
+        )
+        for row in rows
+    ]
+
+
+def note_requested(database: Database, keys: Sequence[str]) -> None:
+    """A run was requested for these chapters now."""
+    with database.connection() as connection:
+        connection.execute(
+            "UPDATE drop_chapters SET attempts = attempts + 1, requested_at = now() WHERE partition_key = ANY(%s)",
+            (sorted(keys),),
+        )
+
+
+def note_failures(database: Database, failures: Mapping[str, str], finished: Sequence[str]) -> None:
+    """Remember why chapters could not be finished, and forget it for those that could."""
+    with database.connection() as connection:
+        connection.execute(
+            "UPDATE drop_chapters AS d SET failure = i.reason FROM unnest(%s::text[], %s::text[]) AS i (key, reason)"
+            " WHERE d.partition_key = i.key AND d.failure IS DISTINCT FROM i.reason",
+            (list(failures.keys()), list(failures.values())),
+        )
+        connection.execute(
+            "UPDATE drop_chapters SET failure = NULL WHERE partition_key = ANY(%s) AND failure IS NOT NULL",
+            (list(finished),),
+        )

@@ -1,0 +1,76 @@
+"""Schema migrations: numbered SQL files, applied once each, in order, by one process at a time.
+
+A file that was applied and later edited is an error, not a silent difference: the SHA-256 of each applied file is kept.
+"""
+
+import hashlib
+from importlib import resources
+
+import psycopg
+from psycopg import sql
+
+from era_dagster.domain.errors import ConfigurationError
+from era_dagster.storage.database import driver_errors
+
+_ADVISORY_LOCK = 0x65726164  # "erad"
+
+
+def migrate(url: str) -> list[str]:
+    """Bring the database at `url` to the current schema; returns the names of the files applied now (usually none).
+
+    Safe when several processes call it at once. Raises `ConfigurationError` when an applied file differs from ours or
+    the server has no pgvector, `DatabaseUnavailable` when it cannot be reached.
+    """
+    files = [
+        (entry.name, entry.read_text(encoding="utf-8"))
+        for entry in sorted(
+            resources.files("era_dagster.storage").joinpath("migrations").iterdir(), key=lambda e: e.name
+        )
+        if entry.name.endswith(".sql")
+    ]
+    with driver_errors(), psycopg.connect(url, connect_timeout=10) as connection:
+        applied = _applied(connection)
+        if applied is not None and all(name in applied for name, _ in files):
+            _check_unchanged(files, applied)
+            return []
+        connection.execute("SELECT pg_advisory_xact_lock(%s)", (_ADVISORY_LOCK,))
+        connection.execute(
+            "CREATE TABLE IF NOT EXISTS schema_migrations"
+            " (name text PRIMARY KEY, sha256 bytea NOT NULL, applied_at timestamptz NOT NULL DEFAULT now())"
+        )
+        applied = _applied(connection) or {}
+        _check_unchanged(files, applied)
+        done: list[str] = []
+        for name, text in files:
+            if name in applied:
+                continue
+            try:
+                connection.execute(sql.SQL(text))  # pyright: ignore[reportArgumentType]
+            except (psycopg.errors.UndefinedFile, psycopg.errors.FeatureNotSupported) as error:
+                raise ConfigurationError(
+                    "This PostgreSQL server has no pgvector extension.",
+                    hint="Install pgvector 0.8 or newer there, or unset ERA_DATABASE_URL to use the embedded server.",
+                ) from error
+            connection.execute("INSERT INTO schema_migrations (name, sha256) VALUES (%s, %s)", (name, _sha256(text)))
+            done.append(name)
+        return done
+
+
+def _applied(connection: psycopg.Connection) -> dict[str, bytes] | None:
+    row = connection.execute("SELECT to_regclass('public.schema_migrations') IS NOT NULL").fetchone()
+    if row is None or not row[0]:
+        return None
+    return {name: bytes(digest) for name, digest in connection.execute("SELECT name, sha256 FROM schema_migrations")}
+
+
+def _check_unchanged(files: list[tuple[str, str]], applied: dict[str, bytes]) -> None:
+    for name, text in files:
+        if name in applied and applied[name] != _sha256(text):
+            raise ConfigurationError(
+                f"The migration {name} was applied to this database in another wording.",
+                hint="Use the release that made this database, or start a new one.",
+            )
+
+
+def _sha256(text: str) -> bytes:
+    return hashlib.sha256(text.replace("\r\n", "\n").encode("utf-8")).digest()

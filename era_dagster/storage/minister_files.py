@@ -1,0 +1,283 @@
+"""Writes the minister files: the doctrine of each domain as JSON on disk, rendered from the database.
+
+Files are whole and replaced atomically, one writer per domain at a time; a file that already holds the right bytes is
+not touched. What a file says is `domain.ministers`; this module decides when and how it reaches the disk.
+"""
+
+import errno
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import psycopg
+
+from era_dagster.domain.doctrine import CATEGORIES, Category
+from era_dagster.domain.domains import slugify_domain
+from era_dagster.domain.errors import StorageError
+from era_dagster.domain.ministers import MinisterEntry, render_category, render_combined_index, render_summary
+from era_dagster.storage.database import Database
+
+COMBINED_INDEX = "combined_vector.index"
+_SUMMARY = "doctrine.json"
+_FILES = (*(f"{category}.json" for category in CATEGORIES), _SUMMARY)
+# A temporary file lives for milliseconds; one this old was left by a process that was killed.
+_LEFTOVER_SECONDS = 3600.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RenderReport:
+    """What `render_due` did: the domains it looked at, files it wrote or found right, domains it took off the disk."""
+
+    domains: tuple[str, ...]
+    files_written: int
+    files_unchanged: int
+    domains_removed: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Rendered:
+    written: int = 0
+    unchanged: int = 0
+    removed: bool = False
+    foreign: tuple[str, ...] = ()
+
+
+def render_domain(database: Database, ministers_dir: Path, domain: str) -> bool:
+    """Make the five files of `domain` (a slug) agree with the database; True when something on disk changed.
+
+    A domain without entries loses its files, and its folder unless foreign files are in it. A domain the database does
+    not know is left alone. Raises `StorageError` naming the file that cannot be written; no file is ever half-written.
+    """
+    rendered = _render(database, ministers_dir, domain)
+    return rendered.written > 0 or rendered.removed
+
+
+def render_due(
+    database: Database,
+    ministers_dir: Path,
+    domains: Iterable[str] | None,
+    *,
+    report: Callable[[str], None] | None = None,
+) -> RenderReport:
+    """Render `domains`, each once; None means all whose entries changed since, or of whose files one is missing.
+
+    `report` is called with a sentence for each removed domain whose folder must stay because foreign files are in it.
+    Raises as `render_domain`; the domains before the one that failed are done.
+    """
+    names = sorted(set(domains)) if domains is not None else _due(database, ministers_dir)
+    written = unchanged = 0
+    removed: list[str] = []
+    for domain in names:
+        rendered = _render(database, ministers_dir, domain)
+        written += rendered.written
+        unchanged += rendered.unchanged
+        if rendered.removed:
+            removed.append(domain)
+        if rendered.foreign and report is not None:
+            report(
+                f"The domain {domain} has no entries left, but its folder stays because of files that are not ours:"
+                f" {', '.join(rendered.foreign)}."
+            )
+    return RenderReport(
+        domains=tuple(names), files_written=written, files_unchanged=unchanged, domains_removed=tuple(removed)
+    )
+
+
+def write_combined_index(database: Database, data_dir: Path) -> bool:
+    """Make `<data>/combined_vector.index` agree with the database; True when it was written.
+
+    Its times are those of the last changes, so an unchanged database gives the same bytes. Before the first entry there
+    is nothing to write. Raises `StorageError` naming the file.
+    """
+    with database.connection() as connection:
+        _lock(connection, COMBINED_INDEX)
+        rows = connection.execute(
+            "SELECT d.domain, d.changed_at, count(e.doctrine_id)"
+            " FROM minister_domains AS d LEFT JOIN minister_entries AS e USING (domain)"
+            " WHERE d.changed_at IS NOT NULL GROUP BY d.domain"
+        ).fetchall()
+        if not rows:
+            return False
+        content = render_combined_index(
+            {domain: (count, _iso(changed_at)) for domain, changed_at, count in rows if count},
+            created=_iso(max(changed_at for _, changed_at, _ in rows)),
+        )
+        path = data_dir / COMBINED_INDEX
+        with _file_errors(path):
+            data_dir.mkdir(parents=True, exist_ok=True)
+            _clear_leftovers(data_dir, (COMBINED_INDEX,))
+            written = _write_if_different(path, content)
+            if written:
+                _sync_folder(data_dir)
+    return written
+
+
+def _due(database: Database, ministers_dir: Path) -> list[str]:
+    with database.connection() as connection:
+        rows = connection.execute(
+            "SELECT domain, rendered_at IS DISTINCT FROM changed_at,"
+            " EXISTS (SELECT FROM minister_entries AS e WHERE e.domain = d.domain)"
+            " FROM minister_domains AS d WHERE changed_at IS NOT NULL ORDER BY domain"
+        ).fetchall()
+    return [
+        domain
+        for domain, changed, has_entries in rows
+        if changed or (has_entries and not all((_folder(ministers_dir, domain) / name).is_file() for name in _FILES))
+    ]
+
+
+def _render(database: Database, ministers_dir: Path, domain: str) -> _Rendered:
+    folder = _folder(ministers_dir, domain)
+    with database.connection() as connection:
+        _lock(connection, domain)
+        # One statement is one snapshot, taken after the lock is held: never the state before the last writer's.
+        rows = connection.execute(
+            "SELECT d.changed_at, d.rendered_at, e.category, e.doctrine_id::text, e.text, e.book, e.chapter, e.weight,"
+            " e.embedding_id::text"
+            " FROM minister_domains AS d LEFT JOIN minister_entries AS e USING (domain)"
+            " WHERE d.domain = %s AND d.changed_at IS NOT NULL"
+            ' ORDER BY e.book COLLATE "C", e.chapter, e.position, e.doctrine_id',
+            (domain,),
+        ).fetchall()
+        if not rows:
+            return _Rendered()
+        changed_at: datetime = rows[0][0]
+        entries: dict[Category, list[MinisterEntry]] = {category: [] for category in CATEGORIES}
+        for _, _, category, doctrine_id, text, book, chapter, weight, embedding_id in rows:
+            if category is not None:
+                entries[category].append(
+                    MinisterEntry(
+                        id=doctrine_id, text=text, book=book, chapter=chapter, weight=weight, embedding_id=embedding_id
+                    )
+                )
+        rendered = _write_files(folder, domain, entries, _iso(changed_at)) if rows[0][2] else _remove_files(folder)
+        if rows[0][1] != changed_at:
+            connection.execute("UPDATE minister_domains SET rendered_at = %s WHERE domain = %s", (changed_at, domain))
+    return rendered
+
+
+def _lock(connection: psycopg.Connection, name: str) -> None:
+    # Not per data folder: two paths may be one folder, and `rendered_at` is one per domain anyhow.
+    connection.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (f"minister files {name}",))
+
+
+def _folder(ministers_dir: Path, domain: str) -> Path:
+    if not domain or slugify_domain(domain) != domain:
+        raise StorageError(
+            f"The domain {domain!r} cannot be the name of a folder.",
+            hint="Run `era verify` and ingest its books again.",
+        )
+    return ministers_dir / domain
+
+
+def _write_files(
+    folder: Path, domain: str, entries: dict[Category, list[MinisterEntry]], last_updated: str
+) -> _Rendered:
+    contents = {
+        f"{category}.json": render_category(domain, category, entries[category], last_updated)
+        for category in CATEGORIES
+    }
+    contents[_SUMMARY] = render_summary(domain, entries, last_updated)
+    with _file_errors(folder):
+        if not folder.is_dir():
+            folder.mkdir(parents=True, exist_ok=True)
+            _sync_folder(folder.parent)
+        _clear_leftovers(folder, _FILES)
+    written = 0
+    for name, content in contents.items():
+        with _file_errors(folder / name):
+            written += _write_if_different(folder / name, content)
+    if written:
+        with _file_errors(folder):
+            _sync_folder(folder)
+    return _Rendered(written=written, unchanged=len(contents) - written)
+
+
+def _remove_files(folder: Path) -> _Rendered:
+    with _file_errors(folder):
+        if not folder.is_dir():
+            return _Rendered()
+        _clear_leftovers(folder, _FILES, older_than_seconds=0.0)
+        removed = False
+        for name in _FILES:
+            if (folder / name).is_file():
+                (folder / name).unlink()
+                removed = True
+        foreign = tuple(sorted(path.name for path in folder.iterdir()))
+        if foreign:
+            _sync_folder(folder)
+        else:
+            folder.rmdir()
+            removed = True
+            _sync_folder(folder.parent)
+    return _Rendered(removed=removed, foreign=foreign)
+
+
+def _write_if_different(path: Path, content: bytes) -> bool:
+    if path.exists() and path.read_bytes() == content:
+        return False
+    # No reader takes this name for JSON; the same folder, so that the replacement is one step of the file system.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        _replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return True
+
+
+def _replace(temporary: Path, path: Path) -> None:
+    # On Windows a file that somebody is reading cannot be replaced; readers of small files are gone in a moment.
+    for _ in range(20 if os.name == "nt" else 0):
+        try:
+            temporary.replace(path)
+        except PermissionError:
+            time.sleep(0.05)
+        else:
+            return
+    temporary.replace(path)
+
+
+def _clear_leftovers(folder: Path, names: Iterable[str], *, older_than_seconds: float = _LEFTOVER_SECONDS) -> None:
+    oldest = time.time() - older_than_seconds
+    for name in names:
+        for path in folder.glob(f".{name}.*.tmp"):
+            if path.stat().st_mtime <= oldest:
+                path.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the names in `folder` survive a power cut, where the system can."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _file_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(
+            f"{path} cannot be written: {error.strerror or error}.",
+            hint="Free space or grant the rights, then run again.",
+        ) from error
+
+
+def _iso(moment: datetime) -> str:
+    return moment.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")

@@ -1,0 +1,196 @@
+"""Look-up by vector: the nearest doctrine entries or chapter chunks, as frozen records.
+
+Reads only; folding of domain names and embedding of query texts belong to `knowledge`. A consumer may import this
+module without Dagster and without an embedding model.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal, LiteralString
+
+import numpy as np
+import numpy.typing as npt
+import psycopg
+from pgvector import HalfVector
+from psycopg import sql
+
+from era_dagster.domain.doctrine import CATEGORIES
+from era_dagster.domain.errors import ConfigurationError
+
+LARGEST_TOP_K = 1000
+_HINT = "Pass one vector made by the model whose vectors the database holds."
+_OF_BOOK = "partition_key IN (SELECT partition_key FROM doctrine_sources WHERE %(book)s IN (book, book_slug))"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchHit:
+    """One found text. `score` is its cosine similarity to the query, -1 to 1, exact to half precision.
+
+    For an entry `doctrine_id` is its uuid as text; for a chunk it is "<partition key>#<position>" and `category` is
+    None. `domains` are all domains of the entry, or of the entries of the chunk's chapter. `book` is the original name.
+    """
+
+    doctrine_id: str
+    score: float
+    text: str
+    domains: tuple[str, ...]
+    category: str | None
+    book: str
+    chapter: int
+    weight: float
+    kind: Literal["entry", "chunk"]
+
+
+def search_entries(
+    connection: psycopg.Connection,
+    vector: Sequence[float] | npt.NDArray[np.floating],
+    *,
+    domain: str | None = None,
+    category: str | None = None,
+    book: str | None = None,
+    top_k: int = 5,
+) -> list[SearchHit]:
+    """The `top_k` (at most 1,000; none below 1) entries nearest to `vector`, best first, equal scores by id.
+
+    `vector` has the live model's dimension and any length but zero; `domain` is a slug; `book` is the original name or
+    its slug. An unknown domain or book, or a database without vectors, gives an empty list. Raises `ConfigurationError`
+    for a vector that cannot be compared and for a category there is not.
+    """
+    if category is not None and category not in CATEGORIES:
+        raise ConfigurationError(
+            f"There is no category {category!r}.", hint=f"The categories are {', '.join(CATEGORIES)}."
+        )
+    query = _query(connection, vector)
+    if query is None or top_k < 1:
+        return []
+    conditions: list[LiteralString] = []
+    if domain is not None:
+        conditions.append("domain = %(domain)s")
+    if category is not None:
+        conditions.append("category = %(category)s")
+    if book is not None:
+        conditions.append(_OF_BOOK)
+    rows = connection.execute(
+        sql.SQL(
+            "WITH nearest AS MATERIALIZED ("
+            " SELECT doctrine_id, {distance} AS distance, text, {domains} AS domains, category,"
+            " source_book, source_chapter, weight FROM {table}{where}"
+            " ORDER BY distance LIMIT %(top_k)s)"
+            " SELECT n.doctrine_id::text, 1 - n.distance, n.text, coalesce(a.domains, n.domains), n.category,"
+            " n.source_book, n.source_chapter, n.weight"
+            " FROM nearest AS n LEFT JOIN doctrine_embeddings_all AS a USING (doctrine_id)"
+        ).format(
+            distance=_distance(exact=book is not None),
+            domains=sql.SQL("domains" if domain is None else "ARRAY[domain]"),
+            table=sql.Identifier("doctrine_embeddings_all" if domain is None else "doctrine_embeddings"),
+            where=_where(conditions),
+        ),
+        {"query": query, "domain": domain, "category": category, "book": book, "top_k": min(top_k, LARGEST_TOP_K)},
+        # Planned with these values each time: of the 150 domain tables the planner opens the one that is asked for.
+        prepare=False,
+    ).fetchall()
+    return _best_first(
+        SearchHit(
+            doctrine_id=row[0],
+            score=row[1],
+            text=row[2],
+            domains=tuple(sorted(row[3])),
+            category=row[4],
+            book=row[5],
+            chapter=row[6],
+            weight=row[7],
+            kind="entry",
+        )
+        for row in rows
+    )
+
+
+def search_chunks(
+    connection: psycopg.Connection,
+    vector: Sequence[float] | npt.NDArray[np.floating],
+    *,
+    domain: str | None = None,
+    book: str | None = None,
+    top_k: int = 5,
+) -> list[SearchHit]:
+    """The `top_k` (at most 1,000; none below 1) chunks of chapter text nearest to `vector`, best first.
+
+    A chunk belongs to the domains its chapter's entries belong to. Otherwise as `search_entries`.
+    """
+    query = _query(connection, vector)
+    if query is None or top_k < 1:
+        return []
+    conditions: list[LiteralString] = []
+    if domain is not None:
+        conditions.append("partition_key IN (SELECT partition_key FROM minister_entries WHERE domain = %(domain)s)")
+    if book is not None:
+        conditions.append(_OF_BOOK)
+    rows = connection.execute(
+        sql.SQL(
+            "WITH nearest AS MATERIALIZED ("
+            " SELECT partition_key, position, {distance} AS distance FROM chunk_embeddings{where}"
+            " ORDER BY distance LIMIT %(top_k)s)"
+            " SELECT n.partition_key || '#' || n.position, 1 - n.distance, c.text,"
+            " ARRAY(SELECT DISTINCT e.domain FROM minister_entries AS e WHERE e.partition_key = n.partition_key),"
+            " s.book, s.chapter"
+            " FROM nearest AS n JOIN chapter_chunks AS c USING (partition_key, position)"
+            " JOIN doctrine_sources AS s USING (partition_key)"
+        ).format(distance=_distance(exact=bool(conditions)), where=_where(conditions)),
+        {"query": query, "domain": domain, "book": book, "top_k": min(top_k, LARGEST_TOP_K)},
+        prepare=False,
+    ).fetchall()
+    return _best_first(
+        SearchHit(
+            doctrine_id=row[0],
+            score=row[1],
+            text=row[2],
+            domains=tuple(sorted(row[3])),
+            category=None,
+            book=row[4],
+            chapter=row[5],
+            weight=1.0,
+            kind="chunk",
+        )
+        for row in rows
+    )
+
+
+def _query(connection: psycopg.Connection, vector: Sequence[float] | npt.NDArray[np.floating]) -> HalfVector | None:
+    """The checked query as pgvector takes it, of length 1; None while the database holds no vectors."""
+    try:
+        values = np.asarray(vector, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError("The query vector is not a list of numbers.", hint=_HINT) from error
+    if values.ndim != 1:
+        raise ConfigurationError(f"The query vector has {values.ndim} axes instead of one.", hint=_HINT)
+    if not np.isfinite(values).all():
+        raise ConfigurationError("The query vector holds a number that is not finite.", hint=_HINT)
+    # Scaled first, because the squares of very large or very small numbers are lost in a plain norm.
+    largest = np.abs(values).max(initial=0.0)
+    if largest == 0.0:
+        raise ConfigurationError("The query vector is empty or zero, so it has no direction to compare.", hint=_HINT)
+    live = connection.execute("SELECT dimension, model FROM embedding_spaces WHERE state = 'live'").fetchone()
+    if live is None:
+        return None
+    dimension, model = live
+    if len(values) != dimension:
+        raise ConfigurationError(
+            f"The query vector has {len(values)} dimensions, and the database holds {dimension} of {model}.",
+            hint=_HINT,
+        )
+    scaled = values / largest
+    return HalfVector(scaled / np.linalg.norm(scaled))
+
+
+def _distance(*, exact: bool) -> sql.Composable:
+    # A sum is no expression an index is sorted by. Behind a filter by chapter an HNSW index is worse than no index:
+    # it walks through thousands of rows that are filtered out, 10 times slower, and gives up before it found the best.
+    return sql.SQL("(embedding <=> %(query)s) + 0" if exact else "embedding <=> %(query)s")
+
+
+def _where(conditions: list[LiteralString]) -> sql.Composable:
+    return sql.SQL(" WHERE ") + sql.SQL(" AND ").join(map(sql.SQL, conditions)) if conditions else sql.SQL("")
+
+
+def _best_first(hits: Iterable[SearchHit]) -> list[SearchHit]:
+    return sorted(hits, key=lambda hit: (-hit.score, hit.doctrine_id))

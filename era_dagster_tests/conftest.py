@@ -1,0 +1,76 @@
+"""What every test may ask for: settings in a folder of its own, and a fresh, migrated database on a real PostgreSQL.
+
+One server runs for the whole test session; each test gets a database of its own, copied from a migrated template.
+"""
+
+import itertools
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from era_dagster.settings import Settings, load_settings
+from era_dagster.storage.database import Database, with_database
+from era_dagster.storage.migrations import migrate
+from era_dagster.storage.server import EmbeddedServer
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of database "era" on an embedded server of this session."""
+    server = EmbeddedServer(tmp_path_factory.mktemp("pg") / "home")
+    url = server.ensure_running()
+    yield url
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def database_template(postgres_server: str) -> str:
+    name = f"template_era_{os.getpid()}"
+    with psycopg.connect(postgres_server, autocommit=True) as connection:
+        connection.execute(f'CREATE DATABASE "{name}"')
+    migrate(with_database(postgres_server, name))
+    return name
+
+
+@pytest.fixture
+def new_database_url(postgres_server: str, database_template: str) -> Callable[[], str]:
+    """Makes fresh, migrated databases."""
+
+    def make() -> str:
+        name = f"era_{os.getpid()}_{next(_numbers)}"
+        with psycopg.connect(postgres_server, autocommit=True) as connection:
+            connection.execute(f'CREATE DATABASE "{name}" TEMPLATE "{database_template}"')
+        return with_database(postgres_server, name)
+
+    return make
+
+
+@pytest.fixture
+def database_url(new_database_url: Callable[[], str]) -> str:
+    """The URL of a fresh, migrated database."""
+    return new_database_url()
+
+
+@pytest.fixture
+def database(database_url: str) -> Iterator[Database]:
+    """An open `Database` on a fresh, migrated database."""
+    with Database(database_url, pool_size=4) as opened:
+        yield opened
+
+
+@pytest.fixture
+def settings(tmp_path: Path, database_url: str) -> Settings:
+    """Settings whose folders lie in the test's own folder and whose database is fresh."""
+    return load_settings(
+        {},
+        home=tmp_path / "home",
+        data_dir=tmp_path / "data",
+        drop_dir=tmp_path / "drop",
+        database_url=database_url,
+        settle_seconds=0.01,
+    )

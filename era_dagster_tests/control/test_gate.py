@@ -1,0 +1,150 @@
+"""The controller of one endpoint, asked and told by hand: no server, no loop, the clock is a number."""
+
+import math
+
+from era_dagster.control.batch import BatchSize, FixedBatch, fitting
+from era_dagster.control.gate import Decision, EndpointController, Ticket, WaitUntil
+from era_dagster.control.limit import FixedLimit
+from era_dagster.control.outcome import Outcome
+from era_dagster.control.rate import Pacer
+from era_dagster.control.retry import RetryPolicy
+
+
+def controller(*, limit: int = 4, items: int = 8, rate: float | None = None) -> EndpointController:
+    return EndpointController(
+        limit=FixedLimit(limit),
+        batch=FixedBatch(items=items, tokens=8192),
+        pacer=Pacer(rate),
+        patience_seconds=120.0,
+    )
+
+
+def send(gate: EndpointController, now: float, pending: int = 100) -> Ticket:
+    decision = gate.admit(now, pending)
+    assert isinstance(decision, Decision), decision
+    return gate.started(now, items=decision.batch_items, tokens=1, probe=decision.probe)
+
+
+def test_the_limit_bounds_the_requests_in_flight() -> None:
+    gate = controller(limit=2)
+    first = send(gate, 0.0)
+    send(gate, 0.0)
+    assert gate.admit(0.0, 100) == WaitUntil(math.inf)
+    gate.completed(1.0, first, Outcome.SUCCESS)
+    assert isinstance(gate.admit(1.0, 100), Decision)
+
+
+def test_the_last_texts_are_shared_out_among_the_requests() -> None:
+    decision = controller(limit=4, items=8).admit(0.0, 10)
+    assert isinstance(decision, Decision)
+    assert decision.batch_items == 3
+
+
+def test_a_pace_spaces_the_texts() -> None:
+    gate = controller(items=8, rate=4.0)
+    ticket = send(gate, 0.0)
+    assert ticket.items == 4
+    assert gate.admit(0.5, 100) == WaitUntil(1.0)
+    assert isinstance(gate.admit(1.0, 100), Decision)
+
+
+def test_nothing_is_sent_before_the_time_the_server_asked_for_and_then_one_at_a_time() -> None:
+    gate = controller(limit=3)
+    one, two = send(gate, 0.0), send(gate, 0.0)
+    gate.completed(1.0, one, Outcome.RATE_LIMITED, retry_after_seconds=7.0)
+    gate.completed(1.5, two, Outcome.RATE_LIMITED)
+    assert gate.admit(7.9, 100) == WaitUntil(8.0)
+    alone = send(gate, 8.0)
+    assert alone.alone
+    assert gate.admit(8.0, 100) == WaitUntil(math.inf)
+    gate.completed(9.0, alone, Outcome.SUCCESS)
+    assert not send(gate, 9.0).alone
+    assert not send(gate, 9.0).alone
+
+
+def test_refusals_of_one_flight_lengthen_the_pause_once_and_of_the_next_flight_double_it() -> None:
+    gate = controller(limit=3)
+    for ticket in [send(gate, 0.0) for _ in range(3)]:
+        gate.completed(1.0, ticket, Outcome.RATE_LIMITED)
+    assert gate.admit(1.0, 100) == WaitUntil(1.5)
+    gate.completed(2.0, send(gate, 1.5), Outcome.RATE_LIMITED)
+    assert gate.admit(2.0, 100) == WaitUntil(3.0)
+
+
+def test_five_failures_in_a_row_leave_only_probes_at_growing_intervals() -> None:
+    gate = controller(limit=5)
+    for ticket in [send(gate, 0.0) for _ in range(5)]:
+        gate.completed(1.0, ticket, Outcome.FAILED)
+    assert gate.mode == "down"
+    waits, now = [], 1.0
+    for _ in range(7):
+        decision = gate.admit(now, 100)
+        assert isinstance(decision, WaitUntil)
+        waits.append(decision.at - now)
+        now = decision.at
+        probe = send(gate, now)
+        assert probe.probe
+        assert gate.admit(now, 100) == WaitUntil(math.inf)
+        gate.completed(now, probe, Outcome.FAILED)
+    assert waits == [0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 15.0]
+
+
+def test_a_time_out_stops_new_requests_at_once() -> None:
+    gate = controller()
+    gate.completed(60.0, send(gate, 0.0), Outcome.TIMED_OUT)
+    assert gate.mode == "down"
+
+
+def test_texts_that_are_refused_show_that_the_server_lives() -> None:
+    gate = controller()
+    for _ in range(9):
+        gate.completed(1.0, send(gate, 1.0), Outcome.FAILED)
+        if gate.mode == "down":
+            break
+        gate.completed(1.0, send(gate, 1.0), Outcome.TEXTS)
+    assert gate.mode == "normal"
+    assert gate.given_up_at == math.inf
+
+
+def test_patience_counts_from_the_first_request_that_failed_and_ends_with_a_success() -> None:
+    gate = controller()
+    early, late = send(gate, 10.0), send(gate, 11.0)
+    gate.completed(12.0, early, Outcome.FAILED)
+    assert gate.given_up_at == 130.0
+    gate.completed(13.0, late, Outcome.SUCCESS)
+    assert gate.given_up_at == math.inf
+
+
+def test_a_pause_longer_than_the_patience_gives_the_endpoint_up_at_once() -> None:
+    gate = controller()
+    gate.completed(1.0, send(gate, 0.0), Outcome.RATE_LIMITED, retry_after_seconds=3600.0)
+    assert gate.given_up_at == -math.inf
+
+
+def test_time_nobody_tried_is_not_held_against_the_endpoint() -> None:
+    gate = controller()
+    gate.completed(1.0, send(gate, 0.0), Outcome.FAILED)
+    gate.woken(900.0)
+    assert gate.given_up_at == 1020.0
+
+
+def test_a_cancelled_request_frees_its_place() -> None:
+    gate = controller(limit=1)
+    gate.abandoned(send(gate, 0.0))
+    assert isinstance(gate.admit(0.0, 1), Decision)
+
+
+def test_a_request_is_filled_up_to_its_tokens_but_never_left_empty() -> None:
+    assert fitting([900, 50], BatchSize(items=8, tokens=100)) == 1
+    assert fitting([40, 40, 40], BatchSize(items=8, tokens=100)) == 2
+    assert fitting([1, 1, 1], BatchSize(items=2, tokens=100)) == 2
+    assert fitting([], BatchSize(items=2, tokens=100)) == 0
+
+
+def test_delays_grow_to_their_ceiling_and_attempts_or_time_end_the_retries() -> None:
+    policy = RetryPolicy(attempts=3, budget_seconds=100.0)
+    assert [policy.delay_seconds(k, 1.0) for k in (1, 2, 3, 8, 1000)] == [0.25, 0.5, 1.0, 20.0, 20.0]
+    assert policy.delay_seconds(5, 0.0) == 0.0
+    assert not policy.is_exhausted(failures=2, seconds=99.0)
+    assert policy.is_exhausted(failures=3, seconds=0.0)
+    assert policy.is_exhausted(failures=0, seconds=100.0)

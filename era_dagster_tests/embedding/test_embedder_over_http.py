@@ -1,0 +1,108 @@
+"""The embedder over real loopback HTTP: connections that break, servers that are killed, proxies that are not asked."""
+
+import asyncio
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from era_dagster.domain.errors import EndpointRefused, EndpointUnavailable
+from era_dagster.embedding.config import EmbedderConfig
+from era_dagster.embedding.embedder import Embedder, embed_texts
+from era_dagster_tests.fakes.embedding_server import FakeEmbeddingServer, Fault, serving, vector_of
+
+TEXTS = [f"text number {number}" for number in range(100)]
+
+
+@pytest.mark.parametrize("provider", ["ollama", "openai"])
+@pytest.mark.parametrize("suffix", ["", "/"])
+def test_vectors_come_over_http_in_order(provider: str, suffix: str) -> None:
+    with serving(FakeEmbeddingServer()) as url:
+        report = asyncio.run(embed_texts(TEXTS, urls=url + suffix, model="test-model", provider=provider))
+    for vector, text in zip(report.vectors, TEXTS, strict=True):
+        assert vector is not None
+        np.testing.assert_allclose(vector, vector_of(text), atol=1e-5)
+
+
+def test_an_openai_url_may_end_in_v1() -> None:
+    with serving(FakeEmbeddingServer()) as url:
+        report = asyncio.run(embed_texts(TEXTS[:2], urls=f"{url}/v1", model="test-model", provider="openai"))
+    assert report.failures == ()
+
+
+def test_broken_connections_and_refusals_lose_nothing() -> None:
+    server = FakeEmbeddingServer()
+    server.faults.extend([None, Fault(reset=True), None, Fault(status=429, headers={"retry-after-ms": "50"})] * 3)
+    server.poison = {"number 42"}
+    with serving(server) as url:
+        report = asyncio.run(embed_texts(TEXTS, urls=url, model="test-model"))
+    assert [failure.position for failure in report.failures] == [42]
+    assert report.refusals > 0
+
+
+def test_a_port_where_nobody_listens_is_named() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(EndpointUnavailable, match=url):
+            asyncio.run(embed_texts(TEXTS, urls=url, model="test-model", retry_budget_seconds=1.0))
+
+
+def test_a_proxy_is_not_asked_for_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with serving(FakeEmbeddingServer()) as url:
+        report = asyncio.run(embed_texts(TEXTS[:4], urls=url, model="test-model", retry_budget_seconds=2.0))
+    assert report.failures == ()
+
+
+def test_a_missing_model_is_refused_over_http() -> None:
+    with serving(FakeEmbeddingServer()) as url, pytest.raises(EndpointRefused, match="ollama pull other"):
+        asyncio.run(embed_texts(TEXTS, urls=url, model="other"))
+
+
+def start_process(port: int) -> tuple[subprocess.Popen[str], int]:
+    module = "era_dagster_tests.fakes.embedding_server"
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-m", module, "--port", str(port), "--seconds-per-text", "0.002"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root)
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    return process, int(json.loads(line)["url"].rpartition(":")[2])
+
+
+def test_a_server_killed_in_the_middle_and_started_again_loses_nothing() -> None:
+    processes: list[subprocess.Popen[str]] = []
+
+    async def main() -> None:
+        first, port = await asyncio.to_thread(start_process, 0)
+        processes.append(first)
+        config = EmbedderConfig(urls=(f"http://127.0.0.1:{port}",), model="test-model", retry_budget_seconds=60.0)
+        async with Embedder(config) as embedder:
+            wanted = [f"text number {number}" for number in range(1000)]
+            call = asyncio.create_task(embedder.embed(wanted))
+            while embedder.stats().embedded < 200:
+                await asyncio.sleep(0.01)
+            first.kill()
+            while embedder.stats().endpoints[0].mode != "down":
+                await asyncio.sleep(0.01)
+            second, _ = await asyncio.to_thread(start_process, port)
+            processes.append(second)
+            report = await call
+        assert report.failures == ()
+        for vector, text in zip(report.vectors, wanted, strict=True):
+            assert vector is not None
+            np.testing.assert_allclose(vector, vector_of(text), atol=1e-5)
+
+    try:
+        asyncio.run(main())
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()

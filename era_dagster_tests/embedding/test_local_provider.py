@@ -1,0 +1,54 @@
+"""The provider around the local model, with a model small enough to compute by hand."""
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from era_dagster.domain.errors import ConfigurationError
+from era_dagster.embedding.embedder import embed_texts
+from era_dagster.embedding.local import embed_whole
+
+
+class CountingModel:
+    """Two dimensions: how often a text holds "a" and "b"; a token is a word, eight fit."""
+
+    dimension = 2
+    max_tokens = 8
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+
+    def token_counts(self, texts: Sequence[str]) -> list[int]:
+        return [max(1, len(text.split())) for text in texts]
+
+    def embed(self, texts: Sequence[str]) -> np.ndarray:
+        self.seen.extend(texts)
+        assert all(count <= self.max_tokens for count in self.token_counts(texts)), "the model would cut it"
+        rows = np.array([[text.count("a"), text.count("b")] for text in texts], dtype=np.float32)
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def test_short_texts_are_embedded_as_they_are() -> None:
+    model = CountingModel()
+    vectors, tokens = embed_whole(model, ["a b", "a"])
+    assert model.seen == ["a b", "a"]
+    assert tokens == 3
+    assert vectors[1].tolist() == [1.0, 0.0]
+
+
+def test_a_text_too_long_is_the_weighted_mean_of_its_pieces_and_nothing_is_cut() -> None:
+    model = CountingModel()
+    text = " ".join(["a"] * 16 + ["b"] * 16)
+    vectors, tokens = embed_whole(model, ["b", text, "a"])
+    assert tokens == 34
+    assert "".join(model.seen[1:-1]) == text
+    np.testing.assert_allclose(vectors[1], [16, 16], rtol=1e-5)
+    assert (vectors[0].tolist(), vectors[2].tolist()) == ([0.0, 1.0], [1.0, 0.0])
+
+
+def test_the_local_provider_holds_one_model_only(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="nomic-embed-text"):
+        asyncio.run(embed_texts(["a"], urls=(), model="nomic-embed-text", provider="local", model_dir=tmp_path))

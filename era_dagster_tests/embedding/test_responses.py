@@ -1,0 +1,103 @@
+"""What servers answer, word for word as they were read or seen, and which error of the tree each one is."""
+
+import httpx
+import orjson
+import pytest
+
+from era_dagster.control.outcome import Outcome
+from era_dagster.domain.errors import (
+    BadVectors,
+    EndpointBusy,
+    EndpointRefused,
+    EndpointUnavailable,
+    TextsRejected,
+    TextsTooLarge,
+)
+from era_dagster.embedding.responses import Asked, classify, error_text, retry_after_seconds
+
+ASKED = Asked(url="http://host:11434", model="m", missing_model_hint="Run: ollama pull m")
+
+SEEN = [
+    (404, "model 'm' not found", EndpointRefused),
+    (404, 'model "m" not found, try pulling it first', EndpointRefused),
+    (404, "The model `m` does not exist.", EndpointRefused),
+    (404, "404 page not found", EndpointRefused),
+    (401, "Unauthorized", EndpointRefused),
+    (403, "", EndpointRefused),
+    (405, "", EndpointRefused),
+    (302, "", EndpointRefused),
+    (400, "invalid input type", EndpointRefused),
+    (400, "missing request body", EndpointRefused),
+    (400, '"m" does not support embeddings', EndpointRefused),
+    (501, "This server does not support embeddings. Start it with `--embeddings`", EndpointRefused),
+    (429, "You exceeded your current quota, please check your plan", EndpointRefused),
+    (400, "the input length exceeds the context length", TextsTooLarge),
+    (400, "input length exceeds maximum context length", TextsTooLarge),
+    (400, "input exceeds maximum context length", TextsTooLarge),
+    (400, "input after truncation exceeds maximum context length", TextsTooLarge),
+    (400, "This model's maximum context length is 512 tokens. However, you requested 600 tokens", TextsTooLarge),
+    (413, "", TextsTooLarge),
+    (422, "batch size 64 > maximum allowed batch size 32", TextsTooLarge),
+    (422, "List should have at most 2048 items after validation, not 2049", TextsTooLarge),
+    (413, "Input validation error: `inputs` must have less than 512 tokens. Given: 600", TextsTooLarge),
+    (500, "input is too large to process. increase the physical batch size", TextsTooLarge),
+    (400, 'do embedding request: Post "http://127.0.0.1:40001/embedding": EOF', EndpointUnavailable),
+    (400, "dial tcp 127.0.0.1:40001: connect: connection refused", EndpointUnavailable),
+    (400, "unexpected server status", EndpointUnavailable),
+    (400, "no slots available after 10 retries", EndpointUnavailable),
+    (499, "request canceled", EndpointUnavailable),
+    (500, "llama runner process has terminated", EndpointUnavailable),
+    (500, "", EndpointUnavailable),
+    (502, "<html>Bad Gateway</html>", EndpointUnavailable),
+    (424, "Inference failed", EndpointUnavailable),
+    (400, "embedding contains NaN or Inf values", BadVectors),
+    (500, "failed to encode response: json: unsupported value: NaN", BadVectors),
+    (503, "server busy, please try again.  maximum pending requests exceeded", EndpointBusy),
+    (429, "model all-minilm is currently overloaded", EndpointBusy),
+    (400, "the text offends the tokenizer", TextsRejected),
+    (422, "Input should be a valid string", TextsRejected),
+]
+
+
+@pytest.mark.parametrize(("status", "message", "expected"), SEEN)
+def test_an_answer_is_classified_by_status_and_words(status: int, message: str, expected: type) -> None:
+    for body in ({"error": message}, {"error": {"message": message, "code": status}}, {"detail": message}):
+        verdict = classify(ASKED, status, httpx.Headers(), orjson.dumps(body))
+        assert type(verdict.error) is expected, body
+        assert str(status) in verdict.error.message
+
+
+def test_a_missing_model_names_the_command_that_mends_it() -> None:
+    verdict = classify(ASKED, 404, httpx.Headers(), b'{"error":"model \'m\' not found"}')
+    assert verdict.error.hint == "Run: ollama pull m"
+
+
+def test_busy_answers_tell_rate_limits_from_overload() -> None:
+    assert classify(ASKED, 429, httpx.Headers({"Retry-After": "3"}), b"").outcome is Outcome.RATE_LIMITED
+    verdict = classify(ASKED, 503, httpx.Headers({"Retry-After": "3"}), b"")
+    assert (verdict.outcome, verdict.retry_after_seconds) == (Outcome.OVERLOADED, 3.0)
+
+
+def test_an_error_that_echoes_the_input_is_cut() -> None:
+    body = orjson.dumps({"detail": [{"msg": "too short", "input": "secret " * 40_000}]})
+    assert error_text(body) == "too short"
+    assert len(error_text(b"<html>" + b"x" * 300_000)) == 200
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({}, None),
+        ({"Retry-After": "7"}, 7.0),
+        ({"Retry-After": "0.5"}, 0.5),
+        ({"retry-after-ms": "250", "Retry-After": "1"}, 0.25),
+        ({"Retry-After": "Wed, 21 Oct 2026 07:28:10 GMT", "Date": "Wed, 21 Oct 2026 07:28:00 GMT"}, 10.0),
+        ({"Retry-After": "Wed, 21 Oct 2026 07:27:00 GMT", "Date": "Wed, 21 Oct 2026 07:28:00 GMT"}, 0.0),
+        ({"Retry-After": "Wed, 21 Oct 2026 07:28:10 GMT"}, None),
+        ({"Retry-After": "-4"}, 0.0),
+        ({"Retry-After": "nan"}, None),
+        ({"Retry-After": "soon"}, None),
+    ],
+)
+def test_the_wait_a_server_asks_for_is_read_in_every_form(headers: dict[str, str], seconds: float | None) -> None:
+    assert retry_after_seconds(httpx.Headers(headers)) == seconds
