@@ -34,7 +34,7 @@ format: .venv/installed ## Format the code
 	$(BIN)/ruff format .
 
 bench: .venv/installed ## Time 2,000 generated chapters against an instant embedding server
-	$(BIN)/python -m benchmarks.ingest --chapters 2000
+	$(BIN)/python -m era_dagster_tests.benchmarks.ingest
 
 clean: ## Remove the environment and caches; data and the knowledge base stay
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -6,6 +6,7 @@ then on the database's own model decides, so that the choice is made once.
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from random import Random
 from typing import Protocol
 
 import httpx
@@ -69,7 +70,9 @@ async def open_embedder(
 ) -> AsyncIterator[Embedder]:
     """An open embedder for the chosen model; `cache` is called with the model's name."""
     config = await choose_config(settings, known=known, transport=transport)
-    async with Embedder(config, transport=transport, cache=cache(config.model) if cache else None) as embedder:
+    vectors = cache(config.model) if cache else None
+    # Chance from the system: processes that retry must not retry in step.
+    async with Embedder(config, transport=transport, cache=vectors, random=Random()) as embedder:
         yield embedder
 
 

@@ -9,8 +9,6 @@ from collections import deque
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from era_dagster.control.gate import Mode
 from era_dagster.domain.errors import EraError
 from era_dagster.embedding.vectors import Vector
@@ -113,11 +111,21 @@ class Counters:
 
 
 def latency(seconds: Collection[float]) -> Latency:
-    """The percentiles of some latencies."""
+    """The percentiles of some latencies, linear between neighbours.
+
+    Plain Python: a call has a handful of them, for which numpy's percentile costs a hundred times more.
+    """
     if not seconds:
         return Latency(p50_seconds=None, p95_seconds=None, p99_seconds=None)
-    p50, p95, p99 = (float(value) for value in np.percentile(list(seconds), [50, 95, 99]))
-    return Latency(p50_seconds=p50, p95_seconds=p95, p99_seconds=p99)
+    ordered = sorted(seconds)
+
+    def at(share: float) -> float:
+        place = (len(ordered) - 1) * share
+        below = int(place)
+        above = min(below + 1, len(ordered) - 1)
+        return ordered[below] + (ordered[above] - ordered[below]) * (place - below)
+
+    return Latency(p50_seconds=at(0.50), p95_seconds=at(0.95), p99_seconds=at(0.99))
 
 
 def text_failure(position: int, text: str, error: EraError, attempts: int) -> TextFailure:

@@ -1,39 +1,38 @@
-"""Hands out single books of the drop to a run that works chapter by chapter, reading each source once.
-
-A small memory over `intake.reader`, for one thread; which chapters are wanted is the caller's business.
-"""
+"""The books a run has open: each source is read once for all its chapters, and let go when other books follow."""
 
 from collections import OrderedDict
 from pathlib import Path
 
+from era_dagster.domain.doctrine import SourceChapter
 from era_dagster.domain.errors import CorruptInput
-from era_dagster.domain.identity import parse_partition_key
-from era_dagster.intake.reader import BookRead, read_source
+from era_dagster.domain.identity import partition_key
+from era_dagster.intake.reader import read_source
 
-# A run takes chapters in the order of their keys, so one book at a time; the others wait for stragglers.
-_SOURCES_KEPT = 4
+# Chapters come sorted by source, so two are enough: the one being finished and the one being started.
+_OPEN_SOURCES = 2
 
 
 class BookShelf:
-    """Reads sources and keeps the last few, so that the chapters of one book cost one reading."""
+    """Hands out single chapters of sources on disk; used by one thread."""
 
     def __init__(self) -> None:
-        self._sources: OrderedDict[str, tuple[BookRead, ...]] = OrderedDict()
+        self._open: OrderedDict[str, dict[str, tuple[SourceChapter, bytes]]] = OrderedDict()
 
-    def book(self, source_path: str, partition_key: str) -> BookRead:
-        """The book that holds `partition_key`; raises `CorruptInput` when the source cannot be read or lacks it."""
-        slug, chapter = parse_partition_key(partition_key)
-        if source_path in self._sources:
-            self._sources.move_to_end(source_path)
-        else:
-            self._sources[source_path] = read_source(Path(source_path))
-            if len(self._sources) > _SOURCES_KEPT:
-                self._sources.popitem(last=False)
-        for book in self._sources[source_path]:
-            if book.slug == slug:
-                return book
-        raise CorruptInput(
-            f"{source_path} no longer holds chapter {chapter} of {slug}.",
-            path=Path(source_path),
-            hint="The next look at the drop folder retires it.",
-        )
+    def chapter(self, source_path: str, key: str) -> tuple[SourceChapter, bytes]:
+        """The chapter and the SHA-256 of its source. Raises `CorruptInput` when it cannot be read or is not there."""
+        if source_path not in self._open:
+            self._open[source_path] = {
+                partition_key(book.slug, chapter.chapter): (chapter, book.sha256)
+                for book in read_source(Path(source_path))
+                for chapter in book.chapters
+            }
+            while len(self._open) > _OPEN_SOURCES:
+                self._open.popitem(last=False)
+        found = self._open[source_path].get(key)
+        if found is None:
+            raise CorruptInput(
+                f"{source_path} no longer holds {key}.",
+                path=Path(source_path),
+                hint="The next look at the drop folder retires it.",
+            )
+        return found

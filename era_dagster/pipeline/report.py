@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from era_dagster.domain.doctrine import Chapter, Chunk
-from era_dagster.embedding.embedder import EmbedReport
+from era_dagster.embedding.report import EmbedReport
 from era_dagster.pipeline.receipt import Receipt
 from era_dagster.storage.chapters import ChapterWritten, DeadText
 

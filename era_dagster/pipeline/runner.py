@@ -25,9 +25,9 @@ from era_dagster.domain.errors import (
 )
 from era_dagster.domain.stages import STAGES, Stage, StampRules, stale_stages
 from era_dagster.embedding.embedder import Embedder
+from era_dagster.intake.books import BookShelf
 from era_dagster.pipeline.receipt import Receipt
 from era_dagster.pipeline.report import ChapterVectors, count_chapter, dead_texts, stage_metadata
-from era_dagster.pipeline.shelf import BookShelf
 from era_dagster.settings import Settings
 from era_dagster.storage.chapters import (
     ChapterWrite,
@@ -42,6 +42,7 @@ T = TypeVar("T")
 # One chapter of the user's corpus holds about 14 texts; more chapters than this in flight only cost memory.
 _TEXTS_PER_CHAPTER = 8
 _MOST_CHAPTERS_IN_FLIGHT = 64
+_PROGRESS_SECONDS = 0.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +110,7 @@ class ChapterRunner:
         self._shelf = BookShelf()
         self._readers = ThreadPoolExecutor(1, thread_name_prefix="era-read")
         self._writers = ThreadPoolExecutor(settings.store_workers, thread_name_prefix="era-store")
+        self._next_progress = 0.0
         self._domains_ready: set[tuple[str, str]] = set()
         self._domains_lock = asyncio.Lock()
 
@@ -127,6 +129,7 @@ class ChapterRunner:
             self._writers.shutdown(wait=True)
             outcome.receipt.seconds = asyncio.get_running_loop().time() - started
             self._note_embedder(outcome.receipt)
+            self._listener.progress(outcome.receipt, len(work.chapters))
         return outcome
 
     async def _run(self, work: Work, stored: Mapping[str, Mapping[str, str | None]], outcome: Outcome) -> None:
@@ -146,8 +149,7 @@ class ChapterRunner:
                     if _concerns_every_chapter(error):
                         outcome.fatal = outcome.fatal or error
                         queue_closed.set()
-                self._note_embedder(outcome.receipt)
-                self._listener.progress(outcome.receipt, len(work.chapters))
+                self._tell_progress(outcome.receipt, len(work.chapters))
 
         async with asyncio.TaskGroup() as group:
             for _ in range(min(self._in_flight, len(ordered))):
@@ -263,6 +265,13 @@ class ChapterRunner:
                 if stage in stages
             ]
         )
+
+    def _tell_progress(self, receipt: Receipt, total: int) -> None:
+        now = asyncio.get_running_loop().time()
+        if now >= self._next_progress:
+            self._next_progress = now + _PROGRESS_SECONDS
+            self._note_embedder(receipt)
+            self._listener.progress(receipt, total)
 
     def _note_embedder(self, receipt: Receipt) -> None:
         if self._embedder is not None:

@@ -269,15 +269,48 @@ def _write_chunks(connection: psycopg.Connection, chapter: Chapter, chunks: Sequ
     return Difference(written, len(chunks) - written, removed)
 
 
-@dataclass(frozen=True, slots=True)
 class _VectorTable:
-    """How the rows of one chapter reach one vector table: its columns with their types, and its key."""
+    """How the rows of one chapter reach one vector table: its columns with their types, its key, and the statement."""
 
-    name: str
-    columns: Mapping[str, str]
-    key: tuple[str, ...]
+    def __init__(self, name: str, columns: Mapping[str, str], key: tuple[str, ...]) -> None:
+        self.columns = columns
+        names = {column: sql.Identifier(column) for column in columns}
+        incoming = sql.SQL(", ").join(
+            sql.SQL("ARRAY(SELECT jsonb_array_elements_text(i.{}::jsonb))").format(names[column])
+            if kind == "text[]"
+            else sql.SQL("i.{}").format(names[column])
+            for column, kind in columns.items()
+        )
+        self.replace_statement = sql.SQL(
+            "WITH incoming AS MATERIALIZED (SELECT {incoming} FROM unnest({arrays}) AS i ({columns})),"
+            " removed AS (DELETE FROM {table} AS t WHERE t.partition_key = %b AND NOT EXISTS"
+            " (SELECT FROM incoming AS i WHERE {same_key}) RETURNING 1),"
+            " written AS (INSERT INTO {table} AS t ({columns}) SELECT * FROM incoming ON CONFLICT ({key}) DO UPDATE"
+            " SET {assigned} WHERE ({present}) IS DISTINCT FROM ({excluded}) RETURNING 1)"
+            " SELECT (SELECT count(*) FROM removed), (SELECT count(*) FROM written)"
+        ).format(
+            incoming=incoming,
+            arrays=sql.SQL(", ").join(_ARRAYS[kind] for kind in columns.values()),
+            columns=sql.SQL(", ").join(names.values()),
+            table=sql.Identifier(name),
+            same_key=sql.SQL(" AND ").join(sql.SQL("i.{0} = t.{0}").format(names[column]) for column in key),
+            key=sql.SQL(", ").join(names[column] for column in key),
+            assigned=sql.SQL(", ").join(
+                sql.SQL("{0} = excluded.{0}").format(name) for column, name in names.items() if column not in key
+            ),
+            present=sql.SQL(", ").join(sql.SQL("t.{}").format(name) for name in names.values()),
+            excluded=sql.SQL(", ").join(sql.SQL("excluded.{}").format(name) for name in names.values()),
+        )
 
 
+_ARRAYS = {
+    "uuid": sql.SQL("%b::uuid[]"),
+    "text": sql.SQL("%b::text[]"),
+    "text[]": sql.SQL("%b::text[]"),
+    "int4": sql.SQL("%b::int4[]"),
+    "float4": sql.SQL("%b::float4[]"),
+    "halfvec": sql.SQL("%b::halfvec[]"),
+}
 _ENTRY_COLUMNS = {
     "doctrine_id": "uuid",
     "category": "text",
@@ -287,14 +320,6 @@ _ENTRY_COLUMNS = {
     "weight": "float4",
     "partition_key": "text",
     "embedding": "halfvec",
-}
-_TYPES = {
-    "uuid": sql.SQL("uuid"),
-    "text": sql.SQL("text"),
-    "text[]": sql.SQL("text[]"),
-    "int4": sql.SQL("int4"),
-    "float4": sql.SQL("float4"),
-    "halfvec": sql.SQL("halfvec"),
 }
 _CHUNK_TABLE = _VectorTable(
     "chunk_embeddings",
@@ -345,54 +370,16 @@ def _write_vectors(connection: psycopg.Connection, write: ChapterWrite) -> tuple
 
 
 def _replace(
-    connection: psycopg.Connection, table: _VectorTable, key: str, rows: Iterable[tuple[Any, ...]]
+    connection: psycopg.Connection, table: _VectorTable, key: str, rows: Sequence[tuple[Any, ...]]
 ) -> Difference:
-    """Make the rows of chapter `key` in `table` exactly `rows`: COPY them beside, then delete and upsert by difference."""
-    rows = list(rows)
-    names = {
-        "table": sql.Identifier(table.name),
-        "incoming": sql.Identifier(f"incoming_{table.name}"),
-        "columns": sql.SQL(", ").join(sql.Identifier(column) for column in table.columns),
-        "declared": sql.SQL(", ").join(
-            sql.SQL("{} {}").format(sql.Identifier(column), _TYPES[kind]) for column, kind in table.columns.items()
-        ),
-        "key": sql.SQL(", ").join(sql.Identifier(column) for column in table.key),
-        "same_key": sql.SQL(" AND ").join(sql.SQL("i.{0} = t.{0}").format(sql.Identifier(c)) for c in table.key),
-        "assigned": sql.SQL(", ").join(
-            sql.SQL("{0} = excluded.{0}").format(sql.Identifier(c)) for c in table.columns if c not in table.key
-        ),
-        "present": sql.SQL(", ").join(sql.SQL("t.{}").format(sql.Identifier(c)) for c in table.columns),
-        "excluded": sql.SQL(", ").join(sql.SQL("excluded.{}").format(sql.Identifier(c)) for c in table.columns),
-    }
-    if rows:
-        connection.execute(
-            sql.SQL("CREATE TEMP TABLE IF NOT EXISTS {incoming} ({declared}) ON COMMIT DELETE ROWS").format(**names)
-        )
-        with (
-            connection.cursor() as cursor,
-            cursor.copy(sql.SQL("COPY {incoming} ({columns}) FROM STDIN (FORMAT BINARY)").format(**names)) as copy,
-        ):
-            copy.set_types(list(table.columns.values()))
-            for row in rows:
-                copy.write_row(row)
-        removed = connection.execute(
-            sql.SQL(
-                "DELETE FROM {table} AS t WHERE t.partition_key = %s"
-                " AND NOT EXISTS (SELECT FROM {incoming} AS i WHERE {same_key})"
-            ).format(**names),
-            (key,),
-        ).rowcount
-        written = connection.execute(
-            sql.SQL(
-                "INSERT INTO {table} AS t ({columns}) SELECT {columns} FROM {incoming} ON CONFLICT ({key}) DO UPDATE"
-                " SET {assigned} WHERE ({present}) IS DISTINCT FROM ({excluded})"
-            ).format(**names)
-        ).rowcount
-        return Difference(written, len(rows) - written, removed)
-    removed = connection.execute(
-        sql.SQL("DELETE FROM {table} WHERE partition_key = %s").format(**names), (key,)
-    ).rowcount
-    return Difference(0, 0, removed)
+    """Make the rows of chapter `key` in `table` exactly `rows`, in one statement with binary arrays."""
+    columns = [list(column) for column in zip(*rows, strict=True)] or [[] for _ in table.columns]
+    if "domains" in table.columns:
+        # unnest would flatten an array of arrays: the lists travel as JSON text.
+        columns[0] = [json.dumps(domains) for domains in columns[0]]
+    row = connection.execute(table.replace_statement, (*columns, key), binary=True).fetchone()
+    removed, written = row or (0, 0)
+    return Difference(written, len(rows) - written, removed)
 
 
 def _write_dead_letters(connection: psycopg.Connection, write: ChapterWrite) -> None:

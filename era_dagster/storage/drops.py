@@ -70,8 +70,6 @@ class KnownSource:
     chapters: Mapping[str, bytes]
 
 
-# A source belongs to the folder it lies in, and to itself when it is looked at alone.
-_UNDER_ROOT = "(f.folder = %(root)s OR f.source_path = %(root)s)"
 _CHAPTER_COLUMNS = (
     "d.partition_key, right(d.partition_key, 4)::int, d.source_path, d.content_hash, d.gone, d.attempts,"
     " extract(epoch FROM d.requested_at)::float8, f.priority"
@@ -79,16 +77,18 @@ _CHAPTER_COLUMNS = (
 
 
 def known_sources(database: Database, root: Path) -> dict[str, KnownSource]:
-    """The recorded sources of `root`, by path."""
+    """The recorded sources that lie in `root` (or are `root`, when one book is looked at alone), by path."""
     with database.connection() as connection:
         sources = connection.execute(
-            "SELECT f.source_path, f.signature, f.state, f.reason FROM drop_sources AS f WHERE " + _UNDER_ROOT,
+            "SELECT f.source_path, f.signature, f.state, f.reason FROM drop_sources AS f"
+            " WHERE (f.folder = %(root)s OR f.source_path = %(root)s)",
             {"root": str(root)},
         ).fetchall()
         chapters: dict[str, dict[str, bytes]] = {}
         for path, key, digest in connection.execute(
             "SELECT d.source_path, d.partition_key, d.content_hash FROM drop_chapters AS d"
-            " JOIN drop_sources AS f USING (source_path) WHERE NOT d.gone AND " + _UNDER_ROOT,
+            " JOIN drop_sources AS f USING (source_path) WHERE NOT d.gone"
+            " AND (f.folder = %(root)s OR f.source_path = %(root)s)",
             {"root": str(root)},
         ):
             chapters.setdefault(path, {})[key] = bytes(digest)
@@ -182,7 +182,7 @@ def source_troubles(database: Database, root: Path) -> list[QuarantineRecord]:
             QuarantineRecord(file=file, location=location, reason=reason)
             for file, location, reason in connection.execute(
                 "SELECT q.file, q.location, q.reason FROM quarantine AS q JOIN drop_sources AS f USING (source_path)"
-                " WHERE " + _UNDER_ROOT + " ORDER BY 1, 2, 3",
+                " WHERE (f.folder = %(root)s OR f.source_path = %(root)s) ORDER BY 1, 2, 3",
                 {"root": str(root)},
             )
         ]
@@ -216,7 +216,7 @@ def pending_chapters(
         )
     where: sql.Composable = sql.SQL("({})").format(sql.SQL(" OR ").join(conditions))
     if root is not None:
-        where = sql.SQL("{} AND {}").format(where, sql.SQL(_UNDER_ROOT))
+        where = sql.SQL("{} AND (f.folder = %(root)s OR f.source_path = %(root)s)").format(where)
         values["root"] = str(root)
     with database.connection() as connection:
         return _chapters(connection, where, values)

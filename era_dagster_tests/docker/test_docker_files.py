@@ -12,7 +12,6 @@ import psycopg
 import pytest
 import yaml
 from dagster import DagsterInstance
-from dagster._core.instance.ref import InstanceRef
 
 from era_dagster.settings import load_settings
 from era_dagster.storage.database import with_database
@@ -125,7 +124,7 @@ def test_dagster_opens_the_containers_instance_on_a_real_postgresql(
         connection.execute("DROP DATABASE IF EXISTS era_dagster")
         connection.execute("DROP ROLE IF EXISTS era")
         connection.execute("CREATE ROLE era LOGIN SUPERUSER")
-        connection.execute(read("postgres-init.sql"))
+        connection.execute((DOCKER / "postgres-init.sql").read_bytes())
         # The socket's folder and port stand in for the host name and port of the service.
         monkeypatch.setenv("PGHOST", str(connection.info.host))
         port = connection.info.port
@@ -135,7 +134,7 @@ def test_dagster_opens_the_containers_instance_on_a_real_postgresql(
     monkeypatch.setenv("ERA_DAGSTER_POSTGRES_HOST", "")
     environment = compose()["services"]["code"]["environment"]
     monkeypatch.setenv("ERA_DAGSTER_POSTGRES_DB", environment["ERA_DAGSTER_POSTGRES_DB"])
-    with DagsterInstance.from_ref(InstanceRef.from_dir(str(tmp_path))) as instance:
+    with DagsterInstance.from_config(str(tmp_path)) as instance:
         assert instance.get_runs_count() == 0
         instance.add_dynamic_partitions("book_chapters", ["a-book/0001"])
         assert instance.get_dynamic_partitions("book_chapters") == ["a-book/0001"]

@@ -203,11 +203,11 @@ def test_a_name_that_no_store_takes_is_written_with_escapes(drop: Path) -> None:
 def test_the_shelf_reads_a_source_once_and_says_what_it_lacks(write_book: WriteBook) -> None:
     path = write_book("ferry", [text_record(1)], [])
     shelf = BookShelf()
-    book = shelf.book(str(path), "ferry/0001")
+    chapter, digest = shelf.chapter(str(path), "ferry/0001")
     (path / "01_chapters.json").write_bytes(b"broken meanwhile")
-    assert shelf.book(str(path), "ferry/0001") is book
-    with pytest.raises(CorruptInput, match="no longer holds chapter 1 of mill"):
-        shelf.book(str(path), "mill/0001")
+    assert shelf.chapter(str(path), "ferry/0001") == (chapter, digest)
+    with pytest.raises(CorruptInput, match="no longer holds mill/0001"):
+        shelf.chapter(str(path), "mill/0001")
 
 
 ANY_TEXT = st.text(st.characters(exclude_categories=()), max_size=12)
