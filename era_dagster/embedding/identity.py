@@ -15,6 +15,10 @@ from era_dagster.embedding.provider import Identified
 from era_dagster.embedding.responses import Verdict
 from era_dagster.embedding.vectors import ModelIdentity
 
+# One broken connection is no reason to give up; somebody who named a wrong URL wants to hear it soon.
+_TRIES_WHEN_AWAY = 4
+_PATIENCE_WHEN_AWAY_SECONDS = 5.0
+
 
 async def ask_identity(
     config: EmbedderConfig, endpoints: Sequence[Endpoint], policy: RetryPolicy, random: Random
@@ -58,7 +62,7 @@ async def ask_identity(
 
 
 async def _ask(config: EmbedderConfig, endpoint: Endpoint, policy: RetryPolicy, random: Random) -> Identified | Verdict:
-    """Its identity; a server that is busy is asked again within the retry bounds, one that is away is not."""
+    """Its identity; a busy server is asked again within the retry bounds, one that is away a few times in a few seconds."""
     loop = asyncio.get_running_loop()
     started, attempts = loop.time(), 0
     while True:
@@ -68,7 +72,10 @@ async def _ask(config: EmbedderConfig, endpoint: Endpoint, policy: RetryPolicy, 
             endpoint.loading = False
             endpoint.delivered = True
             return answer
-        if not isinstance(answer.error, EndpointBusy):
+        if not isinstance(answer.error, TransientError):
+            return answer
+        away = not isinstance(answer.error, EndpointBusy)
+        if away and (attempts >= _TRIES_WHEN_AWAY or loop.time() - started >= _PATIENCE_WHEN_AWAY_SECONDS):
             return answer
         wait = answer.retry_after_seconds
         if wait is None:

@@ -1,0 +1,263 @@
+"""The `era` command as a user types it: real processes, a real database, a real loopback embedding server."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from era_dagster_tests.fakes.embedding_server import Fault, FakeEmbeddingServer, serving
+
+TEXT = "The keeper wrote the level down every morning. He said that a number without a date is a rumour. " * 3
+DOCTRINE = {
+    "principles": ["A dated record beats a good memory."],
+    "rules": ["Write the level down before breakfast."],
+    "claims": ["Records shorten the next crisis."],
+    "warnings": ["A number without a date is a rumour."],
+}
+
+
+def write_book(folder: Path, name: str, chapters: int = 2, domains: tuple[str, ...] = ("truth", "risk")) -> Path:
+    book = folder / name
+    book.mkdir(parents=True)
+    texts = [{"chapter_index": i, "chapter_title": None, "raw_text": f"{name} {i}. {TEXT}"} for i in range(1, chapters + 1)]
+    doctrine = [
+        {
+            "chapter_index": i,
+            "domains": list(domains),
+            **{category: [f"{text} {name} {i}." for text in items] for category, items in DOCTRINE.items()},
+        }
+        for i in range(1, chapters + 1)
+    ]
+    (book / "01_chapters.json").write_text(json.dumps(texts), encoding="utf-8")
+    (book / "02_doctrine.json").write_text(json.dumps(doctrine), encoding="utf-8")
+    return book
+
+
+class Shell:
+    """Runs `era` in a process with the given variables and nothing else of ours."""
+
+    def __init__(self, folder: Path, variables: dict[str, str]) -> None:
+        self.folder = folder
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("ERA_", "DAGSTER_"))}
+        self.environment = inherited | {"COLUMNS": "200"} | variables
+
+    def era(self, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "era_dagster.cli", *words],
+            cwd=self.folder,
+            env=self.environment | variables,
+            capture_output=True,
+            encoding="utf-8",
+            timeout=120,
+            check=False,
+        )
+
+    def json(self, *words: str, **variables: str) -> dict:
+        done = self.era(*words, "--json", **variables)
+        assert done.stdout, done.stderr
+        return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def embedding_server() -> Iterator[tuple[FakeEmbeddingServer, str]]:
+    server = FakeEmbeddingServer()
+    with serving(server) as url:
+        yield server, url
+
+
+@pytest.fixture
+def shell(
+    tmp_path: Path, new_database_url: Callable[[], str], embedding_server: tuple[FakeEmbeddingServer, str]
+) -> Shell:
+    (tmp_path / "data" / "drop").mkdir(parents=True)
+    return Shell(
+        tmp_path,
+        {
+            "ERA_DATABASE_URL": new_database_url(),
+            "ERA_EMBEDDING_PROVIDER": "ollama",
+            "ERA_EMBEDDING_URLS": embedding_server[1],
+            "ERA_EMBEDDING_MODEL": "test-model",
+        },
+    )
+
+
+def test_a_dropped_book_is_ingested_found_and_counted_and_a_second_run_does_nothing(
+    shell: Shell, embedding_server: tuple[FakeEmbeddingServer, str]
+) -> None:
+    write_book(shell.folder / "data" / "drop", "Level Book")
+    receipt = shell.json("ingest")
+    assert receipt["ok"] is True
+    assert receipt["chapters"]["stored"] == 2
+    # Two chunks (one a chapter) and eight entries, each in two domains.
+    assert receipt["items"] == {"seen": 10, "stored": 10, "unchanged": 0, "dead": 0, "unusable": 0, "adds_up": True}
+    assert receipt["assets"]["minister_files"]["stored"] == 10
+
+    question = "A number without a date is a rumour. Level Book 2."
+    (best, *_) = shell.json("search", question, "-k", "1")["results"]
+    assert best["text"] == question
+    assert best["score"] > 0.99
+    assert (best["book"], best["chapter"], best["domains"]) == ("Level Book", 2, ["risk", "truth"])
+
+    before = embedding_server[0].requests
+    files = {path: path.stat().st_mtime_ns for path in (shell.folder / "data").rglob("*") if path.is_file()}
+    again = shell.json("ingest")
+    assert again["embedding"]["requests"] == 0
+    assert embedding_server[0].requests == before
+    assert again["chapters"] == {"seen": 2, "stored": 0, "unchanged": 2, "retired": 0, "failed": {}}
+    assert files == {path: path.stat().st_mtime_ns for path in (shell.folder / "data").rglob("*") if path.is_file()}
+
+    status = shell.json("status")
+    assert status["totals"]["entries"] == 8
+    assert status["totals"]["entry_domain_rows"] == 16
+    assert status["model"]["model"] == "test-model"
+
+
+def test_ingest_prints_a_receipt_for_people(shell: Shell) -> None:
+    write_book(shell.folder / "data" / "drop", "Level Book")
+    done = shell.era("ingest")
+    assert done.returncode == 0, done.stderr
+    assert "Items: 10 seen = 10 stored + 0 unchanged + 0 dead + 0 unusable" in done.stdout
+    assert "vector_tables" in done.stdout
+
+
+def test_a_dry_run_tells_what_would_happen_and_changes_nothing(shell: Shell) -> None:
+    write_book(shell.folder / "data" / "drop", "Level Book")
+    plan = shell.json("ingest", "--dry-run")
+    assert len(plan["new"]) == 2
+    with psycopg.connect(shell.environment["ERA_DATABASE_URL"]) as connection:
+        assert connection.execute("SELECT count(*) FROM drop_sources").fetchone() == (0,)
+        assert connection.execute("SELECT count(*) FROM doctrine_sources").fetchone() == (0,)
+
+
+def test_a_broken_file_is_named_and_the_other_book_goes_through(shell: Shell) -> None:
+    drop = shell.folder / "data" / "drop"
+    write_book(drop, "Level Book")
+    broken = write_book(drop, "Torn Book")
+    (broken / "02_doctrine.json").write_text('[{"chapter_index": 1,', encoding="utf-8")
+    done = shell.era("ingest")
+    assert done.returncode == 1
+    assert "02_doctrine.json" in done.stderr
+    assert "line 1" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "2 stored" in done.stdout
+
+
+def test_a_path_that_does_not_exist_is_named_with_exit_code_2(shell: Shell) -> None:
+    done = shell.era("ingest", "no/such/book")
+    assert done.returncode == 2
+    assert "no/such/book" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_wrong_setting_is_named_with_exit_code_2(shell: Shell) -> None:
+    done = shell.era("status", ERA_CHUNK_MAX_CHARS="many")
+    assert done.returncode == 2
+    assert "ERA_CHUNK_MAX_CHARS" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_missing_database_is_one_sentence_and_exit_code_1(shell: Shell) -> None:
+    done = shell.era("ingest", ERA_DATABASE_URL="postgresql://era:secret@127.0.0.1:9/era")
+    assert done.returncode == 1
+    assert "PostgreSQL cannot be reached" in done.stderr
+    assert "secret" not in done.stderr + done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def test_a_missing_embedding_server_is_named_and_nothing_is_half_written(shell: Shell) -> None:
+    write_book(shell.folder / "data" / "drop", "Level Book")
+    done = shell.era("ingest", ERA_EMBEDDING_URLS="http://127.0.0.1:9", ERA_RETRY_BUDGET_SECONDS="1")
+    assert done.returncode == 1
+    assert "http://127.0.0.1:9" in done.stderr
+    assert "Traceback" not in done.stderr
+    with psycopg.connect(shell.environment["ERA_DATABASE_URL"]) as connection:
+        assert connection.execute("SELECT count(*) FROM embedding_spaces").fetchone() == (0,)
+    assert shell.json("ingest")["ok"] is True
+
+
+def test_a_missing_model_is_said_with_the_command_that_fetches_it(shell: Shell) -> None:
+    write_book(shell.folder / "data" / "drop", "Level Book")
+    done = shell.era("ingest", ERA_EMBEDDING_MODEL="nobody-has-this")
+    assert done.returncode == 1
+    assert "ollama pull nobody-has-this" in done.stderr
+
+
+def test_another_model_than_the_stored_one_is_refused_by_ingest_and_search(shell: Shell) -> None:
+    write_book(shell.folder / "data" / "drop", "Level Book")
+    assert shell.era("ingest").returncode == 0
+    for words in (("ingest",), ("search", "level")):
+        done = shell.era(*words, ERA_EMBEDDING_MODEL="another-model")
+        assert done.returncode == 2
+        assert "test-model" in done.stderr
+        assert "another-model" in done.stderr
+
+
+def test_one_poisoned_text_is_a_dead_letter_and_the_numbers_add_up(
+    shell: Shell, embedding_server: tuple[FakeEmbeddingServer, str]
+) -> None:
+    server = embedding_server[0]
+    write_book(shell.folder / "data" / "drop", "Poison Book", chapters=1)
+    server.poison.add("Records shorten the next crisis. Poison Book 1.")
+    try:
+        done = shell.era("ingest", "--json")
+    finally:
+        server.poison.clear()
+    receipt = json.loads(done.stdout)
+    assert done.returncode == 1
+    assert receipt["items"] == {"seen": 5, "stored": 4, "unchanged": 0, "dead": 1, "unusable": 0, "adds_up": True}
+    status = shell.json("status")
+    assert status["totals"]["open_dead_letters"] == 1
+
+
+def test_an_unknown_domain_finds_nothing_and_is_no_error(shell: Shell) -> None:
+    write_book(shell.folder / "data" / "drop", "Level Book")
+    assert shell.era("ingest").returncode == 0
+    done = shell.era("search", "level", "--domain", "No Such Domain")
+    assert done.returncode == 0
+    assert "Nothing found" in done.stdout
+
+
+def test_doctor_is_content_when_all_is_there_and_names_what_is_not(shell: Shell) -> None:
+    well = shell.json("doctor")
+    assert well["ok"] is True
+    assert well["settings"]["database_url"]["value"] == "***"
+    assert well["settings"]["embedding_model"] == {"value": "test-model", "source": "ERA_EMBEDDING_MODEL"}
+    ill = shell.era("doctor", ERA_EMBEDDING_URLS="http://127.0.0.1:9", ERA_RETRY_BUDGET_SECONDS="1")
+    assert ill.returncode == 1
+    assert "http://127.0.0.1:9" in ill.stdout
+
+
+def test_db_stop_refuses_a_server_it_did_not_start(shell: Shell) -> None:
+    done = shell.era("db", "stop")
+    assert done.returncode == 2
+    assert "ERA_DATABASE_URL" in done.stderr
+
+
+def test_db_start_url_and_stop_work_on_the_embedded_server(tmp_path: Path) -> None:
+    shell = Shell(tmp_path, {})
+    started = shell.era("db", "start")
+    assert started.returncode == 0, started.stderr
+    try:
+        url = shell.era("db", "url").stdout.strip()
+        with psycopg.connect(url) as connection:
+            assert connection.execute("SELECT to_regclass('doctrine_sources') IS NOT NULL").fetchone() == (True,)
+        assert shell.era("db", "migrate").stdout.strip() == "The schema is up to date."
+    finally:
+        assert shell.era("db", "stop").stdout.strip() == "Stopped."
+    assert shell.era("db", "stop").stdout.strip() == "It was not running."
+
+
+def test_the_server_may_refuse_for_a_while_and_nothing_is_lost(
+    shell: Shell, embedding_server: tuple[FakeEmbeddingServer, str]
+) -> None:
+    write_book(shell.folder / "data" / "drop", "Busy Book")
+    embedding_server[0].faults.extend([None, Fault(status=503), Fault(status=429, headers={"Retry-After": "1"}), Fault(reset=True)])
+    receipt = shell.json("ingest")
+    assert receipt["ok"] is True
+    assert receipt["items"]["stored"] == 10
+    assert receipt["embedding"]["retries"] > 0
