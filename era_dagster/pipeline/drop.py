@@ -102,7 +102,7 @@ def look_at_drop(
     chapters = plan_chapters(snapshot, books, known)
     looks = _looks(plan, books, unreadable, chapters)
     if record:
-        record_look(database, looks=looks, vanished=plan.gone, gone=chapters.gone)
+        record_look(database, looks=looks, vanished=plan.gone, gone=chapters.gone, shadowed=chapters.shadowed)
     troubles = source_troubles(database, root) if record else _troubles(looks)
     held = sum(len(source.chapters) for path, source in known.items() if path not in chapters.owned)
     return DropLook(

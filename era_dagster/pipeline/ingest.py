@@ -71,10 +71,7 @@ def run_stages(
         _files(settings, database, work, outcome, listener)
     if work.stages & {"minister_files", "vector_tables"}:
         refresh_combined_index(settings, database)
-    failed = receipt.chapters_failed
-    note_failures(
-        database, failed, [chapter.partition_key for chapter in chapters if chapter.partition_key not in failed]
-    )
+    note_failures(database, receipt.chapters_failed, outcome.finished)
     raise_failures(outcome)
     return receipt
 

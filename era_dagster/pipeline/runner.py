@@ -82,9 +82,11 @@ class Work:
 
 @dataclass(slots=True)
 class Outcome:
-    """What a run left behind for its last step: the receipt, the domains whose files are due, and their chapters."""
+    """What a run left behind for its last step: the receipt, the chapters that ended well, the domains whose files are
+    due, and their chapters."""
 
     receipt: Receipt
+    finished: list[str] = field(default_factory=list[str])
     domains: set[str] = field(default_factory=set[str])
     files_due: dict[str, str] = field(default_factory=dict[str, str])
     fatal: EraError | None = None
@@ -144,6 +146,7 @@ class ChapterRunner:
                     return
                 try:
                     await self._one(chapter, stored.get(chapter.partition_key), work, outcome)
+                    outcome.finished.append(chapter.partition_key)
                 except EraError as error:
                     outcome.receipt.chapters_failed[chapter.partition_key] = str(error)
                     if _concerns_every_chapter(error):

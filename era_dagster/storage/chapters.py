@@ -9,6 +9,7 @@ import json
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -186,28 +187,32 @@ def _write_source(connection: psycopg.Connection, write: ChapterWrite) -> None:
         values["dead_count"] = len(write.dead)
         values["model"] = write.model
     values |= {STAMP_COLUMNS[stage]: stamp for stage, stamp in write.stamps.items()}
-    columns = [sql.Identifier(name) for name in values]
+    connection.execute(_upsert_source(tuple(values)), values | {"run_id": write.run_id})
+
+
+@lru_cache
+def _upsert_source(names: tuple[str, ...]) -> bytes:
+    """The statement that writes these columns of `doctrine_sources`; the run id and the time change only with them."""
+    columns = [sql.Identifier(name) for name in names]
     changes = [
         sql.SQL("{0} = excluded.{0}").format(column)
-        for name, column in zip(values, columns, strict=True)
+        for name, column in zip(names, columns, strict=True)
         if name != "partition_key"
     ]
-    compared = sql.SQL(", ").join(sql.SQL("s.{}").format(column) for column in columns)
-    incoming = sql.SQL(", ").join(sql.SQL("excluded.{}").format(column) for column in columns)
-    # The run id and the time belong to the content: they change only with it.
-    connection.execute(
+    return (
         sql.SQL(
             "INSERT INTO doctrine_sources AS s ({columns}, run_id) VALUES ({values}, %(run_id)s)"
             " ON CONFLICT (partition_key) DO UPDATE SET {changes}, run_id = excluded.run_id, updated_at = now()"
             " WHERE ({compared}) IS DISTINCT FROM ({incoming})"
-        ).format(
+        )
+        .format(
             columns=sql.SQL(", ").join(columns),
-            values=sql.SQL(", ").join(sql.Placeholder(name) for name in values),
+            values=sql.SQL(", ").join(sql.Placeholder(name) for name in names),
             changes=sql.SQL(", ").join(changes),
-            compared=compared,
-            incoming=incoming,
-        ),
-        values | {"run_id": write.run_id},
+            compared=sql.SQL(", ").join(sql.SQL("s.{}").format(column) for column in columns),
+            incoming=sql.SQL(", ").join(sql.SQL("excluded.{}").format(column) for column in columns),
+        )
+        .as_bytes()
     )
 
 
@@ -281,25 +286,29 @@ class _VectorTable:
             else sql.SQL("i.{}").format(names[column])
             for column, kind in columns.items()
         )
-        self.replace_statement = sql.SQL(
-            "WITH incoming AS MATERIALIZED (SELECT {incoming} FROM unnest({arrays}) AS i ({columns})),"
-            " removed AS (DELETE FROM {table} AS t WHERE t.partition_key = %b AND NOT EXISTS"
-            " (SELECT FROM incoming AS i WHERE {same_key}) RETURNING 1),"
-            " written AS (INSERT INTO {table} AS t ({columns}) SELECT * FROM incoming ON CONFLICT ({key}) DO UPDATE"
-            " SET {assigned} WHERE ({present}) IS DISTINCT FROM ({excluded}) RETURNING 1)"
-            " SELECT (SELECT count(*) FROM removed), (SELECT count(*) FROM written)"
-        ).format(
-            incoming=incoming,
-            arrays=sql.SQL(", ").join(_ARRAYS[kind] for kind in columns.values()),
-            columns=sql.SQL(", ").join(names.values()),
-            table=sql.Identifier(name),
-            same_key=sql.SQL(" AND ").join(sql.SQL("i.{0} = t.{0}").format(names[column]) for column in key),
-            key=sql.SQL(", ").join(names[column] for column in key),
-            assigned=sql.SQL(", ").join(
-                sql.SQL("{0} = excluded.{0}").format(name) for column, name in names.items() if column not in key
-            ),
-            present=sql.SQL(", ").join(sql.SQL("t.{}").format(name) for name in names.values()),
-            excluded=sql.SQL(", ").join(sql.SQL("excluded.{}").format(name) for name in names.values()),
+        self.replace_statement = (
+            sql.SQL(
+                "WITH incoming AS MATERIALIZED (SELECT {incoming} FROM unnest({arrays}) AS i ({columns})),"
+                " removed AS (DELETE FROM {table} AS t WHERE t.partition_key = %b AND NOT EXISTS"
+                " (SELECT FROM incoming AS i WHERE {same_key}) RETURNING 1),"
+                " written AS (INSERT INTO {table} AS t ({columns}) SELECT * FROM incoming ON CONFLICT ({key}) DO UPDATE"
+                " SET {assigned} WHERE ({present}) IS DISTINCT FROM ({excluded}) RETURNING 1)"
+                " SELECT (SELECT count(*) FROM removed), (SELECT count(*) FROM written)"
+            )
+            .format(
+                incoming=incoming,
+                arrays=sql.SQL(", ").join(_ARRAYS[kind] for kind in columns.values()),
+                columns=sql.SQL(", ").join(names.values()),
+                table=sql.Identifier(name),
+                same_key=sql.SQL(" AND ").join(sql.SQL("i.{0} = t.{0}").format(names[column]) for column in key),
+                key=sql.SQL(", ").join(names[column] for column in key),
+                assigned=sql.SQL(", ").join(
+                    sql.SQL("{0} = excluded.{0}").format(name) for column, name in names.items() if column not in key
+                ),
+                present=sql.SQL(", ").join(sql.SQL("t.{}").format(name) for name in names.values()),
+                excluded=sql.SQL(", ").join(sql.SQL("excluded.{}").format(name) for name in names.values()),
+            )
+            .as_bytes()
         )
 
 

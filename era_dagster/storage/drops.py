@@ -104,19 +104,32 @@ def record_look(
     looks: Sequence[SourceLook],
     vanished: Sequence[str],
     gone: Sequence[str],
+    shadowed: Mapping[str, str],
 ) -> None:
-    """Record one look at a folder in one transaction: its sources, the sources that vanished, the chapters that are gone."""
+    """Record one look at a folder in one transaction: its sources, the sources that vanished, the chapters that are gone.
+
+    `shadowed` maps sources whose chapters a newer source holds too, read now or before, to the reason to keep with them.
+    """
     with database.connection() as connection:
         connection.execute("SELECT pg_advisory_xact_lock(hashtextextended('drop register', 0))")
         for look in looks:
             _record_source(connection, look)
+        connection.execute(
+            "UPDATE drop_sources AS s SET reason = i.reason FROM unnest(%s::text[], %s::text[]) AS i (path, reason)"
+            " WHERE s.source_path = i.path AND s.state = 'read' AND s.reason <> i.reason",
+            (list(shadowed.keys()), list(shadowed.values())),
+        )
         connection.execute(
             "UPDATE drop_chapters SET gone = true, attempts = 0, requested_at = NULL"
             " WHERE partition_key = ANY(%s) AND NOT gone",
             (list(gone),),
         )
         connection.execute("DELETE FROM quarantine WHERE source_path = ANY(%s)", (list(vanished),))
-        # A vanished source stays until its last chapter is retired, then it is forgotten.
+        # A vanished source stays until its last chapter is retired, then it is forgotten. Should it come back before, the
+        # same files must be read again: its chapters are marked gone.
+        connection.execute(
+            "UPDATE drop_sources SET signature = '' WHERE source_path = ANY(%s) AND signature <> ''", (list(vanished),)
+        )
         connection.execute(
             "DELETE FROM drop_sources AS s WHERE source_path = ANY(%s)"
             " AND NOT EXISTS (SELECT FROM drop_chapters AS d WHERE d.source_path = s.source_path)",

@@ -170,7 +170,7 @@ def _folder(ministers_dir: Path, domain: str) -> Path:
     if not domain or slugify_domain(domain) != domain:
         raise StorageError(
             f"The domain {domain!r} cannot be the name of a folder.",
-            hint="Run `era verify` and ingest its books again.",
+            hint="Remove that row from minister_domains, then ingest its books again.",
         )
     return ministers_dir / domain
 

@@ -1,0 +1,235 @@
+"""Looks at the drop folder: what the register holds afterwards, and what becomes pending."""
+
+import os
+import shutil
+from dataclasses import replace
+
+import pytest
+
+from era_dagster.domain.errors import ConfigurationError
+from era_dagster.pipeline.drop import DropLook, look_at_drop
+from era_dagster_tests.pipeline.workbench import Workbench, chapter, one_file
+
+
+def test_new_changed_and_gone_chapters_are_told_and_pending(bench: Workbench) -> None:
+    bench.drop("ferry", chapter(1), chapter(2), chapter(3))
+    look = bench.look()
+    assert (look.new, look.chapters) == (("ferry/0001", "ferry/0002", "ferry/0003"), 3)
+    bench.run()
+    bench.drop("ferry", chapter(1), chapter(2, "Other words."))
+    look = bench.look()
+    assert (look.new, look.changed, look.gone, look.chapters) == ((), ("ferry/0002",), ("ferry/0003",), 2)
+    assert [(known.partition_key, known.gone) for known in bench.pending()] == [
+        ("ferry/0002", False),
+        ("ferry/0003", True),
+    ]
+
+
+def test_broken_json_is_quarantined_while_the_other_books_go_through(bench: Workbench) -> None:
+    bench.drop("ferry", chapter(1, rules=["Count twice."]))
+    bench.drop("harbour", chapter(1))
+    bench.write("harbour/02_doctrine.json", b'[{"chapter_index": 1,')
+    receipt = bench.ingest()
+    look = bench.look()
+    assert receipt.chapters_stored == 1
+    assert len(look.troubles) == 1
+    assert look.troubles[0].file.endswith("02_doctrine.json")
+    assert look.troubles[0].location.startswith("line 1")
+    assert look.problems()[0].startswith("Cannot read ")
+    assert bench.rows("SELECT state FROM drop_sources ORDER BY source_path") == ["read", "unreadable"]
+
+
+def test_a_repaired_file_is_picked_up_and_its_quarantine_ends(bench: Workbench) -> None:
+    bench.write("harbour/01_chapters.json", [chapter(1)[0]])
+    bench.write("harbour/02_doctrine.json", b'[{"chapter_index": 1,')
+    bench.ingest()
+    bench.drop("harbour", chapter(1, rules=["Count twice."]))
+    assert bench.ingest().chapters_stored == 1
+    assert (bench.count("quarantine"), bench.look().troubles) == (0, ())
+    assert bench.rows("SELECT state, reason FROM drop_sources") == [("read", "")]
+
+
+def test_a_book_that_becomes_unreadable_keeps_what_it_had(bench: Workbench) -> None:
+    bench.drop("harbour", chapter(1, rules=["Count twice."]))
+    bench.ingest()
+    bench.write("harbour/02_doctrine.json", b"")
+    look = bench.look()
+    assert (look.gone, len(look.troubles), bench.pending()) == ((), 1, [])
+    assert bench.count("minister_entries") == 1
+
+
+def test_a_record_that_cannot_be_read_leaves_its_stored_chapter_alone(bench: Workbench) -> None:
+    bench.drop("ferry", chapter(1, rules=["Count twice."]), chapter(2))
+    bench.ingest()
+    bench.drop("ferry", chapter(1, rules=[]), chapter(2, "Changed."))
+    bench.write("ferry/01_chapters.json", [{"chapter_index": 1, "raw_text": 5}, chapter(2, "Changed.")[0]])
+    look = bench.look()
+    assert (look.changed, look.gone, [trouble.location for trouble in look.troubles]) == (
+        ("ferry/0002",),
+        (),
+        ["[0].raw_text"],
+    )
+    bench.run()
+    assert bench.rows("SELECT text FROM minister_entries") == ["Count twice."]
+
+
+def test_an_unfinished_book_waits_and_starts_when_its_doctrine_comes(bench: Workbench) -> None:
+    bench.write("ferry/01_chapters.json", [chapter(1)[0]])
+    look = bench.look()
+    assert look.waiting[0][1] == "02_doctrine.json not there yet"
+    assert bench.pending() == []
+    bench.drop("ferry", chapter(1))
+    assert bench.look().new == ("ferry/0001",)
+    assert bench.rows("SELECT state FROM drop_sources") == ["read"]
+
+
+def test_a_file_still_being_written_is_left_alone_until_it_settles(bench: Workbench) -> None:
+    bench.settings = replace(bench.settings, settle_seconds=3600.0)
+    folder = bench.drop("ferry", chapter(1))
+    patient = _patient_look(bench)
+    assert (patient.new, [reason for _, reason in patient.waiting]) == ((), ["still being written"])
+    for file in folder.iterdir():
+        os.utime(file, (1_000_000_000, 1_000_000_000))
+    assert _patient_look(bench).new == ("ferry/0001",)
+
+
+def _patient_look(bench: Workbench) -> DropLook:
+    return look_at_drop(bench.settings, bench.database, bench.settings.drop_dir)
+
+
+def test_a_dry_look_tells_and_records_nothing(bench: Workbench) -> None:
+    bench.drop("ferry", chapter(1))
+    bench.write("broken.json", b"{")
+    tables = bench.tables(versions=True)
+    look = bench.look(record=False)
+    assert (look.new, len(look.troubles)) == (("ferry/0001",), 1)
+    assert bench.tables(versions=True) == tables
+
+
+def test_a_folder_that_is_not_there_is_an_error_and_retires_nothing(bench: Workbench) -> None:
+    bench.drop("ferry", chapter(1))
+    bench.ingest()
+    bench.settings.drop_dir.rename(bench.settings.drop_dir.with_name("unplugged"))
+    with pytest.raises(ConfigurationError, match="drop"):
+        bench.look()
+    assert (bench.pending(), bench.count("drop_chapters", "gone")) == ([], 0)
+
+
+def test_the_default_drop_folder_is_made_only_while_nothing_was_dropped(bench: Workbench) -> None:
+    bench.settings = replace(bench.settings, sources={**bench.settings.sources, "drop_dir": "default"})
+    bench.settings.drop_dir.rmdir()
+    bench.look()
+    assert bench.settings.drop_dir.is_dir()
+    bench.drop("ferry", chapter(1))
+    bench.look()
+    shutil.rmtree(bench.settings.drop_dir)
+    with pytest.raises(ConfigurationError):
+        bench.look()
+
+
+def test_the_newer_of_two_drops_of_a_book_counts(bench: Workbench) -> None:
+    older, newer = _two_drops(bench)
+    bench.look()
+    assert bench.rows("SELECT source_path, content_hash IS NOT NULL FROM drop_chapters") == [(newer, True)]
+    bench.run()
+    assert bench.rows("SELECT text FROM minister_entries") == ["The newer rule."]
+    assert bench.rows("SELECT source_path, reason FROM drop_sources WHERE reason <> ''") == [
+        (older, f"newer drops hold chapters of it: {newer}")
+    ]
+
+
+def test_the_older_drop_comes_back_when_the_newer_one_goes(bench: Workbench) -> None:
+    older, newer = _two_drops(bench)
+    bench.ingest()
+    os.unlink(newer)
+    look = bench.look()
+    assert (look.changed, look.gone, look.chapters) == (("ferry/0001",), (), 1)
+    bench.run()
+    assert bench.rows("SELECT text FROM minister_entries") == ["The older rule."]
+    assert bench.rows("SELECT source_path, state, reason FROM drop_sources") == [(older, "read", "")]
+
+
+def test_an_older_drop_read_earlier_comes_back_too(bench: Workbench) -> None:
+    """The older drop is not read in the look that finds the newer one: only its reason is recorded then."""
+    older, newer = _two_drops(bench, both=False)
+    bench.ingest()
+    assert bench.rows("SELECT text FROM minister_entries") == ["The older rule."]
+    _two_drops(bench)
+    bench.ingest()
+    assert bench.rows("SELECT text FROM minister_entries") == ["The newer rule."]
+    assert bench.rows("SELECT source_path FROM drop_sources WHERE reason <> ''") == [older]
+    os.unlink(newer)
+    bench.ingest()
+    assert bench.rows("SELECT text FROM minister_entries") == ["The older rule."]
+
+
+def test_two_drops_of_a_book_are_at_rest_after_one_look(bench: Workbench) -> None:
+    _two_drops(bench)
+    bench.ingest()
+    tables = bench.tables(versions=True)
+    look = bench.look()
+    assert (look.new, look.changed, look.gone, look.chapters) == ((), (), (), 1)
+    assert bench.tables(versions=True) == tables
+
+
+def _two_drops(bench: Workbench, *, both: bool = True) -> tuple[str, str]:
+    """The book "ferry" as a folder and, newer, as a file."""
+    folder = bench.drop("ferry", chapter(1, rules=["The older rule."]))
+    for file in folder.iterdir():
+        os.utime(file, (1_000_000_000, 1_000_000_000))
+    file = bench.settings.drop_dir / "ferry.json"
+    if both:
+        bench.write("ferry.json", one_file("ferry", chapter(1, rules=["The newer rule."])))
+        os.utime(file, (1_000_000_100, 1_000_000_100))
+    return str(folder), str(file)
+
+
+def test_a_vanished_source_is_forgotten_when_its_chapters_are_retired(bench: Workbench) -> None:
+    shutil.rmtree(bench.drop("harbour", chapter(1)))
+    bench.drop("ferry", chapter(1))
+    bench.ingest()
+    shutil.rmtree(bench.settings.drop_dir / "ferry")
+    assert bench.look().gone == ("ferry/0001",)
+    assert bench.count("drop_sources") == 1
+    bench.run()
+    bench.look()
+    assert (bench.count("drop_sources"), bench.count("drop_chapters")) == (0, 0)
+
+
+def test_a_book_that_returns_before_it_was_retired_is_not_lost(bench: Workbench) -> None:
+    bench.drop("ferry", chapter(1, rules=["Count twice."]))
+    bench.ingest()
+    folder, aside = bench.settings.drop_dir / "ferry", bench.settings.drop_dir.with_name("aside")
+    folder.rename(aside)
+    bench.look()
+    gone = bench.known()
+    aside.rename(folder)
+    bench.look()
+    bench.run(chapters=gone)  # a run that was requested while the book was away
+    bench.ingest()
+    assert bench.rows("SELECT text FROM minister_entries") == ["Count twice."]
+    assert bench.pending() == []
+
+
+def test_a_book_that_returns_after_it_was_retired_is_read_again(bench: Workbench) -> None:
+    bench.drop("ferry", chapter(1, rules=["Count twice."]))
+    bench.ingest()
+    folder, aside = bench.settings.drop_dir / "ferry", bench.settings.drop_dir.with_name("aside")
+    folder.rename(aside)
+    bench.ingest()
+    aside.rename(folder)
+    bench.ingest()
+    assert bench.rows("SELECT text FROM minister_entries") == ["Count twice."]
+
+
+def test_names_that_postgresql_cannot_hold_do_not_stop_a_look(bench: Workbench) -> None:
+    bench.write("odd.json", [{"book": "a\x00b\ud800", **chapter(1)[0], **chapter(1, rules=["Count twice."])[1]}])
+    bench.write("worse.json", b'[5, "\\u0000\\ud800", {"chapter_index": "\\u0000"}]')
+    assert bench.ingest().chapters_stored == 1
+    assert len(bench.look().troubles) >= 3
+
+
+def test_the_priority_of_a_drop_reaches_its_chapters(bench: Workbench) -> None:
+    bench.write("ferry.json", [{"book": "ferry", "priority": 7, **chapter(1)[0], **chapter(1)[1]}])
+    bench.look()
+    assert [known.priority for known in bench.pending()] == [7]
