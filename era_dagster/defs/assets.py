@@ -113,20 +113,28 @@ def _run(
 ) -> None:
     selected = [key.to_user_string() for key in context.selected_asset_keys]
     chapters = _chosen(context, config, settings, database, selected)
-    log = MaterializationLog(context, ASSET_ORDER)
-    listener = _DagsterListener(log, on_progress)
-    try:
-        receipt = run_stages(
-            settings, database, chapters=chapters, selected=selected, run_id=context.run_id, listener=listener
-        )
-    finally:
-        log.flush()
-        remaining = {chapter.partition_key for chapter in find_chapters(database, [c.partition_key for c in chapters])}
-        forget(context.instance, [c.partition_key for c in chapters if c.gone and c.partition_key not in remaining])
-    if {"minister_files", "vector_tables"} & set(selected):
-        log.add(COMBINED_INDEX, None, {"receipt": dg.MetadataValue.json(receipt.as_json())})
-        log.flush()
+    with MaterializationLog(context, ASSET_ORDER) as log:
+        try:
+            receipt = run_stages(
+                settings,
+                database,
+                chapters=chapters,
+                selected=selected,
+                run_id=context.run_id,
+                listener=_DagsterListener(log, on_progress),
+            )
+        finally:
+            _forget_retired(context.instance, database, chapters)
+        if {"minister_files", "vector_tables"} & set(selected):
+            log.add(COMBINED_INDEX, None, {"receipt": dg.MetadataValue.json(receipt.as_json())})
     context.log.info("Receipt: %s", receipt.as_json())
+
+
+def _forget_retired(instance: dg.DagsterInstance, database: Database, chapters: Sequence[KnownChapter]) -> None:
+    """Remove the partitions of the chapters that left the input and whose rows are gone."""
+    gone = [chapter.partition_key for chapter in chapters if chapter.gone]
+    remaining = {chapter.partition_key for chapter in find_chapters(database, gone)} if gone else set[str]()
+    forget(instance, [key for key in gone if key not in remaining])
 
 
 def _chosen(

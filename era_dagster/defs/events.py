@@ -10,7 +10,9 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import Any, Self
 
 import dagster as dg
 from dagster._core.events import DagsterEvent, DagsterEventType, StepMaterializationData
@@ -24,7 +26,11 @@ BATCH = 200
 
 
 class MaterializationLog:
-    """Collects per-chapter materializations of one run and writes them in batches, in the order of the assets."""
+    """Collects per-chapter materializations of one run and writes them in batches, in the order of the assets.
+
+    Writing happens on a thread of its own, so that the event loop goes on; an error of the storage is raised by the next
+    call. A context manager: leaving it writes what is left.
+    """
 
     def __init__(
         self,
@@ -37,6 +43,19 @@ class MaterializationLog:
         self._clock = clock
         self._waiting: dict[str, list[dg.AssetMaterialization]] = {name: [] for name in order}
         self._last_flush = clock()
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="era-events")
+        self._written: Future[None] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            self.flush()
+        finally:
+            self._writer.shutdown(wait=True)
 
     def add(self, asset: str, partition: str | None, metadata: Mapping[str, Any]) -> None:
         """Note one materialization; it reaches the storage at the next flush."""
@@ -45,26 +64,42 @@ class MaterializationLog:
         )
 
     def flush_if_due(self) -> None:
-        """Write what waits when enough time has passed or a batch is full."""
+        """Start to write what waits when enough time has passed or a batch is full; returns at once."""
         full = any(len(waiting) >= BATCH for waiting in self._waiting.values())
-        if full or self._clock() - self._last_flush >= FLUSH_SECONDS:
-            self.flush()
+        if (full or self._clock() - self._last_flush >= FLUSH_SECONDS) and (
+            self._written is None or self._written.done()
+        ):
+            self._start()
 
     def flush(self) -> None:
-        """Write everything that waits."""
-        for waiting in self._waiting.values():
-            for start in range(0, len(waiting), BATCH):
-                self._store(waiting[start : start + BATCH])
-            waiting.clear()
-        self._last_flush = self._clock()
+        """Write everything that waits, and wait for it."""
+        self._start()
+        if self._written is not None:
+            self._written.result()
+            self._written = None
 
-    def _store(self, materializations: list[dg.AssetMaterialization]) -> None:
+    def _start(self) -> None:
+        batches = [
+            waiting[start : start + BATCH]
+            for waiting in self._waiting.values()
+            for start in range(0, len(waiting), BATCH)
+        ]
+        for name in self._waiting:
+            self._waiting[name] = []
+        self._last_flush = self._clock()
+        if self._written is not None:
+            self._written.result()
+            self._written = None
         storage = self._context.instance.event_log_storage
-        if not isinstance(storage, PostgresEventLogStorage):
-            for materialization in materializations:
+        if isinstance(storage, PostgresEventLogStorage):
+            self._written = self._writer.submit(self._store, storage, batches)
+        else:
+            for materialization in (one for batch in batches for one in batch):
                 self._context.log_event(materialization)
-            return
-        storage.store_event_batch([self._entry(materialization) for materialization in materializations])
+
+    def _store(self, storage: PostgresEventLogStorage, batches: list[list[dg.AssetMaterialization]]) -> None:
+        for batch in batches:
+            storage.store_event_batch([self._entry(materialization) for materialization in batch])
 
     def _entry(self, materialization: dg.AssetMaterialization) -> EventLogEntry:
         execution = self._context.get_step_execution_context()
@@ -74,7 +109,7 @@ class MaterializationLog:
             step_handle=execution.step.handle,
             node_handle=execution.step.node_handle,
             step_kind_value=execution.step.kind.value,
-            logging_tags=execution.event_tags,
+            logging_tags={},
             event_specific_data=StepMaterializationData(materialization),
             message="Materialized.",
             pid=os.getpid(),

@@ -16,6 +16,8 @@ def add_missing(instance: dg.DagsterInstance, keys: list[str]) -> None:
 
 def forget(instance: dg.DagsterInstance, keys: list[str]) -> None:
     """Remove the keys of retired chapters."""
+    if not keys:
+        return
     known = set(instance.get_dynamic_partitions(BOOK_CHAPTERS))
     for key in keys:
         if key in known:

@@ -3,11 +3,12 @@
 They lie beside the checkout as `../shared/real`, or where ERA_TEST_REAL_BOOKS says; without them these tests are skipped.
 """
 
-import asyncio
+import ast
 import html
 import json
 import os
 import re
+import shutil
 import unicodedata
 from collections import Counter
 from dataclasses import replace
@@ -17,10 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from era_dagster.embedding.factory import open_embedder
-from era_dagster.settings import load_settings
-from era_dagster.storage.search import search_entries
-from era_dagster.storage.spaces import live_space
+from era_dagster.knowledge import KnowledgeBase
 from era_dagster_tests.pipeline.workbench import CATEGORIES, Workbench
 
 BOOKS = Path(os.environ.get("ERA_TEST_REAL_BOOKS") or Path(__file__).resolve().parents[3] / "shared" / "real")
@@ -49,6 +47,8 @@ def sentence(item: Any) -> str:
 
 
 def folded(name: str) -> str:
+    if name.startswith("{"):
+        name = ast.literal_eval(name)["text"]
     ascii_name = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode("ascii").lower()
     return re.sub(r"[^a-z0-9]+", "_", ascii_name.replace("&", " and ")).strip("_")
 
@@ -69,7 +69,9 @@ def test_tables_and_files_agree_with_an_independent_count_of_the_real_books(real
         for category in CATEGORIES
         for item in record[category]
     }
-    spelled = {(book, record["chapter_index"]): {folded(name) for name in record["domains"]} for book, record in doctrine}
+    spelled = {
+        (book, record["chapter_index"]): {folded(name) for name in record["domains"]} for book, record in doctrine
+    }
     pairs = Counter(domain for book, index, *_ in entries for domain in spelled[book, index] or {"base"})
     assert receipt.items.adds_up
     assert (receipt.chapters_stored, receipt.items.dead, receipt.items.unusable) == (len(texts), 0, 0)
@@ -110,8 +112,13 @@ def test_no_letter_of_the_real_books_is_lost_and_nothing_impossible_is_stored(re
     made = [np.frombuffer(data, dtype="<f4") for data in bench.rows("SELECT embedding FROM embedding_cache")]
     assert min(float(np.linalg.norm(vector)) for vector in made) > 0.99
     assert bench.count("doctrine_embeddings_all", "l2_norm(embedding) < 0.99") == 0
-    assert bench.count("minister_entries AS e LEFT JOIN doctrine_embeddings_all AS a ON a.doctrine_id = e.embedding_id",
-                       "a.doctrine_id IS NULL") == 0
+    assert (
+        bench.count(
+            "minister_entries AS e LEFT JOIN doctrine_embeddings_all AS a ON a.doctrine_id = e.embedding_id",
+            "a.doctrine_id IS NULL",
+        )
+        == 0
+    )
 
 
 def test_a_second_pass_over_the_real_books_changes_nothing(real_bench: Workbench) -> None:
@@ -124,3 +131,17 @@ def test_a_second_pass_over_the_real_books_changes_nothing(real_bench: Workbench
     assert bench.tables(versions=True) == tables
 
 
+@pytest.mark.slow
+def test_a_search_for_the_sentence_of_an_entry_finds_that_entry_first(bench: Workbench) -> None:
+    """With the local model, over the smallest of the books."""
+    smallest = min(BOOKS.iterdir(), key=lambda book: sum(file.stat().st_size for file in book.iterdir()))
+    shutil.copytree(smallest, bench.settings.drop_dir / smallest.name, copy_function=shutil.copyfile)
+    bench.settings = replace(bench.settings, embedding_provider="local", embedding_model=None)
+    bench.look()
+    assert bench.run(with_fake_server=False).items.dead == 0
+    texts = bench.rows("SELECT text FROM doctrine_embeddings_all ORDER BY doctrine_id")
+    assert len(texts) > 100
+    with KnowledgeBase.open(bench.settings, url=bench.settings.database_url) as base:
+        for text in texts[::5]:
+            first = base.search(text)[0]
+            assert (first.text, first.score > 0.99) == (text, True)

@@ -85,7 +85,13 @@ class Workbench:
             root=None,
         )
 
-    def run(self, selected: Collection[str] = STAGES, *, chapters: Sequence[KnownChapter] | None = None) -> Receipt:
+    def run(
+        self,
+        selected: Collection[str] = STAGES,
+        *,
+        chapters: Sequence[KnownChapter] | None = None,
+        with_fake_server: bool = True,
+    ) -> Receipt:
         """Run what is pending (or `chapters`); what was heard is in `heard`."""
         self.heard = Heard()
         return run_stages(
@@ -95,7 +101,7 @@ class Workbench:
             selected=selected,
             run_id="run",
             listener=self.heard,
-            transport=FakeTransport(self.server),
+            transport=FakeTransport(self.server) if with_fake_server else None,
         )
 
     def ingest(self) -> Receipt:
