@@ -25,8 +25,6 @@ from era_dagster.storage.database import Database
 COMBINED_INDEX = "combined_vector.index"
 _SUMMARY = "doctrine.json"
 _FILES = (*(f"{category}.json" for category in CATEGORIES), _SUMMARY)
-# A temporary file lives for milliseconds; one this old was left by a process that was killed.
-_LEFTOVER_SECONDS = 3600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,7 +200,7 @@ def _remove_files(folder: Path) -> _Rendered:
     with _file_errors(folder):
         if not folder.is_dir():
             return _Rendered()
-        _clear_leftovers(folder, _FILES, older_than_seconds=0.0)
+        _clear_leftovers(folder, _FILES)
         removed = False
         for name in _FILES:
             if (folder / name).is_file():
@@ -246,12 +244,11 @@ def _replace(temporary: Path, path: Path) -> None:
     temporary.replace(path)
 
 
-def _clear_leftovers(folder: Path, names: Iterable[str], *, older_than_seconds: float = _LEFTOVER_SECONDS) -> None:
-    oldest = time.time() - older_than_seconds
+def _clear_leftovers(folder: Path, names: Iterable[str]) -> None:
+    """Remove what a killed writer left: whoever holds the lock is the only living one."""
     for name in names:
         for path in folder.glob(f".{name}.*.tmp"):
-            if path.stat().st_mtime <= oldest:
-                path.unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:
