@@ -27,8 +27,7 @@ def build_vector_indexes(database: Database, *, exact_rows: int = EXACT_ROWS) ->
                 ),
                 (exact_rows,),
             ).fetchone()
-        if row is not None and row[0] >= exact_rows:
-            _build(database, table)
+        if row is not None and row[0] >= exact_rows and _build(database, table):
             built.append(table)
     return built
 
@@ -50,8 +49,10 @@ def _candidates(database: Database) -> list[str]:
         ]
 
 
-def _build(database: Database, table: str) -> None:
-    name = f"{table[:50]}_hnsw"
+def _build(database: Database, table: str) -> bool:
+    """Build the index of one table; False when another process is at it."""
+    # The longest table name has 60 of the 63 bytes a name may have: cut, two tables would share one index name.
+    name = f"{table}_nn"
     with database.connection() as connection:
         connection.commit()
         connection.autocommit = True
@@ -60,7 +61,7 @@ def _build(database: Database, table: str) -> None:
                 "SELECT pg_try_advisory_lock(hashtextextended(%s, 0))", (f"index {name}",)
             ).fetchone()
             if locked is None or not locked[0]:
-                return
+                return False
             connection.execute("SET maintenance_work_mem = '256MB'")
             connection.execute(
                 sql.SQL("DROP INDEX CONCURRENTLY IF EXISTS {}").format(sql.Identifier(LIVE_SCHEMA, name))
@@ -71,6 +72,7 @@ def _build(database: Database, table: str) -> None:
                 )
             )
             connection.execute(sql.SQL("ANALYZE {}").format(sql.Identifier(LIVE_SCHEMA, table)))
+            return True
         finally:
             connection.execute("SELECT pg_advisory_unlock_all()")
             connection.execute("RESET maintenance_work_mem")

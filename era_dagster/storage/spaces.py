@@ -113,6 +113,22 @@ def _create(connection: psycopg.Connection, space: Space) -> None:
         ),
     )
     create_vector_tables(connection, schema=LIVE_SCHEMA, dimension=space.dimension)
+    _show_to_other_programs(connection)
+
+
+def _show_to_other_programs(connection: psycopg.Connection) -> None:
+    """Let programs that know only the URL say `doctrine_embeddings` without a schema. Only the database's owner can."""
+    row = connection.execute("SELECT current_database()").fetchone()
+    try:
+        with connection.transaction():
+            connection.execute(
+                sql.SQL("ALTER DATABASE {} SET search_path = public, {}").format(
+                    sql.Identifier(row[0] if row else ""), sql.Identifier(LIVE_SCHEMA)
+                )
+            )
+    except psycopg.errors.InsufficientPrivilege:
+        # Our own connections name the path themselves; docs/output.md tells others what to set.
+        pass
 
 
 def create_vector_tables(connection: psycopg.Connection, *, schema: str, dimension: int) -> None:

@@ -62,7 +62,8 @@ def test_another_model_concerns_vectors_only() -> None:
 def test_without_a_model_stages_with_vectors_have_no_stamp_and_are_stale() -> None:
     rules = replace(RULES, model_stamp=None)
     assert set(rules.stamps(CONTENT)) == {"chapters", "chunks", "minister_files"}
-    assert stale_stages(STAGES, rules.stamps(CONTENT), RULES.stamps(CONTENT)) == {"embeddings", "vector_tables"}
+    stored: dict[str, str | None] = {**RULES.stamps(CONTENT)}
+    assert stale_stages(STAGES, rules.stamps(CONTENT), stored) == {"embeddings", "vector_tables"}
 
 
 def test_an_unstored_chapter_is_stale_in_every_stage() -> None:

@@ -3,6 +3,7 @@
 import os
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -141,7 +142,7 @@ def test_the_newer_of_two_drops_of_a_book_counts(bench: Workbench) -> None:
 def test_the_older_drop_comes_back_when_the_newer_one_goes(bench: Workbench) -> None:
     older, newer = _two_drops(bench)
     bench.ingest()
-    os.unlink(newer)
+    Path(newer).unlink()
     look = bench.look()
     assert (look.changed, look.gone, look.chapters) == (("ferry/0001",), (), 1)
     bench.run()
@@ -158,7 +159,7 @@ def test_an_older_drop_read_earlier_comes_back_too(bench: Workbench) -> None:
     bench.ingest()
     assert bench.rows("SELECT text FROM minister_entries") == ["The newer rule."]
     assert bench.rows("SELECT source_path FROM drop_sources WHERE reason <> ''") == [older]
-    os.unlink(newer)
+    Path(newer).unlink()
     bench.ingest()
     assert bench.rows("SELECT text FROM minister_entries") == ["The older rule."]
 

@@ -148,6 +148,7 @@ def check_files_agree(bench: Workbench) -> None:
 def test_a_class_of_messy_input_ends_in_the_right_tables_and_files(path: Path, bench: Workbench) -> None:
     fixture = json.loads(path.read_text(encoding="utf-8"))
     expect = fixture["expect"]
+    look = bench.look()
     for number, step in enumerate(fixture["steps"]):
         write_step(step, bench.settings.drop_dir)
         if expect.get("touch") and number:

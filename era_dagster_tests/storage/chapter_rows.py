@@ -30,7 +30,7 @@ def make_chapter(
             chapter=index,
             title=None,
             text=text,
-            doctrine={"domains": domains, **doctrine},
+            doctrine={"domains": list(domains), **doctrine},
         )
     )
 

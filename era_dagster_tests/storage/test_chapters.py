@@ -2,6 +2,7 @@
 
 import threading
 from dataclasses import replace
+from typing import Any
 
 import psycopg
 import pytest
@@ -22,7 +23,7 @@ TEXT = "The pilot waits for the tide. " * 12
 KEY = "ferry/0001"
 
 
-def rows(database: Database, query: str) -> list[object]:
+def rows(database: Database, query: str) -> list[Any]:
     with database.connection() as connection:
         return [row[0] if len(row) == 1 else row for row in connection.execute(query.encode())]
 

@@ -1,0 +1,141 @@
+"""A user's project folder for end-to-end tests: Dagster's files, a drop folder, and a bare environment."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+
+REPOSITORY = Path(__file__).parents[2]
+SAMPLES = REPOSITORY / "era_dagster" / "samples"
+BIN = Path(sys.executable).parent
+
+
+@dataclass(frozen=True)
+class Project:
+    """Runs programs as a user would, in `folder`, with only PATH, HOME and the given variables."""
+
+    folder: Path
+    variables: dict[str, str]
+
+    @property
+    def drop(self) -> Path:
+        return self.folder / "data" / "drop"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        kept = {name: os.environ[name] for name in ("HOME", "SYSTEMROOT", "TEMP") if name in os.environ}
+        return kept | {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"} | self.variables
+
+    def run(self, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            words,
+            cwd=self.folder,
+            env=self.environment | variables,
+            capture_output=True,
+            encoding="utf-8",
+            timeout=240,
+            check=False,
+        )
+
+    def materialize(self, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        """`dagster asset materialize ...` in a shell that knows only the module's name."""
+        return self.run(
+            "dagster",
+            "asset",
+            "materialize",
+            *words,
+            DAGSTER_MODULE_NAME="era_dagster.definitions",
+            **variables,
+        )
+
+    def era(self, *words: str) -> dict:
+        """`era ... --json`."""
+        done = self.run("era", *words, "--json")
+        assert done.stdout, done.stderr
+        return json.loads(done.stdout)
+
+    def materialized(self, asset: str) -> set[str]:
+        """The partitions Dagster's own instance shows as materialized."""
+        code = (
+            "import sys, dagster as dg\n"
+            "from era_dagster.defs.instance import open_instance\n"
+            "from era_dagster.settings import load_settings\n"
+            "import os, json\n"
+            "with open_instance(load_settings(os.environ)) as instance:\n"
+            "    print(json.dumps(sorted(instance.get_materialized_partitions(dg.AssetKey(sys.argv[1])))))\n"
+        )
+        done = self.run(sys.executable, "-W", "ignore", "-c", code, asset)
+        assert done.returncode == 0, done.stderr
+        return set(json.loads(done.stdout.splitlines()[-1]))
+
+    @contextmanager
+    def running(self, *words: str) -> Iterator[subprocess.Popen[bytes]]:
+        """A long-lived program, started as from a terminal and stopped with Ctrl-C."""
+        with (self.folder / "output.log").open("wb") as log:
+            process = subprocess.Popen(
+                words,
+                cwd=self.folder,
+                env=self.environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                # A test runner in the background may have SIGINT ignored, and Dagster then ignores SIGTERM too.
+                preexec_fn=_default_signals,
+                start_new_session=True,
+            )
+            try:
+                yield process
+            finally:
+                process.send_signal(signal.SIGINT)
+                try:
+                    process.wait(30)
+                except subprocess.TimeoutExpired:
+                    os.killpg(process.pid, signal.SIGKILL)
+                    process.wait(10)
+
+
+def _default_signals() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def make_project(folder: Path, variables: dict[str, str]) -> Project:
+    """A folder with the repository's `dagster.yaml` and `workspace.yaml` and an empty drop folder."""
+    for name in ("dagster.yaml", "workspace.yaml"):
+        shutil.copy(REPOSITORY / name, folder / name)
+    (folder / "data" / "drop").mkdir(parents=True)
+    return Project(folder, variables)
+
+
+def write_book(drop: Path, name: str, chapters: Sequence[int], *, extra: str = "") -> Path:
+    """Drop a small book; `extra` becomes part of every text."""
+    book = drop / name
+    book.mkdir(parents=True, exist_ok=True)
+    sentence = "The keeper wrote the level down every morning before he opened the gate."
+    texts = [
+        {"chapter_index": i, "chapter_title": None, "raw_text": f"{name} {i}{extra}. {sentence * 3}"} for i in chapters
+    ]
+    doctrine = [
+        {
+            "chapter_index": i,
+            "domains": ["truth", "risk"],
+            "principles": [f"A dated record beats a good memory, {name} {i}{extra}."],
+            "rules": [],
+            "claims": [],
+            "warnings": [f"A number without a date is a rumour, {name} {i}{extra}."],
+        }
+        for i in chapters
+    ]
+    for file, content in (("01_chapters.json", texts), ("02_doctrine.json", doctrine)):
+        part = book / f"{file}.part"
+        part.write_text(json.dumps(content), encoding="utf-8")
+        part.replace(book / file)
+    return book
+
+

@@ -1,0 +1,165 @@
+"""The live space and its tables: one model, made once, refused to any other."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from era_dagster.domain.domains import slugify_domain
+from era_dagster.domain.errors import ConfigurationError
+from era_dagster.storage.database import Database
+from era_dagster.storage.spaces import (
+    LARGEST_DIMENSION,
+    check_configured,
+    domain_table,
+    ensure_domain_tables,
+    ensure_space,
+    live_space,
+)
+from era_dagster_tests.pipeline.workbench import dump_tables
+from era_dagster_tests.storage.chapter_rows import SPACE
+
+# Makes the space and some domains; arguments: URL, number of this process.
+MAKE = """
+import sys
+from era_dagster.storage.database import Database
+from era_dagster.storage.spaces import ensure_domain_tables, ensure_space
+from era_dagster_tests.storage.chapter_rows import SPACE
+
+with Database(sys.argv[1], pool_size=2) as database:
+    ensure_space(database, SPACE)
+    ensure_domain_tables(database, [(f"shared_{n}", f"Shared {sys.argv[2]}") for n in range(6)])
+    ensure_domain_tables(database, [(f"own_{sys.argv[2]}", "Own")])
+"""
+
+
+def tables(database: Database) -> list[str]:
+    return [name for name in dump_tables(database) if name.startswith("vectors.doctrine_embeddings_")]
+
+
+def test_the_first_model_makes_the_space_and_its_tables(database: Database) -> None:
+    assert live_space(database) is None
+    ensure_space(database, SPACE)
+    assert live_space(database) == SPACE
+    with database.connection() as connection:
+        found = connection.execute(
+            "SELECT attrelid::regclass::text, format_type(atttypid, atttypmod), attstorage::text FROM pg_attribute"
+            " WHERE attname = 'embedding' AND attrelid::regclass::text LIKE '%embeddings%' ORDER BY 1"
+        ).fetchall()
+    assert [row for row in found if "pkey" not in row[0]] == [
+        ("chunk_embeddings", "halfvec(16)", "p"),
+        ("doctrine_embeddings", "halfvec(16)", "p"),
+        ("doctrine_embeddings_all", "halfvec(16)", "p"),
+    ]
+
+
+def test_the_same_model_again_changes_nothing(database: Database) -> None:
+    ensure_space(database, SPACE)
+    before = dump_tables(database, versions=True)
+    ensure_space(database, SPACE)
+    assert dump_tables(database, versions=True) == before
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        replace(SPACE, model="large"),
+        replace(SPACE, dimension=32),
+        replace(SPACE, digest="d2"),
+        replace(SPACE, document_prefix="search_document: "),
+    ],
+)
+def test_anything_else_is_refused(database: Database, other: object) -> None:
+    ensure_space(database, SPACE)
+    with pytest.raises(ConfigurationError, match=r"tiny \(16 dimensions") as caught:
+        ensure_space(database, other)  # type: ignore[arg-type]
+    assert "ERA_EMBEDDING_MODEL=tiny" in caught.value.hint
+    assert live_space(database) == SPACE
+
+
+def test_settings_that_name_another_model_are_refused_naming_both() -> None:
+    with pytest.raises(ConfigurationError, match=r"tiny .*large"):
+        check_configured(SPACE, model="large")
+
+
+@pytest.mark.parametrize("model", [None, "tiny", "tiny:latest"])
+def test_settings_that_name_the_model_or_none_are_taken(model: str | None) -> None:
+    check_configured(SPACE, model=model)
+    check_configured(None, model="large")
+
+
+def test_a_dimension_that_cannot_be_stored_is_refused_and_makes_nothing(database: Database) -> None:
+    with pytest.raises(ConfigurationError, match="4001 dimensions"):
+        ensure_space(database, replace(SPACE, dimension=LARGEST_DIMENSION + 1))
+    assert live_space(database) is None
+
+
+def test_vectors_too_wide_for_a_page_are_stored_beside_the_row(database: Database) -> None:
+    ensure_space(database, replace(SPACE, dimension=LARGEST_DIMENSION))
+    with database.connection() as connection:
+        connection.execute(
+            "INSERT INTO chunk_embeddings VALUES ('k', 0, (SELECT array_agg(0.5) FROM generate_series(1, 4000))::halfvec)"
+        )
+
+
+def test_a_domain_gets_its_table_and_keeps_its_spellings(database: Database) -> None:
+    ensure_space(database, SPACE)
+    ensure_domain_tables(database, [("risk", "Risk"), ("risk", "risk"), ("timing", "timing")])
+    ensure_domain_tables(database, [("risk", "RISK"), ("risk", "Risk")])
+    assert tables(database) == [
+        "vectors.doctrine_embeddings_all",
+        "vectors.doctrine_embeddings_risk",
+        "vectors.doctrine_embeddings_timing",
+    ]
+    with database.connection() as connection:
+        assert connection.execute(
+            "SELECT domain, spellings, table_name FROM minister_domains ORDER BY 1"
+        ).fetchall() == [
+            ("risk", ["RISK", "Risk", "risk"], "doctrine_embeddings_risk"),
+            ("timing", ["timing"], "doctrine_embeddings_timing"),
+        ]
+
+
+def test_domains_registered_again_change_nothing(database: Database) -> None:
+    ensure_space(database, SPACE)
+    ensure_domain_tables(database, [("risk", "Risk")])
+    before = dump_tables(database, versions=True)
+    ensure_domain_tables(database, [("risk", "Risk")])
+    assert dump_tables(database, versions=True) == before
+
+
+def test_domains_registered_before_any_model_get_their_tables_later(database: Database) -> None:
+    ensure_domain_tables(database, [("risk", "Risk")])
+    ensure_space(database, SPACE)
+    assert tables(database) == ["vectors.doctrine_embeddings_all"]
+    ensure_domain_tables(database, [("risk", "Risk")])
+    assert tables(database) == ["vectors.doctrine_embeddings_all", "vectors.doctrine_embeddings_risk"]
+
+
+def test_the_longest_slug_is_a_legal_table_name(database: Database) -> None:
+    slug = slugify_domain("an extremely long domain name that never seems to come to its end")
+    ensure_space(database, SPACE)
+    ensure_domain_tables(database, [(slug, "x")])
+    assert len(domain_table(slug)) <= 63
+    assert f"vectors.{domain_table(slug)}" in tables(database)
+
+
+def test_processes_that_make_space_and_domains_at_once_agree(database: Database, database_url: str) -> None:
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", MAKE, database_url, str(number)],
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=Path(__file__).parents[2],
+        )
+        for number in range(4)
+    ]
+    for process in running:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+    assert len(tables(database)) == 1 + 6 + 4
+    with database.connection() as connection:
+        spellings = connection.execute("SELECT DISTINCT spellings FROM minister_domains WHERE domain LIKE 'shared%'")
+        assert spellings.fetchall() == [([f"Shared {number}" for number in range(4)],)]
