@@ -4,6 +4,8 @@ What an asset means is in the specs below; the work is in `pipeline`. The op tak
 materialization for each stage of each chapter that is really done, and fails at the end naming those that are not.
 """
 
+import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -12,8 +14,9 @@ from pydantic import Field
 
 from era_dagster.defs.events import MaterializationLog
 from era_dagster.defs.failures import as_dagster_failures
-from era_dagster.defs.partitions import add_missing, book_chapters, forget
+from era_dagster.defs.partitions import add_missing, book_chapters, forget, with_unmarked
 from era_dagster.defs.resources import KnowledgeBaseResource
+from era_dagster.defs.runs import OP_NAME, note_taken, settle_runs
 from era_dagster.domain.stages import STAGES, UPSTREAM, with_upstream
 from era_dagster.pipeline.drop import look_at_drop
 from era_dagster.pipeline.ingest import refresh_combined_index, run_stages, stamp_rules
@@ -23,7 +26,6 @@ from era_dagster.settings import Settings
 from era_dagster.storage.database import Database
 from era_dagster.storage.drops import KnownChapter, find_chapters, pending_chapters
 
-OP_NAME = "ingest_chapters"
 COMBINED_INDEX = "combined_index"
 ASSET_ORDER = (*STAGES, COMBINED_INDEX)
 _DESCRIPTIONS = {
@@ -53,7 +55,10 @@ class IngestConfig(dg.Config):
 
 def build_assets(*, partitioned: bool, on_progress: Progress | None = None) -> list[dg.AssetsDefinition]:
     """The assets. Unpartitioned ones do everything pending and still record events per chapter (see definitions)."""
-    return [_chapter_assets(partitioned=partitioned, on_progress=on_progress), combined_index]
+    with warnings.catch_warnings():
+        # Backfill policies are documented, and marked as beta for years; a user can do nothing about the warning.
+        warnings.simplefilter("ignore", dg.BetaWarning)
+        return [_chapter_assets(partitioned=partitioned, on_progress=on_progress), _combined_index()]
 
 
 def _chapter_assets(*, partitioned: bool, on_progress: Progress | None) -> dg.AssetsDefinition:
@@ -89,19 +94,25 @@ def _chapter_assets(*, partitioned: bool, on_progress: Progress | None) -> dg.As
     return ingest_chapters
 
 
-@dg.asset(
-    name=COMBINED_INDEX,
-    deps=["vector_tables", "minister_files"],
-    group_name="knowledge_base",
-    kinds={"json", "postgres"},
-    description="Totals of all domains are written, and vector indexes stand where they pay.",
-)
-def combined_index(knowledge_base: KnowledgeBaseResource) -> dg.MaterializeResult:
+def _combined_index() -> dg.AssetsDefinition:
     """Unpartitioned; a chapter run refreshes it too."""
-    with as_dagster_failures():
-        settings = knowledge_base.settings()
-        with knowledge_base.database(settings) as database:
-            return dg.MaterializeResult(metadata=refresh_combined_index(settings, database))
+
+    @dg.asset(
+        name=COMBINED_INDEX,
+        deps=["vector_tables", "minister_files"],
+        group_name="knowledge_base",
+        kinds={"json", "postgres"},
+        description="Totals of all domains are written, and vector indexes stand where they pay.",
+        # Dagster refuses a partition range over several assets when one of them has no policy.
+        backfill_policy=dg.BackfillPolicy.single_run(),
+    )
+    def combined_index(knowledge_base: KnowledgeBaseResource) -> dg.MaterializeResult:
+        with as_dagster_failures():
+            settings = knowledge_base.settings()
+            with knowledge_base.database(settings) as database:
+                return dg.MaterializeResult(metadata=refresh_combined_index(settings, database))
+
+    return combined_index
 
 
 def _run(
@@ -111,8 +122,16 @@ def _run(
     database: Database,
     on_progress: Progress | None,
 ) -> None:
+    settle_runs(context.instance, database, now=time.time())
     selected = [key.to_user_string() for key in context.selected_asset_keys]
-    chapters = _chosen(context, config, settings, database, selected)
+    keys = list(config.chapters) or _partition_keys(context)
+    note_taken(context.instance, context.run_id, keys, everything=not keys)
+    if keys:
+        chapters, problems = _named(database, keys)
+    else:
+        chapters, problems = _everything_pending(context, config, settings, database, selected)
+    for problem in problems:
+        context.log.error(problem)
     with MaterializationLog(context, ASSET_ORDER) as log:
         try:
             receipt = run_stages(
@@ -128,6 +147,11 @@ def _run(
         if {"minister_files", "vector_tables"} & set(selected):
             log.add(COMBINED_INDEX, None, {"receipt": dg.MetadataValue.json(receipt.as_json())})
     context.log.info("Receipt: %s", receipt.as_json())
+    if problems:
+        more = f" And {len(problems) - 10} more." if len(problems) > 10 else ""
+        raise dg.Failure(
+            description=f"Everything else is done, but: {' '.join(problems[:10])}{more}", allow_retries=False
+        )
 
 
 def _forget_retired(instance: dg.DagsterInstance, database: Database, chapters: Sequence[KnownChapter]) -> None:
@@ -137,41 +161,46 @@ def _forget_retired(instance: dg.DagsterInstance, database: Database, chapters: 
     forget(instance, [key for key in gone if key not in remaining])
 
 
-def _chosen(
+def _partition_keys(context: dg.AssetExecutionContext) -> list[str]:
+    return list(context.partition_keys) if context.has_partition_key or context.has_partition_key_range else []
+
+
+def _named(database: Database, keys: Sequence[str]) -> tuple[list[KnownChapter], list[str]]:
+    """The chapters a run names, and one sentence for those that nobody dropped (or that have left since)."""
+    found = find_chapters(database, keys)
+    missing = sorted(set(keys) - {chapter.partition_key for chapter in found})
+    if not missing:
+        return found, []
+    more = f" and {len(missing) - 10} more" if len(missing) > 10 else ""
+    return found, [
+        f"Not in the drop folder: {', '.join(missing[:10])}{more}; drop the book again, or remove the partition."
+    ]
+
+
+def _everything_pending(
     context: dg.AssetExecutionContext,
     config: IngestConfig,
     settings: Settings,
     database: Database,
     selected: Sequence[str],
-) -> list[KnownChapter]:
-    """The chapters of this run: its partitions, its config's, or everything pending."""
-    keys = list(config.chapters)
-    if not keys and _has_partitions(context):
-        keys = list(context.partition_keys)
-    if keys:
-        found = find_chapters(database, keys)
-        missing = sorted(set(keys) - {chapter.partition_key for chapter in found})
-        if missing:
-            raise dg.Failure(
-                description=f"Not in the drop folder: {', '.join(missing[:10])}. Drop the book again, or remove the"
-                " partition.",
-                allow_retries=False,
-            )
-        return found
+) -> tuple[list[KnownChapter], list[str]]:
+    """Every chapter that has a stale or unmarked stage among the selected ones, and what cannot be read."""
+    problems: list[str] = []
     if config.look:
-        look_at_drop(settings, database, settings.drop_dir)
-    pending = pending_chapters(
-        database,
-        stages=with_upstream(selected),
-        suffixes=stamp_rules(settings, database).suffixes,
-        root=None,
+        look = look_at_drop(settings, database, settings.drop_dir)
+        problems = look.problems()
+        for notice in look.notices():
+            context.log.info(notice)
+    stages = with_upstream(selected)
+    suffixes = stamp_rules(settings, database).suffixes
+    pending = with_unmarked(
+        context.instance,
+        registered=pending_chapters(database, stages=stages, suffixes={}, root=None),
+        pending=pending_chapters(database, stages=stages, suffixes=suffixes, root=None),
+        stages=[stage for stage in STAGES if stage in selected],
     )
     add_missing(context.instance, [chapter.partition_key for chapter in pending if not chapter.gone])
-    return pending
-
-
-def _has_partitions(context: dg.AssetExecutionContext) -> bool:
-    return context.has_partition_key or context.has_partition_key_range
+    return pending, problems
 
 
 class _DagsterListener:

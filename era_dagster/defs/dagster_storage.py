@@ -1,6 +1,6 @@
 """Dagster's own storage (runs, events, sensor state) beside the knowledge base: a database of its own on the same server.
 
-`dagster.yaml` names the class below, so that `dagster dev`, the CLI and `era` share one history without any set-up: the
+`dagster.yaml` names the classes below, so that `dagster dev`, the CLI and `era` share one history without any set-up: the
 embedded server is started on demand. With `ERA_DAGSTER_DATABASE_URL` Dagster's data goes to that database instead.
 """
 
@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import psycopg
+from dagster._core.storage.local_compute_log_manager import LocalComputeLogManager
 from dagster._serdes import ConfigurableClassData
 from dagster_postgres import DagsterPostgresStorage
 from psycopg import sql
@@ -32,6 +33,22 @@ class KnowledgeBaseDagsterStorage(DagsterPostgresStorage):
     ) -> "KnowledgeBaseDagsterStorage":
         """Called by Dagster when it opens the instance."""
         return cls(postgres_url=dagster_url(load_settings(os.environ)), inst_data=inst_data)
+
+
+class HomeComputeLogs(LocalComputeLogManager):
+    """The output of runs under the project's home: without DAGSTER_HOME, Dagster keeps it in a temporary folder."""
+
+    @classmethod
+    def config_type(cls) -> Any:
+        """No options: the folder is `<ERA_HOME>/dagster/logs`."""
+        return {}
+
+    @classmethod
+    def from_config_value(
+        cls, inst_data: ConfigurableClassData | None, config_value: Mapping[str, Any]
+    ) -> "HomeComputeLogs":
+        """Called by Dagster when it opens the instance."""
+        return cls(base_dir=str(load_settings(os.environ).home / "dagster" / "logs"), inst_data=inst_data)
 
 
 def dagster_url(settings: Settings) -> str:

@@ -5,10 +5,9 @@ from typing import Any
 
 import dagster as dg
 
-from era_dagster.defs.assets import OP_NAME
+from era_dagster.defs.runs import INGEST_JOB, OP_NAME
 from era_dagster.domain.stages import STAGES
 
-INGEST_JOB = "ingest"
 ingest_job = dg.define_asset_job(
     INGEST_JOB,
     selection=dg.AssetSelection.assets(*STAGES),
@@ -19,11 +18,3 @@ ingest_job = dg.define_asset_job(
 def run_config(chapters: Sequence[str], *, look: bool = True) -> dict[str, Any]:
     """The config of a run of `ingest_job` over these chapters."""
     return {"ops": {OP_NAME: {"config": {"chapters": list(chapters), "look": look}}}}
-
-
-def chapters_of(config: Any) -> list[str]:
-    """The chapters named in a run's config; none for a run that is not ours."""
-    try:
-        return list(config["ops"][OP_NAME]["config"]["chapters"])
-    except (KeyError, TypeError):
-        return []

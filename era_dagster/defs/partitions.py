@@ -1,6 +1,11 @@
 """The one partition set: a key per chapter, added and removed at runtime."""
 
+from collections.abc import Sequence
+
 import dagster as dg
+
+from era_dagster.domain.stages import Stage
+from era_dagster.storage.drops import KnownChapter
 
 BOOK_CHAPTERS = "book_chapters"
 book_chapters = dg.DynamicPartitionsDefinition(name=BOOK_CHAPTERS)
@@ -22,3 +27,20 @@ def forget(instance: dg.DagsterInstance, keys: list[str]) -> None:
     for key in keys:
         if key in known:
             instance.delete_dynamic_partition(BOOK_CHAPTERS, key)
+
+
+def with_unmarked(
+    instance: dg.DagsterInstance,
+    *,
+    registered: Sequence[KnownChapter],
+    pending: Sequence[KnownChapter],
+    stages: Sequence[Stage],
+) -> list[KnownChapter]:
+    """The pending chapters, and those that are done but that Dagster does not show as such; in the order of `registered`.
+
+    A run that was killed between storing a chapter and recording it leaves such a chapter, and so does a new Dagster
+    database. A run over it finds it unchanged and records it.
+    """
+    marked = set[str].intersection(*(instance.get_materialized_partitions(dg.AssetKey(stage)) for stage in stages))
+    keys = {chapter.partition_key for chapter in pending}
+    return [chapter for chapter in registered if chapter.partition_key in keys or chapter.partition_key not in marked]
