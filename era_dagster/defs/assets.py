@@ -87,7 +87,7 @@ def _chapter_assets(*, partitioned: bool, on_progress: Progress | None) -> dg.As
     ) -> Iterator[Any]:
         with as_dagster_failures():
             settings = knowledge_base.settings()
-            with knowledge_base.database(settings, run_id=context.run_id) as database:
+            with knowledge_base.database(settings, run_id=context.run.run_id) as database:
                 _run(context, config, settings, database, on_progress)
         yield from ()
 
@@ -125,7 +125,7 @@ def _run(
     settle_runs(context.instance, database, now=time.time())
     selected = [key.to_user_string() for key in context.selected_asset_keys]
     keys = list(config.chapters) or _partition_keys(context)
-    note_taken(context.instance, context.run_id, keys, everything=not keys)
+    note_taken(context.instance, context.run.run_id, keys, everything=not keys)
     if keys:
         chapters, problems = _named(database, keys)
     else:
@@ -139,7 +139,7 @@ def _run(
                 database,
                 chapters=chapters,
                 selected=selected,
-                run_id=context.run_id,
+                run_id=context.run.run_id,
                 listener=_DagsterListener(log, on_progress),
             )
         finally:
