@@ -51,20 +51,20 @@ def test_nothing_asked_and_nothing_made_is_no_statement(database: Database) -> N
 
 def test_writers_of_the_same_keys_in_any_order_do_not_deadlock(database: Database) -> None:
     cache = PostgresVectorCache(database, model="tiny")
-    texts = [str(number) for number in range(60)]
+    vectors = {key(str(number)): np.ones(1, dtype=np.float32) for number in range(4000)}
     failures: list[BaseException] = []
 
-    def write(order: list[str]) -> None:
+    def write(order: list[bytes]) -> None:
         try:
-            for start in range(0, 60, 20):
-                cache.put_many({key(text): vector_of(text, 16) for text in order[start : start + 40]})
+            cache.put_many({name: vectors[name] for name in order})
         except Exception as error:  # noqa: BLE001 - to be told by the main thread
             failures.append(error)
 
-    threads = [threading.Thread(target=write, args=(order,)) for order in (texts, texts[::-1], texts[30:] + texts[:30])]
+    orders = [sorted(vectors), sorted(vectors, reverse=True), list(vectors), list(vectors)[::-1]]
+    threads = [threading.Thread(target=write, args=(order,)) for order in orders]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert failures == []
-    assert len(cache.get_many([key(text) for text in texts])) == 60
+    assert len(cache.get_many(list(vectors))) == 4000

@@ -21,7 +21,7 @@ from era_dagster.storage.spaces import (
 from era_dagster_tests.pipeline.workbench import dump_tables
 from era_dagster_tests.storage.chapter_rows import SPACE
 
-# Makes the space and some domains; arguments: URL, number of this process.
+# Makes the space and some domains when told to go; arguments: URL, number of this process.
 MAKE = """
 import sys
 from era_dagster.storage.database import Database
@@ -29,6 +29,8 @@ from era_dagster.storage.spaces import ensure_domain_tables, ensure_space
 from era_dagster_tests.storage.chapter_rows import SPACE
 
 with Database(sys.argv[1], pool_size=2) as database:
+    print("ready", flush=True)
+    sys.stdin.readline()
     ensure_space(database, SPACE)
     ensure_domain_tables(database, [(f"shared_{n}", f"Shared {sys.argv[2]}") for n in range(6)])
     ensure_domain_tables(database, [(f"own_{sys.argv[2]}", "Own")])
@@ -150,12 +152,21 @@ def test_processes_that_make_space_and_domains_at_once_agree(database: Database,
     running = [
         subprocess.Popen(
             [sys.executable, "-c", MAKE, database_url, str(number)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             cwd=Path(__file__).parents[2],
         )
         for number in range(4)
     ]
+    for process in running:
+        assert process.stdout is not None
+        process.stdout.readline()
+    for process in running:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
     for process in running:
         _, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors
