@@ -15,7 +15,7 @@ from pgvector.psycopg import register_vector
 from psycopg import errors as pg_errors
 from psycopg_pool import ConnectionPool, PoolTimeout
 
-from era_dagster.domain.errors import DatabaseUnavailable, StorageError
+from era_dagster.domain.errors import DatabaseUnavailable, PermanentError, StorageError, TransientError
 from era_dagster.settings import Settings
 from era_dagster.storage.server import EmbeddedServer
 
@@ -50,6 +50,12 @@ def driver_errors() -> Iterator[None]:
             f"PostgreSQL refuses to write: {_first_line(error)}.",
             hint="Free space or grant the rights, then run again.",
         ) from error
+    except (pg_errors.DeadlockDetected, pg_errors.SerializationFailure) as error:
+        raise TransientError(
+            f"PostgreSQL gave way to another writer: {_first_line(error)}.", hint="Run again; nothing was half-written."
+        ) from error
+    except (psycopg.DataError, psycopg.IntegrityError) as error:
+        raise PermanentError(f"PostgreSQL refuses a value: {_first_line(error)}.") from error
     except (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout) as error:
         raise DatabaseUnavailable(
             f"PostgreSQL cannot be reached: {_first_line(error)}.", hint="Run `era doctor`, then try again."
