@@ -5,9 +5,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import psycopg
 import pytest
 
+from era_dagster.domain.errors import PermanentError
 from era_dagster.storage.chapters import (
     Difference,
     retire_chapter,
@@ -118,7 +118,7 @@ def test_a_write_that_fails_in_the_middle_leaves_everything_as_it_was(database: 
     before = dump_tables(database, versions=True)
     changed = make_chapter(text="Other words.", rules=["Count."])
     wrong = make_write(changed, entry_vectors=[make_write(changed).entry_vectors[0][:5]])  # type: ignore[index]
-    with pytest.raises(psycopg.DataError, match="dimensions"):
+    with pytest.raises(PermanentError, match="dimensions"):
         write_chapter(database, wrong)
     assert dump_tables(database, versions=True) == before
 
