@@ -2,15 +2,20 @@
 
 import json
 import os
+import random
+import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psycopg
 import pytest
 
-from era_dagster_tests.fakes.embedding_server import Fault, FakeEmbeddingServer, serving
+from era_dagster.storage.database import Database
+from era_dagster_tests.fakes.embedding_server import FakeEmbeddingServer, Fault, serving
+from era_dagster_tests.pipeline.workbench import PER_RUN, dump_tables
 
 TEXT = "The keeper wrote the level down every morning. He said that a number without a date is a rumour. " * 3
 DOCTRINE = {
@@ -24,7 +29,9 @@ DOCTRINE = {
 def write_book(folder: Path, name: str, chapters: int = 2, domains: tuple[str, ...] = ("truth", "risk")) -> Path:
     book = folder / name
     book.mkdir(parents=True)
-    texts = [{"chapter_index": i, "chapter_title": None, "raw_text": f"{name} {i}. {TEXT}"} for i in range(1, chapters + 1)]
+    texts = [
+        {"chapter_index": i, "chapter_title": None, "raw_text": f"{name} {i}. {TEXT}"} for i in range(1, chapters + 1)
+    ]
     doctrine = [
         {
             "chapter_index": i,
@@ -55,6 +62,15 @@ class Shell:
             encoding="utf-8",
             timeout=120,
             check=False,
+        )
+
+    def start(self, *words: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "era_dagster.cli", *words],
+            cwd=self.folder,
+            env=self.environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
 
     def json(self, *words: str, **variables: str) -> dict:
@@ -256,8 +272,55 @@ def test_the_server_may_refuse_for_a_while_and_nothing_is_lost(
     shell: Shell, embedding_server: tuple[FakeEmbeddingServer, str]
 ) -> None:
     write_book(shell.folder / "data" / "drop", "Busy Book")
-    embedding_server[0].faults.extend([None, Fault(status=503), Fault(status=429, headers={"Retry-After": "1"}), Fault(reset=True)])
+    embedding_server[0].faults.extend(
+        [None, Fault(status=503), Fault(status=429, headers={"Retry-After": "1"}), Fault(reset=True)]
+    )
     receipt = shell.json("ingest")
     assert receipt["ok"] is True
     assert receipt["items"]["stored"] == 10
     assert receipt["embedding"]["retries"] > 0
+
+
+def test_an_ingest_killed_at_any_moment_and_run_again_ends_like_an_undisturbed_one(
+    tmp_path: Path, new_database_url: Callable[[], str], embedding_server: tuple[FakeEmbeddingServer, str]
+) -> None:
+    for n in range(4):
+        write_book(tmp_path / "books", f"Book {n}", chapters=10, domains=("truth", f"subject {n}"))
+
+    def shell(name: str) -> Shell:
+        (tmp_path / name).mkdir()
+        return Shell(
+            tmp_path / name,
+            {
+                "ERA_DATABASE_URL": new_database_url(),
+                "ERA_EMBEDDING_PROVIDER": "ollama",
+                "ERA_EMBEDDING_URLS": embedding_server[1],
+                "ERA_EMBEDDING_MODEL": "test-model",
+                "ERA_DROP_DIR": str(tmp_path / "books"),
+            },
+        )
+
+    def state(one: Shell) -> tuple[object, object]:
+        with Database(one.environment["ERA_DATABASE_URL"], pool_size=1) as database:
+            tables = dump_tables(database, without=PER_RUN)
+        files = {
+            str(path.relative_to(one.folder)): re.sub(rb'"(last_updated|created)": "[^"]*"', b"", path.read_bytes())
+            for path in (one.folder / "data").rglob("*")
+            if path.is_file()
+        }
+        return tables, files
+
+    undisturbed = shell("undisturbed")
+    started = time.monotonic()
+    assert undisturbed.era("ingest").returncode == 0
+    whole = time.monotonic() - started
+    expected = state(undisturbed)
+    chance = random.Random(11)
+    for n in range(5):
+        victim = shell(f"killed {n}")
+        process = victim.start("ingest", "--json")
+        time.sleep(whole * chance.uniform(0.3, 1.0))
+        process.kill()
+        process.wait(30)
+        assert victim.json("ingest")["ok"] is True
+        assert state(victim) == expected

@@ -137,5 +137,3 @@ def write_book(drop: Path, name: str, chapters: Sequence[int], *, extra: str = "
         part.write_text(json.dumps(content), encoding="utf-8")
         part.replace(book / file)
     return book
-
-

@@ -52,7 +52,9 @@ class Ui:
         return data["backfillId"]
 
     def backfill_status(self, backfill: str) -> str:
-        query = "query($id: String!) { partitionBackfillOrError(backfillId: $id) { ... on PartitionBackfill { status } } }"
+        query = (
+            "query($id: String!) { partitionBackfillOrError(backfillId: $id) { ... on PartitionBackfill { status } } }"
+        )
         return self.ask(query, id=backfill)["partitionBackfillOrError"]["status"]
 
 
@@ -80,9 +82,7 @@ def server() -> Iterator[tuple[FakeEmbeddingServer, str]]:
 
 
 @pytest.fixture
-def ui(
-    tmp_path: Path, new_database_url: Callable[[], str], server: tuple[FakeEmbeddingServer, str]
-) -> Iterator[Ui]:
+def ui(tmp_path: Path, new_database_url: Callable[[], str], server: tuple[FakeEmbeddingServer, str]) -> Iterator[Ui]:
     project = make_project(
         tmp_path,
         {
@@ -115,7 +115,9 @@ def test_the_graph_the_sensor_and_backfills_work_from_the_ui(ui: Ui, server: tup
         " ... on Sensors { results { name sensorState { status } } } } }",
         s=SELECTOR,
     )["sensorsOrError"]["results"]
-    assert [(sensor["name"], sensor["sensorState"]["status"]) for sensor in sensors] == [("chapter_drop_sensor", "RUNNING")]
+    assert [(sensor["name"], sensor["sensorState"]["status"]) for sensor in sensors] == [
+        ("chapter_drop_sensor", "RUNNING")
+    ]
 
     # A drop, and nothing else: the sensor registers the chapters and its run stores them.
     write_book(project.drop, "level", [1, 2, 3, 4, 5])

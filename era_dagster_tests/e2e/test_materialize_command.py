@@ -21,9 +21,7 @@ def server() -> Iterator[tuple[FakeEmbeddingServer, str]]:
 
 
 @pytest.fixture
-def project(
-    tmp_path: Path, new_database_url: Callable[[], str], server: tuple[FakeEmbeddingServer, str]
-) -> Project:
+def project(tmp_path: Path, new_database_url: Callable[[], str], server: tuple[FakeEmbeddingServer, str]) -> Project:
     return make_project(
         tmp_path,
         {
