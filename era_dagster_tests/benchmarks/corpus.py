@@ -4,17 +4,48 @@ import json
 import random
 from pathlib import Path
 
-_SUBJECTS = "the keeper,a surveyor,the night nurse,an old miller,the clerk,a weaver,the pilot,a gardener".split(",")
-_VERBS = "counts,delays,repairs,refuses,measures,lends,records,moves,trusts,divides".split(",")
-_OBJECTS = "the reserve,a promise,the narrow gate,every debt,the ledger,a second rope,the harvest,the last word".split(
-    ","
-)
-_ENDINGS = "before the flood,when money is short,in a dry year,without being asked,at the first sign of doubt".split(
-    ","
-)
-_DOMAINS = (
-    "psychology,risk,strategy,timing,power,discipline,adaptation,constraints,conflict,truth,optionality,data".split(",")
-)
+_SUBJECTS = [
+    "the keeper",
+    "a surveyor",
+    "the night nurse",
+    "an old miller",
+    "the clerk",
+    "a weaver",
+    "the pilot",
+    "a gardener",
+]
+_VERBS = ["counts", "delays", "repairs", "refuses", "measures", "lends", "records", "moves", "trusts", "divides"]
+_OBJECTS = [
+    "the reserve",
+    "a promise",
+    "the narrow gate",
+    "every debt",
+    "the ledger",
+    "a second rope",
+    "the harvest",
+    "the last word",
+]
+_ENDINGS = [
+    "before the flood",
+    "when money is short",
+    "in a dry year",
+    "without being asked",
+    "at the first sign of doubt",
+]
+_DOMAINS = [
+    "psychology",
+    "risk",
+    "strategy",
+    "timing",
+    "power",
+    "discipline",
+    "adaptation",
+    "constraints",
+    "conflict",
+    "truth",
+    "optionality",
+    "data",
+]
 _CATEGORIES = ("principles", "rules", "claims", "warnings")
 
 

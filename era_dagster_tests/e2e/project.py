@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-
 REPOSITORY = Path(__file__).parents[2]
 SAMPLES = REPOSITORY / "era_dagster" / "samples"
 BIN = Path(sys.executable).parent
@@ -80,13 +79,11 @@ class Project:
         """A long-lived program, started as from a terminal and stopped with Ctrl-C."""
         with (self.folder / "output.log").open("wb") as log:
             process = subprocess.Popen(
-                words,
+                [sys.executable, "-c", _AS_FROM_A_TERMINAL, *words],
                 cwd=self.folder,
                 env=self.environment,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                # A test runner in the background may have SIGINT ignored, and Dagster then ignores SIGTERM too.
-                preexec_fn=_default_signals,
                 start_new_session=True,
             )
             try:
@@ -100,9 +97,13 @@ class Project:
                     process.wait(10)
 
 
-def _default_signals() -> None:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+# A test runner in the background may have SIGINT ignored; Dagster would then ignore SIGTERM too.
+_AS_FROM_A_TERMINAL = (
+    "import os, signal, sys\n"
+    "signal.signal(signal.SIGINT, signal.SIG_DFL)\n"
+    "signal.signal(signal.SIGTERM, signal.SIG_DFL)\n"
+    "os.execvp(sys.argv[1], sys.argv[1:])\n"
+)
 
 
 def make_project(folder: Path, variables: dict[str, str]) -> Project:
