@@ -2,12 +2,15 @@
 
     python -m era_dagster_tests.benchmarks.ingest [--chapters 2000] [--json]
 
-Four passes over the same generated corpus, each in a process of its own on fresh data, the server in another process:
-reading, cleaning and chunking alone; the pipeline without Dagster; `era ingest` as typed; `era ingest` again.
+Five passes over the same generated corpus, each in a process of its own on fresh data, the server in another:
+reading, cleaning and chunking alone; storing alone, with made-up vectors; the pipeline without Dagster; `era ingest` as
+typed; `era ingest` again.
 """
 
 import argparse
 import contextlib
+import hashlib
+import itertools
 import json
 import os
 import subprocess
@@ -15,12 +18,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from era_dagster.domain.chunking import cut_chunks
 from era_dagster.domain.cleaning import clean_chapter
-from era_dagster.domain.stages import STAGES
+from era_dagster.domain.stages import STAGES, StampRules
 from era_dagster.intake.reader import read_source
 from era_dagster.pipeline.drop import look_at_drop
 from era_dagster.pipeline.ingest import run_stages, stamp_rules
@@ -28,10 +34,16 @@ from era_dagster.pipeline.receipt import Receipt
 from era_dagster.pipeline.rules import chunk_rules
 from era_dagster.pipeline.runner import StageDone
 from era_dagster.settings import load_settings
+from era_dagster.storage.cache import PostgresVectorCache
+from era_dagster.storage.chapters import ChapterWrite, write_chapter
 from era_dagster.storage.database import Database, database_url
 from era_dagster.storage.drops import pending_chapters
 from era_dagster.storage.migrations import migrate
+from era_dagster.storage.minister_files import render_due
+from era_dagster.storage.spaces import Space, ensure_domain_tables, ensure_space
 from era_dagster_tests.benchmarks.corpus import write_corpus
+
+_DIMENSION = 768
 
 
 class _Silent:
@@ -69,6 +81,73 @@ def pipeline_pass() -> dict[str, Any]:
     return {"seconds": time.perf_counter() - started, "receipt": receipt.as_json()}
 
 
+def store_pass() -> dict[str, Any]:
+    """Write every chapter to the tables, with made-up vectors: what storage costs alone."""
+    settings = load_settings(os.environ)
+    url = database_url(settings)
+    migrate(url)
+    rules = StampRules(chunk_rules=chunk_rules(settings), model_stamp="made-up")
+    vectors = np.random.default_rng(1).standard_normal((5000, _DIMENSION)).astype(np.float32)
+    numbers = itertools.count()
+
+    def vector() -> np.ndarray:
+        return vectors[next(numbers) % len(vectors)]
+
+    with Database(url, pool_size=settings.database_pool) as database:
+        look_at_drop(settings, database, settings.drop_dir, patient=False)
+        ensure_space(
+            database,
+            Space(
+                provider="none", model="made-up", digest=None, dimension=_DIMENSION, document_prefix="", query_prefix=""
+            ),
+        )
+        chapters = [
+            clean_chapter(source)
+            for book in sorted(settings.drop_dir.iterdir())
+            for read in read_source(book)
+            for source in read.chapters
+        ]
+        ensure_domain_tables(
+            database, sorted({(name.slug, name.spelling) for chapter in chapters for name in chapter.domains})
+        )
+        writes = [
+            ChapterWrite(
+                chapter=chapter,
+                path="",
+                file_hash=None,
+                run_id="bench",
+                model="made-up",
+                chunks=chunks,
+                chunk_vectors=[vector() for _ in chunks],
+                entry_vectors=[vector() for _ in chapter.entries],
+                write_vector_tables=True,
+                dead=(),
+                stamps=rules.stamps(chapter.content_hash),
+            )
+            for chapter in chapters
+            for chunks in [cut_chunks(chapter.text, rules.chunk_rules)]
+        ]
+        cache = PostgresVectorCache(database, model="made-up")
+        started = time.perf_counter()
+        with ThreadPoolExecutor(settings.store_workers) as pool:
+            list(pool.map(lambda write: _store(database, cache, write), writes))
+        render_due(database, settings.ministers_dir, None)
+    return {"seconds": time.perf_counter() - started}
+
+
+def _store(database: Database, cache: PostgresVectorCache, write: ChapterWrite) -> None:
+    texts = [*(write.chunks or ()), *write.chapter.entries]
+    made = [*(write.chunk_vectors or ()), *(write.entry_vectors or ())]
+    cache.put_many(
+        {
+            hashlib.sha256(text.text.encode("utf-8")).digest(): vector
+            for text, vector in zip(texts, made, strict=True)
+            if vector is not None
+        }
+    )
+    write_chapter(database, write)
+
+
 @contextlib.contextmanager
 def instant_server() -> Iterator[str]:
     """An embedding server in a process of its own that answers at once."""
@@ -83,14 +162,17 @@ def instant_server() -> Iterator[str]:
         process.wait()
 
 
+_PASSES = {"pure": pure_pass, "store": store_pass, "pipeline": pipeline_pass}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--chapters", type=int, default=2000)
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--pass", dest="one", choices=["pure", "pipeline"], help=argparse.SUPPRESS)
+    parser.add_argument("--pass", dest="one", choices=list(_PASSES), help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.one:
-        print(json.dumps(pure_pass() if given.one == "pure" else pipeline_pass()))
+        print(json.dumps(_PASSES[given.one]()))
         return
     with tempfile.TemporaryDirectory() as folder, instant_server() as url:
         report = _measure(Path(folder), url, given.chapters)
@@ -111,18 +193,20 @@ def _measure(folder: Path, url: str, chapters: int) -> dict[str, Any]:
         }
         environment.pop("DAGSTER_HOME", None)
         started = time.perf_counter()
-        done = subprocess.run([sys.executable, "-m", *command], env=environment, stdout=subprocess.PIPE, check=True)
+        done = subprocess.run([sys.executable, "-m", *command], env=environment, stdout=subprocess.PIPE, check=False)
+        if done.returncode != 0:
+            raise SystemExit(f"{' '.join(command)} failed: {done.stdout.decode('utf-8')}")
         return time.perf_counter() - started, json.loads(done.stdout)
 
     this = "era_dagster_tests.benchmarks.ingest"
     try:
         _, pure = era("pure", this, "--pass", "pure")
-        era("plain", "era_dagster.cli", "db", "url", "--json")
+        _, stored = era("stored", this, "--pass", "store")
         _, plain = era("plain", this, "--pass", "pipeline")
         seconds, receipt = era("whole", "era_dagster.cli", "ingest", "--json")
         again, second = era("whole", "era_dagster.cli", "ingest", "--json")
     finally:
-        for home in ("plain", "whole"):
+        for home in ("stored", "plain", "whole"):
             subprocess.run(
                 [sys.executable, "-m", "era_dagster.cli", "db", "stop"],
                 env=os.environ | {"ERA_HOME": str(folder / home)},
@@ -135,6 +219,7 @@ def _measure(folder: Path, url: str, chapters: int) -> dict[str, Any]:
         "items": items,
         "texts_embedded": receipt["embedding"]["texts_embedded"],
         "read_clean_chunk_seconds": round(pure["seconds"], 2),
+        "store_seconds": round(stored["seconds"], 2),
         "pipeline_seconds": round(plain["seconds"], 2),
         "whole_seconds": round(seconds, 2),
         "dagster_and_start_seconds": round(seconds - plain["seconds"], 2),
