@@ -18,6 +18,7 @@ from era_dagster.pipeline.drop import look_at_drop
 from era_dagster.pipeline.ingest import stamp_rules
 from era_dagster.pipeline.scheduling import plan_runs
 from era_dagster.storage.drops import note_requested, pending_chapters
+from era_dagster.storage.minister_files import render_due, write_combined_index
 
 # One tick must stay far below Dagster's limit of 60 s; what is left is requested by the next.
 MOST_RUNS_PER_TICK = 20
@@ -52,6 +53,10 @@ def chapter_drop_sensor(context: dg.SensorEvaluationContext, knowledge_base: Kno
             most_runs=MOST_RUNS_PER_TICK,
         )
         note_requested(database, [key for run in runs for key in run.keys])
+        if not (pending or in_flight.chapters or in_flight.everything):
+            # What a run left that was killed after its last commit: files that do not show it yet. Mostly nothing.
+            render_due(database, settings.ministers_dir, None)
+            write_combined_index(database, settings.data_dir)
     gone = {chapter.partition_key for chapter in pending if chapter.gone}
     known = set(context.instance.get_dynamic_partitions(BOOK_CHAPTERS))
     new = [key for run in runs for key in run.keys if key not in known and key not in gone]

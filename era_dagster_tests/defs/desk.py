@@ -30,26 +30,25 @@ class Desk:
     cursor: str | None = None
     requested: list[dg.RunRequest] = field(default_factory=list)
 
-    def drop(self, book: str, chapters: Sequence[int], *, extra: str = "", settled: bool = True, **fields: object) -> Path:
-        """Drop a book in the one-file form; `extra` becomes part of every text, `fields` of the book."""
+    def drop(
+        self, book: str, chapters: Sequence[int], *, extra: str = "", settled: bool = True, **fields: object
+    ) -> Path:
+        """Drop a book in the one-file form; `extra` becomes part of every text, `fields` of each record."""
         path = Path(self.variables["ERA_DROP_DIR"]) / f"{book}.json"
-        content = {
-            "book": book,
-            **fields,
-            "chapters": [
-                {
-                    "chapter_index": number,
-                    "chapter_title": None,
-                    "raw_text": f"{book} {number}{extra}. The keeper wrote the level down every morning.",
-                    "domains": ["truth"],
-                    "principles": [f"A dated record beats a good memory, {book} {number}{extra}."],
-                    "rules": [],
-                    "claims": [],
-                    "warnings": [],
-                }
-                for number in chapters
-            ],
-        }
+        content = [
+            {
+                "chapter_index": number,
+                "chapter_title": None,
+                "raw_text": f"{book} {number}{extra}. The keeper wrote the level down every morning.",
+                "domains": ["truth"],
+                "principles": [f"A dated record beats a good memory, {book} {number}{extra}."],
+                "rules": [],
+                "claims": [],
+                "warnings": [],
+                **fields,
+            }
+            for number in chapters
+        ]
         path.write_text(json.dumps(content), encoding="utf-8")
         if settled:
             self.set_age(path, 60)

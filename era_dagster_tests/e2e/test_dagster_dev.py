@@ -51,6 +51,29 @@ class Ui:
         assert data["__typename"] == "LaunchBackfillSuccess", data
         return data["backfillId"]
 
+    def launch(self, assets: tuple[str, ...], partition: str) -> str:
+        """One run over one partition, as the Materialize button of a single partition does."""
+        data = self.ask(
+            "mutation($params: ExecutionParams!) { launchRun(executionParams: $params) {"
+            " __typename ... on LaunchRunSuccess { run { runId } } ... on PythonError { message } } }",
+            params={
+                "mode": "default",
+                "selector": {
+                    **SELECTOR,
+                    "pipelineName": "__ASSET_JOB",
+                    "assetSelection": [{"path": [a]} for a in assets],
+                },
+                "executionMetadata": {"tags": [{"key": "dagster/partition", "value": partition}]},
+            },
+        )["launchRun"]
+        assert data["__typename"] == "LaunchRunSuccess", data
+        return data["run"]["runId"]
+
+    def run_status(self, run: str) -> str:
+        return self.ask("query($id: ID!) { runOrError(runId: $id) { ... on Run { status } } }", id=run)["runOrError"][
+            "status"
+        ]
+
     def backfill_status(self, backfill: str) -> str:
         query = (
             "query($id: String!) { partitionBackfillOrError(backfillId: $id) { ... on PartitionBackfill { status } } }"
@@ -127,9 +150,12 @@ def test_the_graph_the_sensor_and_backfills_work_from_the_ui(ui: Ui, server: tup
     with psycopg.connect(project.variables["ERA_DATABASE_URL"]) as connection:
         assert connection.execute("SELECT count(*) FROM doctrine_embeddings_all").fetchone() == (10,)
 
-    # Chapters that are not neighbours: Dagster makes one run of each contiguous range.
+    # Chapters that are not neighbours: Dagster makes one run of each contiguous range. One more chapter by itself.
     before = materialization_count(ui, "level/0002")
     backfill = ui.backfill(ASSETS, ["level/0001", "level/0003", "level/0005"])
+    single = ui.launch(("embeddings",), "level/0004")
+    wait_for("the single run", lambda: ui.run_status(single) == "SUCCESS", project)
+    assert materialization_count(ui, "level/0004") == 2
     wait_for("the backfill", lambda: ui.backfill_status(backfill) == "COMPLETED_SUCCESS", project)
     assert materialization_count(ui, "level/0001") == 2
     assert materialization_count(ui, "level/0005") == 2

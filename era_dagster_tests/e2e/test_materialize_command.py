@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import dagster as dg
 import psycopg
 import pytest
 
@@ -107,6 +108,23 @@ def test_one_chapter_that_cannot_be_embedded_fails_by_name_and_the_others_are_ma
     assert project.materialized("vector_tables") == {"level/0001", "level/0002"}
     assert project.materialized("chapters") == {"level/0001", "level/0002", "poison/0001"}
     assert count(project, "doctrine_embeddings_all") == 4
+
+
+def test_with_a_dagster_home_of_ones_own_the_marks_are_found_there(project: Project) -> None:
+    """Without a `dagster.yaml` in it Dagster keeps its history in SQLite files, which know no batches."""
+    home = project.folder / "dagster_home"
+    home.mkdir()
+    write_book(project.drop, "level", [1, 2, 3])
+    done = project.materialize("--select", "chapters", DAGSTER_HOME=str(home))
+    assert done.returncode == 0, done.stderr
+    done = project.materialize("--select", "*", "--partition-range", "level/0001...level/0002", DAGSTER_HOME=str(home))
+    assert done.returncode == 0, done.stderr
+    with dg.DagsterInstance.from_config(str(home)) as instance:
+        assert set(instance.get_materialized_partitions(dg.AssetKey("chapters"))) == {
+            f"level/000{n}" for n in (1, 2, 3)
+        }
+        assert set(instance.get_materialized_partitions(dg.AssetKey("vector_tables"))) == {"level/0001", "level/0002"}
+        assert instance.get_latest_materialization_event(dg.AssetKey("combined_index")) is not None
 
 
 def test_an_unknown_asset_or_partition_is_refused_with_its_name(project: Project) -> None:

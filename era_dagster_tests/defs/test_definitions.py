@@ -1,0 +1,37 @@
+"""The code location as a whole: what it holds, and what it does not do while it loads."""
+
+from pathlib import Path
+
+import dagster as dg
+import yaml
+
+from era_dagster.definitions import build_defs, defs
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def test_the_graph_has_the_six_assets_and_their_arrows() -> None:
+    graph = build_defs().resolve_asset_graph()
+    arrows = {
+        key.to_user_string(): sorted(parent.to_user_string() for parent in graph.get(key).parent_keys)
+        for key in graph.get_all_asset_keys()
+    }
+    assert arrows == {
+        "chapters": [],
+        "chunks": ["chapters"],
+        "embeddings": ["chunks"],
+        "vector_tables": ["embeddings"],
+        "minister_files": ["chapters"],
+        "combined_index": ["minister_files", "vector_tables"],
+    }
+
+
+def test_imported_outside_the_materialize_command_the_chapter_assets_are_partitioned() -> None:
+    graph = defs.resolve_asset_graph()
+    assert graph.get(dg.AssetKey("embeddings")).is_partitioned
+    assert not build_defs(everything_pending=True).resolve_asset_graph().get(dg.AssetKey("embeddings")).is_partitioned
+
+
+def test_the_instance_file_in_the_package_is_the_one_of_the_repository() -> None:
+    packaged = (REPOSITORY / "era_dagster" / "defs" / "dagster.yaml").read_text(encoding="utf-8")
+    assert yaml.safe_load(packaged) == yaml.safe_load((REPOSITORY / "dagster.yaml").read_text(encoding="utf-8"))

@@ -1,0 +1,107 @@
+"""What one run of the graph leaves behind when not all of it goes well, and whom it names."""
+
+import os
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from era_dagster.defs.instance import open_instance
+from era_dagster.defs.runs import EVERYTHING_PENDING, TAKES_TAG
+from era_dagster.domain.errors import ConfigurationError
+from era_dagster.settings import load_settings
+from era_dagster_tests.defs.desk import Desk
+
+
+def failure_of(result: dg.ExecuteInProcessResult) -> str:
+    """The description of the run's one failure."""
+    assert not result.success
+    (event,) = result.get_step_failure_events()
+    data = event.step_failure_data
+    assert data.user_failure_data is not None
+    assert data.user_failure_data.description is not None
+    return data.user_failure_data.description
+
+
+def test_everything_pending_looks_at_the_drop_folder_first(desk: Desk) -> None:
+    desk.drop("level", [1, 2])
+    result = desk.run([])
+    assert result.success
+    assert desk.partitions() == ["level/0001", "level/0002"]
+    assert desk.marked("minister_files") == {"level/0001", "level/0002"}
+    (run,) = desk.instance.get_runs()
+    assert run.tags[TAKES_TAG] == EVERYTHING_PENDING
+
+
+def test_a_file_that_cannot_be_read_fails_the_run_by_name_after_all_else_is_done(desk: Desk) -> None:
+    broken = desk.drop("level", [1]).with_name("broken.json")
+    broken.write_text('[{"chapter_index": 1,', encoding="utf-8")
+    desk.set_age(broken, 60)
+    assert "broken.json" in failure_of(desk.run([]))
+    assert desk.marked("vector_tables") == {"level/0001"}
+
+
+def test_one_chapter_that_cannot_be_embedded_is_named_and_missing_and_the_others_are_marked(desk: Desk) -> None:
+    desk.server.poison.add("level 2")
+    desk.drop("level", [1, 2, 3])
+    said = failure_of(desk.run([]))
+    assert "1 of 3 chapters failed" in said
+    assert "level/0002" in said
+    for stage in ("embeddings", "vector_tables"):
+        assert desk.marked(stage) == {"level/0001", "level/0003"}
+    # What needs no vector of it is done all the same.
+    for stage in ("chapters", "chunks", "minister_files"):
+        assert desk.marked(stage) == {"level/0001", "level/0002", "level/0003"}
+
+
+def test_a_chapter_nobody_dropped_is_named_and_the_others_of_the_run_are_done(desk: Desk) -> None:
+    """A chapter that left the folder while its run stood in the queue took all other chapters of the run with it."""
+    desk.drop("level", [1])
+    desk.tick()
+    said = failure_of(desk.run(["level/0001", "level/0099"]))
+    assert "level/0099" in said
+    assert "level/0001" not in said
+    assert desk.marked("vector_tables") == {"level/0001"}
+
+
+def test_an_embedding_server_that_is_away_fails_the_run_and_leaves_its_chapters_pending(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk.drop("level", [1])
+    desk.tick()
+    monkeypatch.setenv("ERA_EMBEDDING_URLS", "http://127.0.0.1:9")
+    assert "127.0.0.1:9" in failure_of(desk.execute())
+    assert desk.marked("chapters") == set()
+    monkeypatch.setenv("ERA_EMBEDDING_URLS", desk.variables["ERA_EMBEDDING_URLS"])
+    assert desk.run(["level/0001"]).success
+
+
+def test_a_run_over_chapters_refreshes_the_totals_too(desk: Desk) -> None:
+    desk.drop("level", [1])
+    desk.tick()
+    assert desk.run(["level/0001"]).success
+    assert desk.instance.get_latest_materialization_event(dg.AssetKey("combined_index")) is not None
+
+
+def test_dagster_home_must_be_a_folder(
+    variables: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "nowhere"))
+    with (
+        pytest.raises(ConfigurationError, match=r"DAGSTER_HOME is .*nowhere: it is no folder"),
+        open_instance(load_settings(variables)),
+    ):
+        pass
+
+
+def test_without_dagster_home_the_instance_lives_in_the_projects_home(
+    variables: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("DAGSTER_HOME", raising=False)
+    settings = load_settings(variables)
+    with open_instance(settings) as instance:
+        assert Path(instance.root_directory) == settings.home / "dagster"
+        assert type(instance.event_log_storage).__name__ == "PostgresEventLogStorage"
+        # The terminal belongs to the command, not to a log file.
+        assert type(instance.compute_log_manager).__name__ == "NoOpComputeLogManager"
+    assert "DAGSTER_HOME" not in os.environ

@@ -1,0 +1,111 @@
+"""Runs that wait, live or were killed: who keeps his chapters, and what the UI is told about the dead."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import dagster as dg
+import pytest
+
+from era_dagster.defs.instance import open_instance
+from era_dagster.defs.runs import EVERYTHING_PENDING, TAKES_TAG, chapters_of, settle_runs
+from era_dagster.settings import load_settings
+from era_dagster.storage.database import Database, live_runs
+from era_dagster_tests.defs.desk import Desk
+from era_dagster_tests.fakes.embedding_server import Fault
+
+STARTED = dg.DagsterRunStatus.STARTED
+FAILURE = dg.DagsterRunStatus.FAILURE
+
+
+def status_of(instance: dg.DagsterInstance, run_id: str) -> dg.DagsterRunStatus:
+    run = instance.get_run_by_id(run_id)
+    assert run is not None
+    return run.status
+
+
+def test_a_run_that_has_just_started_keeps_its_chapters(desk: Desk) -> None:
+    run_id = desk.waiting_run(["level/0001"], STARTED)
+    assert settle_runs(desk.instance, desk.database, now=time.time()).chapters == {"level/0001"}
+    assert status_of(desk.instance, run_id) is STARTED
+
+
+def test_a_run_that_never_opened_its_connection_is_given_up_after_a_grace(desk: Desk) -> None:
+    run_id = desk.waiting_run(["level/0001"], STARTED)
+    assert settle_runs(desk.instance, desk.database, now=time.time() + 121).chapters == frozenset()
+    assert status_of(desk.instance, run_id) is FAILURE
+
+
+def test_a_run_whose_connection_is_open_lives_however_long_it_takes(desk: Desk) -> None:
+    run_id = desk.waiting_run(["level/0001"], STARTED, era__takes="1 chapters")
+    with Database(desk.variables["ERA_DATABASE_URL"], pool_size=1, run_id=run_id) as own:
+        live_runs(own)
+        assert settle_runs(desk.instance, desk.database, now=time.time() + 86_400).chapters == {"level/0001"}
+        assert status_of(desk.instance, run_id) is STARTED
+    assert settle_runs(desk.instance, desk.database, now=time.time()).chapters == frozenset()
+    assert status_of(desk.instance, run_id) is FAILURE
+
+
+def test_runs_of_other_jobs_are_none_of_our_business(desk: Desk) -> None:
+    @dg.job
+    def other() -> None: ...
+
+    run = desk.instance.create_run_for_job(other, status=STARTED)
+    taken = settle_runs(desk.instance, desk.database, now=time.time() + 86_400)
+    assert (taken.chapters, taken.everything) == (frozenset(), False)
+    assert status_of(desk.instance, run.run_id) is STARTED
+    assert chapters_of({"ops": {"other": {}}}) == []
+
+
+def test_while_a_run_takes_everything_pending_the_sensor_requests_nothing(desk: Desk) -> None:
+    desk.drop("level", [1])
+    run_id = desk.waiting_run([], STARTED, **{TAKES_TAG.replace("/", "__"): EVERYTHING_PENDING})
+    with Database(desk.variables["ERA_DATABASE_URL"], pool_size=1, run_id=run_id) as own:
+        live_runs(own)
+        assert desk.asked() == []
+    assert desk.asked() == [["level/0001"]]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="kill -9")
+def test_a_killed_command_is_shown_as_failed_and_its_chapters_are_pending_again(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run whose process was killed stayed "started" for ever, and two of them blocked the run queue."""
+    monkeypatch.delenv("DAGSTER_HOME")
+    desk.drop("level", [1, 2])
+    desk.server.always = Fault(stall=True)
+    with open_instance(load_settings(desk.variables)) as shared, command("ingest") as process:
+        deadline = time.monotonic() + 100
+        while not any(TAKES_TAG in run.tags for run in shared.get_runs()):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        (run,) = shared.get_runs()
+        assert settle_runs(shared, desk.database, now=time.time()).chapters == {"level/0001", "level/0002"}
+        process.kill()
+        process.wait(10)
+        while run.run_id in live_runs(desk.database):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        desk.server.always = None
+        desk.instance = shared
+        assert desk.asked() == [["level/0001", "level/0002"]]
+        assert status_of(shared, run.run_id) is FAILURE
+        assert desk.execute().success
+        assert desk.marked("minister_files") == {"level/0001", "level/0002"}
+
+
+@contextmanager
+def command(*words: str) -> Iterator[subprocess.Popen[bytes]]:
+    """`era ...` in a process of its own."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "era_dagster.cli", *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait(10)
