@@ -20,6 +20,7 @@ from psycopg import sql
 from era_dagster.domain.doctrine import Chapter, Chunk
 from era_dagster.domain.stages import Stage
 from era_dagster.storage.database import Database
+from era_dagster.storage.vectors import CHUNK_TABLE, DOMAIN_TABLE, EVERY_TABLE, Difference, replace_rows
 
 _DEAD_LETTERS = uuid.UUID("5a1e8a52-6c4e-5f0e-9a63-2f1c9d0b7e11")
 STAMP_COLUMNS: Mapping[Stage, str] = {
@@ -62,15 +63,6 @@ class ChapterWrite:
     write_vector_tables: bool
     dead: Sequence[DeadText]
     stamps: Mapping[Stage, str]
-
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """What a write changed in one table: rows written (new or different), left as they were, and removed."""
-
-    written: int = 0
-    unchanged: int = 0
-    removed: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -274,71 +266,6 @@ def _write_chunks(connection: psycopg.Connection, chapter: Chapter, chunks: Sequ
     return Difference(written, len(chunks) - written, removed)
 
 
-class _VectorTable:
-    """How the rows of one chapter reach one vector table: its columns with their types, its key, and the statement."""
-
-    def __init__(self, name: str, columns: Mapping[str, str], key: tuple[str, ...]) -> None:
-        self.columns = columns
-        names = {column: sql.Identifier(column) for column in columns}
-        incoming = sql.SQL(", ").join(
-            sql.SQL("ARRAY(SELECT jsonb_array_elements_text(i.{}::jsonb))").format(names[column])
-            if kind == "text[]"
-            else sql.SQL("i.{}").format(names[column])
-            for column, kind in columns.items()
-        )
-        self.replace_statement = (
-            sql.SQL(
-                "WITH incoming AS MATERIALIZED (SELECT {incoming} FROM unnest({arrays}) AS i ({columns})),"
-                " removed AS (DELETE FROM {table} AS t WHERE t.partition_key = %b AND NOT EXISTS"
-                " (SELECT FROM incoming AS i WHERE {same_key}) RETURNING 1),"
-                " written AS (INSERT INTO {table} AS t ({columns}) SELECT * FROM incoming ON CONFLICT ({key}) DO UPDATE"
-                " SET {assigned} WHERE ({present}) IS DISTINCT FROM ({excluded}) RETURNING 1)"
-                " SELECT (SELECT count(*) FROM removed), (SELECT count(*) FROM written)"
-            )
-            .format(
-                incoming=incoming,
-                arrays=sql.SQL(", ").join(_ARRAYS[kind] for kind in columns.values()),
-                columns=sql.SQL(", ").join(names.values()),
-                table=sql.Identifier(name),
-                same_key=sql.SQL(" AND ").join(sql.SQL("i.{0} = t.{0}").format(names[column]) for column in key),
-                key=sql.SQL(", ").join(names[column] for column in key),
-                assigned=sql.SQL(", ").join(
-                    sql.SQL("{0} = excluded.{0}").format(name) for column, name in names.items() if column not in key
-                ),
-                present=sql.SQL(", ").join(sql.SQL("t.{}").format(name) for name in names.values()),
-                excluded=sql.SQL(", ").join(sql.SQL("excluded.{}").format(name) for name in names.values()),
-            )
-            .as_bytes()
-        )
-
-
-_ARRAYS = {
-    "uuid": sql.SQL("%b::uuid[]"),
-    "text": sql.SQL("%b::text[]"),
-    "text[]": sql.SQL("%b::text[]"),
-    "int4": sql.SQL("%b::int4[]"),
-    "float4": sql.SQL("%b::float4[]"),
-    "halfvec": sql.SQL("%b::halfvec[]"),
-}
-_ENTRY_COLUMNS = {
-    "doctrine_id": "uuid",
-    "category": "text",
-    "text": "text",
-    "source_book": "text",
-    "source_chapter": "int4",
-    "weight": "float4",
-    "partition_key": "text",
-    "embedding": "halfvec",
-}
-_CHUNK_TABLE = _VectorTable(
-    "chunk_embeddings",
-    {"partition_key": "text", "position": "int4", "embedding": "halfvec"},
-    ("partition_key", "position"),
-)
-_EVERY_TABLE = _VectorTable("doctrine_embeddings_all", {"domains": "text[]", **_ENTRY_COLUMNS}, ("doctrine_id",))
-_DOMAIN_TABLE = _VectorTable("doctrine_embeddings", {"domain": "text", **_ENTRY_COLUMNS}, ("domain", "doctrine_id"))
-
-
 def _write_vectors(connection: psycopg.Connection, write: ChapterWrite) -> tuple[Difference, Difference, Difference]:
     if (
         not write.write_vector_tables
@@ -372,23 +299,10 @@ def _write_vectors(connection: psycopg.Connection, write: ChapterWrite) -> tuple
         if vector is not None
     ]
     return (
-        _replace(connection, _CHUNK_TABLE, key, chunk_rows),
-        _replace(connection, _EVERY_TABLE, key, [(list(domains), *row) for domains, row in stored]),
-        _replace(connection, _DOMAIN_TABLE, key, [(domain, *row) for domains, row in stored for domain in domains]),
+        replace_rows(connection, CHUNK_TABLE, key, chunk_rows),
+        replace_rows(connection, EVERY_TABLE, key, [(list(domains), *row) for domains, row in stored]),
+        replace_rows(connection, DOMAIN_TABLE, key, [(domain, *row) for domains, row in stored for domain in domains]),
     )
-
-
-def _replace(
-    connection: psycopg.Connection, table: _VectorTable, key: str, rows: Sequence[tuple[Any, ...]]
-) -> Difference:
-    """Make the rows of chapter `key` in `table` exactly `rows`, in one statement with binary arrays."""
-    columns = [list(column) for column in zip(*rows, strict=True)] or [[] for _ in table.columns]
-    if "domains" in table.columns:
-        # unnest would flatten an array of arrays: the lists travel as JSON text.
-        columns[0] = [json.dumps(domains) for domains in columns[0]]
-    row = connection.execute(table.replace_statement, (*columns, key), binary=True).fetchone()
-    removed, written = row or (0, 0)
-    return Difference(written, len(rows) - written, removed)
 
 
 def _write_dead_letters(connection: psycopg.Connection, write: ChapterWrite) -> None:

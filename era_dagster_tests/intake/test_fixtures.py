@@ -3,7 +3,6 @@
 They lie beside the checkout as `../shared`; without it these tests are skipped, the rules have their own tests.
 """
 
-import base64
 import json
 import re
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ from era_dagster.domain.errors import CorruptInput
 from era_dagster.intake.plan import plan_chapters
 from era_dagster.intake.reader import BookRead, read_source
 from era_dagster.intake.snapshot import scan_drop
+from era_dagster_tests.fakes.fixture_files import write_step
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 FIXTURES = sorted((SHARED / "fixtures").glob("*.json"))
@@ -44,31 +44,6 @@ class Result:
         unusable = [u.reason for c in self.chapters for u in c.unusable]
         texts = [[c.text, c.title] for c in self.chapters]
         return json.dumps([entries, domains, unusable, texts], ensure_ascii=False)
-
-
-def expanded(value: Any) -> Any:
-    if isinstance(value, dict):
-        if value.keys() == {"__repeat__"}:
-            text, times = value["__repeat__"]
-            return text * times
-        return {key: expanded(member) for key, member in value.items()}
-    return [expanded(member) for member in value] if isinstance(value, list) else value
-
-
-def file_content(value: Any) -> bytes:
-    if isinstance(value, dict) and value.keys() == {"__raw_text__"}:
-        return value["__raw_text__"].encode("utf-8")
-    if isinstance(value, dict) and value.keys() == {"__raw_base64__"}:
-        return base64.b64decode(value["__raw_base64__"])
-    return json.dumps(expanded(value)).encode("ascii")
-
-
-def write_step(step: Mapping[str, Mapping[str, Any]], drop: Path) -> None:
-    for book, files in step.items():
-        for name, content in files.items():
-            path = drop / book / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(file_content(content))
 
 
 def run(drop: Path) -> Result:

@@ -4,7 +4,6 @@ They lie beside the checkout as `../shared/fixtures`, or where ERA_TEST_FIXTURES
 skipped. A new fixture needs no code here: its `expect` block says what must be found.
 """
 
-import base64
 import json
 import os
 import re
@@ -16,36 +15,12 @@ from typing import Any
 import pytest
 
 from era_dagster.pipeline.drop import DropLook
+from era_dagster_tests.fakes.fixture_files import write_step
 from era_dagster_tests.pipeline.workbench import CATEGORIES, Workbench
 
 FOLDER = Path(os.environ.get("ERA_TEST_FIXTURES") or Path(__file__).resolve().parents[3] / "shared" / "fixtures")
 FIXTURES = sorted(FOLDER.glob("*.json"))
 WINDOWS_UNSAFE = re.compile(r'^(con|prn|aux|nul|com\d|lpt\d)(\.|$)|[<>:"/\\|?*\x00-\x1f]|[. ]$', re.IGNORECASE)
-
-
-def expanded(value: Any) -> Any:
-    if isinstance(value, dict):
-        if value.keys() == {"__repeat__"}:
-            text, times = value["__repeat__"]
-            return text * times
-        return {key: expanded(member) for key, member in value.items()}
-    return [expanded(member) for member in value] if isinstance(value, list) else value
-
-
-def content_of(value: Any) -> bytes:
-    if isinstance(value, dict) and value.keys() == {"__raw_text__"}:
-        return value["__raw_text__"].encode("utf-8")
-    if isinstance(value, dict) and value.keys() == {"__raw_base64__"}:
-        return base64.b64decode(value["__raw_base64__"])
-    return json.dumps(expanded(value)).encode("ascii")
-
-
-def write_step(step: Mapping[str, Mapping[str, Any]], drop: Path) -> None:
-    for book, files in step.items():
-        for name, content in files.items():
-            path = drop / book / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content_of(content))
 
 
 def touch(drop: Path) -> None:
