@@ -82,12 +82,11 @@ class Work:
 
 @dataclass(slots=True)
 class Outcome:
-    """What a run left behind for its last step: the receipt, the chapters that ended well, the domains whose files are
-    due, and their chapters."""
+    """What a run left behind for its last step: the receipt, the chapters that ended well, and those that wait for the
+    files of their domains (key to stamp)."""
 
     receipt: Receipt
     finished: list[str] = field(default_factory=list[str])
-    domains: set[str] = field(default_factory=set[str])
     files_due: dict[str, str] = field(default_factory=dict[str, str])
     fatal: EraError | None = None
 
@@ -162,9 +161,7 @@ class ChapterRunner:
         self, known: KnownChapter, stamps: Mapping[str, str | None] | None, work: Work, outcome: Outcome
     ) -> None:
         if known.gone:
-            outcome.domains |= await self._in_thread(
-                self._writers, lambda: retire_chapter(self._database, known.partition_key)
-            )
+            await self._in_thread(self._writers, lambda: retire_chapter(self._database, known.partition_key))
             outcome.receipt.chapters_retired += 1
             return
         expected = work.rules.stamps(known.content_hash)
@@ -221,7 +218,6 @@ class ChapterRunner:
                 ),
             ),
         )
-        outcome.domains |= written.domains
         if "minister_files" in work.stages:
             outcome.files_due[chapter.partition_key] = expected["minister_files"]
         count_chapter(outcome.receipt, chapter, chunks, vectors, written, with_tables=with_tables)

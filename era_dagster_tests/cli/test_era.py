@@ -281,6 +281,24 @@ def test_the_server_may_refuse_for_a_while_and_nothing_is_lost(
     assert receipt["embedding"]["retries"] > 0
 
 
+def test_the_demo_answers_three_questions_and_a_second_one_embeds_only_them(
+    shell: Shell, embedding_server: tuple[FakeEmbeddingServer, str]
+) -> None:
+    server = embedding_server[0]
+    first = shell.era("demo")
+    assert first.returncode == 0, first.stderr
+    assert "19 seen = 19 stored" in first.stdout
+    assert first.stdout.count("\n? ") == 3
+    before = len(server.texts)
+    second = shell.era("demo")
+    assert second.returncode == 0, second.stderr
+    assert "19 seen = 0 stored + 19 unchanged" in second.stdout
+    asked = [text for text in server.texts[before:] if text.endswith("?")]
+    assert len(asked) == 3
+    # The rest is the text by which the client asks which model answers.
+    assert len(set(server.texts[before:]) - set(asked)) <= 1
+
+
 def test_an_ingest_killed_at_any_moment_and_run_again_ends_like_an_undisturbed_one(
     tmp_path: Path, new_database_url: Callable[[], str], embedding_server: tuple[FakeEmbeddingServer, str]
 ) -> None:
