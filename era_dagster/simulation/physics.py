@@ -1,0 +1,300 @@
+"""How a simulated server spends its time: requests arrive, answers come out, the caller moves the clock.
+
+Pure and event-driven, so that the same physics serves a test bench on virtual time and `era simulate` over HTTP. No
+vectors and no bytes: an answer is a status with its headers.
+"""
+
+import heapq
+import math
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from random import Random
+
+from era_dagster.simulation.spec import Course, ServerSpec
+
+BUSY = "server busy, please try again.  maximum pending requests exceeded"
+TOO_LONG = "the input length exceeds the context length"
+RUNNER_DIED = "llama runner process has terminated: exit status 2"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """The end of one request. Status 0: the connection is broken off."""
+
+    request: int
+    status: int
+    message: str = ""
+    headers: dict[str, str] = field(default_factory=dict[str, str])
+
+
+@dataclass(slots=True)
+class _Request:
+    number: int
+    tokens: Sequence[int]
+
+
+class _Bucket:
+    """A token bucket; starts full."""
+
+    def __init__(self) -> None:
+        self.level = -1.0
+        self._at = 0.0
+
+    def refill(self, now: float, rate: float, size: float) -> None:
+        self.level = size if self.level < 0 else min(size, self.level + (now - self._at) * rate)
+        self._at = now
+
+
+class ServerPhysics:
+    """One server. `arrive` and `advance` must be called with times that never go back."""
+
+    def __init__(self, course: Course, *, random: Random) -> None:
+        self._course = course
+        self._random = random
+        self.spec = course.spec
+        self._changes = deque(course.changes)
+        self._events: list[tuple[float, int, str, object]] = []
+        self._order = 0
+        self._slots: list[float] = [0.0] * self.spec.slots
+        self._waiting: deque[_Request] = deque()
+        self._engine_busy = False
+        self._buckets = {name: _Bucket() for name in ("requests", "texts", "tokens")}
+        self._warm_at: float | None = None
+        self.requests_inside = 0
+        self.texts_inside = 0
+        self._starts: list[float] = []
+        self.answered_texts = 0
+        self.refused = 0
+        for at, _ in course.changes:
+            self._push(at, "change", None)
+
+    @property
+    def next_event_at(self) -> float:
+        """When `advance` has something to do; infinite for never."""
+        return self._events[0][0] if self._events else math.inf
+
+    def arrive(self, now: float, number: int, tokens: Sequence[int]) -> None:
+        """A request is sent by a client at `now`; it comes to an end in some `advance`."""
+        request = _Request(number, tokens)
+        self._push(now + self.spec.rtt_seconds / 2.0, "arrival", request)
+
+    def advance(self, now: float) -> list[Finished]:
+        """Everything that has reached its client by `now`."""
+        done: list[Finished] = []
+        while self._events and self._events[0][0] <= now:
+            at, _, kind, what = heapq.heappop(self._events)
+            if kind == "change":
+                self._change(at)
+            elif kind == "arrival":
+                assert isinstance(what, _Request)
+                self._arrival(at, what)
+            elif kind == "worked":
+                assert isinstance(what, _Request)
+                self._worked(at, what)
+            elif kind == "step":
+                assert isinstance(what, list)
+                self._step_ended(at, what)
+            else:
+                assert isinstance(what, Finished)
+                done.append(what)
+        return done
+
+    # --- inside -----------------------------------------------------------------------------------------------------
+
+    def _push(self, at: float, kind: str, what: object) -> None:
+        self._order += 1
+        heapq.heappush(self._events, (at, self._order, kind, what))
+
+    def _change(self, at: float) -> None:
+        _, change = self._changes.popleft()
+        self.spec = replace(self.spec, **change)
+        while len(self._slots) > self.spec.slots:
+            heapq.heappop(self._slots)
+        while len(self._slots) < self.spec.slots:
+            heapq.heappush(self._slots, at)
+        if not self.spec.frozen and self._waiting:
+            waiting, self._waiting = self._waiting, deque()
+            if self.spec.discipline == "batching":
+                self._waiting = waiting
+                self._start_step(at)
+            else:
+                for request in waiting:
+                    self._begin(at, request)
+
+    def _reply(self, at: float, finished: Finished) -> None:
+        self._push(at + self.spec.rtt_seconds / 2.0, "reply", finished)
+
+    def _arrival(self, at: float, request: _Request) -> None:
+        spec = self.spec
+        verdict = self._refusal(at, request)
+        if verdict is not None:
+            self.refused += verdict.status in (429, 503)
+            self._reply(at, verdict)
+            return
+        lot = self._random.random()
+        for share, status, message in (
+            (spec.share_500, 500, RUNNER_DIED),
+            (spec.share_503, 503, BUSY),
+            (spec.share_reset, 0, ""),
+        ):
+            if lot < share:
+                self._reply(at, Finished(request=request.number, status=status, message=message))
+                return
+            lot -= share
+        if lot < spec.share_stall:
+            self._reply(at + spec.stall_seconds, Finished(request=request.number, status=200))
+            self.answered_texts += len(request.tokens)
+            return
+        self.requests_inside += 1
+        self.texts_inside += len(request.tokens)
+        if spec.frozen or spec.discipline == "batching":
+            self._waiting.append(request)
+            if not self._engine_busy and not spec.frozen:
+                self._start_step(at)
+        else:
+            self._begin(at, request)
+
+    def _refusal(self, at: float, request: _Request) -> Finished | None:
+        spec, count = self.spec, len(request.tokens)
+        if spec.down:
+            return Finished(request=request.number, status=0)
+        if spec.most_texts is not None and count > spec.most_texts:
+            message = f"batch size {count} > maximum allowed batch size {spec.most_texts}"
+            return Finished(request=request.number, status=413, message=message)
+        if spec.context_tokens is not None and max(request.tokens) > spec.context_tokens:
+            return Finished(request=request.number, status=400, message=TOO_LONG)
+        if spec.queue_limit is not None and self._queued(at) >= spec.queue_limit:
+            return Finished(request=request.number, status=503, message=BUSY)
+        return self._rate_refusal(at, request)
+
+    def _queued(self, at: float) -> int:
+        if self.spec.discipline == "batching":
+            return len(self._waiting)
+        while self._starts and self._starts[0] <= at:
+            heapq.heappop(self._starts)
+        return len(self._starts)
+
+    def _rate_refusal(self, at: float, request: _Request) -> Finished | None:
+        spec = self.spec
+        needs = {"requests": 1.0, "texts": float(len(request.tokens)), "tokens": float(sum(request.tokens))}
+        rates = {
+            "requests": spec.requests_per_second,
+            "texts": spec.texts_per_second,
+            "tokens": spec.tokens_per_second,
+        }
+        waits = 0.0
+        limited = {name: rate for name, rate in rates.items() if rate is not None}
+        for name, rate in limited.items():
+            bucket, size = self._buckets[name], rate * spec.burst_seconds
+            bucket.refill(at, rate, max(size, 1.0))
+            if bucket.level < needs[name] - 1e-9:
+                waits = max(waits, (needs[name] - bucket.level) / rate)
+        if waits == 0.0:
+            for name in limited:
+                self._buckets[name].level -= needs[name]
+            return None
+        return Finished(
+            request=request.number,
+            status=429,
+            message="rate limit exceeded",
+            headers={**_retry_after(spec, waits), **self.announced()},
+        )
+
+    def announced(self) -> dict[str, str]:
+        """The `x-ratelimit-*` headers at this moment, in the form of hosted services; empty if it keeps them secret."""
+        spec = self.spec
+        if not spec.announce:
+            return {}
+        headers: dict[str, str] = {}
+        for name, rate in (("requests", spec.requests_per_second), ("tokens", spec.tokens_per_second)):
+            if rate is not None:
+                size = max(rate * spec.burst_seconds, 1.0)
+                level = max(0.0, self._buckets[name].level) if self._buckets[name].level >= 0 else size
+                headers[f"x-ratelimit-limit-{name}"] = str(round(size))
+                headers[f"x-ratelimit-remaining-{name}"] = str(int(level))
+                headers[f"x-ratelimit-reset-{name}"] = f"{(size - level) / rate:.3f}s"
+        return headers
+
+    def _slowness(self, at: float) -> float:
+        spec, factor = self.spec, 1.0
+        if spec.knee is not None and self.texts_inside > spec.knee:
+            factor *= 1.0 + spec.inflation * (self.texts_inside - spec.knee) / spec.knee
+        if spec.jitter:
+            sigma = math.sqrt(math.log1p(spec.jitter**2))
+            factor *= self._random.lognormvariate(-sigma * sigma / 2.0, sigma)
+        if spec.tail_share and self._random.random() < spec.tail_share:
+            factor *= spec.tail_factor
+        return factor
+
+    def _warm(self, at: float) -> float:
+        if self._warm_at is None:
+            self._warm_at = at + self.spec.cold_start_seconds
+        return max(at, self._warm_at)
+
+    def _begin(self, at: float, request: _Request) -> None:
+        """Slots are given in the order of arrival, so that the end of a request is known when it begins to wait."""
+        spec, slots = self.spec, self._slots
+        ready = self._warm(at)
+        slow = self._slowness(at)
+        first = math.inf
+        last = ready
+        if spec.discipline == "requests":
+            start = max(ready, slots[0])
+            last = start + slow * (spec.seconds_per_request + spec.work_seconds(request.tokens))
+            heapq.heapreplace(slots, last)
+            first = start
+        else:
+            extra = spec.seconds_per_request
+            for tokens in request.tokens:
+                start = max(ready, slots[0])
+                end = start + slow * (extra + spec.seconds_per_text + tokens * spec.seconds_per_token)
+                extra = 0.0
+                heapq.heapreplace(slots, end)
+                first, last = min(first, start), max(last, end)
+        if first > at:
+            heapq.heappush(self._starts, first)
+        self._push(last, "worked", request)
+
+    def _worked(self, at: float, request: _Request) -> None:
+        self._leave(request)
+        self._reply(at, Finished(request=request.number, status=200, headers=self.announced()))
+
+    def _leave(self, request: _Request) -> None:
+        self.requests_inside -= 1
+        self.texts_inside -= len(request.tokens)
+        self.answered_texts += len(request.tokens)
+
+    def _start_step(self, at: float) -> None:
+        spec = self.spec
+        taken: list[_Request] = []
+        tokens = texts = 0
+        while self._waiting and (not taken or tokens + sum(self._waiting[0].tokens) <= spec.step_tokens):
+            request = self._waiting.popleft()
+            taken.append(request)
+            tokens += sum(request.tokens)
+            texts += len(request.tokens)
+        if not taken:
+            self._engine_busy = False
+            return
+        self._engine_busy = True
+        work = spec.step_seconds + texts * spec.seconds_per_text + tokens * spec.seconds_per_token
+        work += len(taken) * spec.seconds_per_request
+        self._push(self._warm(at) + self._slowness(at) * work, "step", taken)
+
+    def _step_ended(self, at: float, taken: list[_Request]) -> None:
+        for request in taken:
+            self._worked(at, request)
+        self._engine_busy = False
+        if not self.spec.frozen:
+            self._start_step(at)
+
+
+def _retry_after(spec: ServerSpec, seconds: float) -> dict[str, str]:
+    if spec.retry_after == "seconds":
+        return {"Retry-After": str(max(1, math.ceil(seconds)))}
+    if spec.retry_after == "milliseconds":
+        return {"retry-after-ms": str(math.ceil(seconds * 1000.0))}
+    if spec.retry_after == "date":
+        return {"Retry-After": f"date:{max(1, math.ceil(seconds))}"}
+    return {}
