@@ -74,7 +74,9 @@ class Settings:
 
     `embedding_provider`, `embedding_model` and `embedding_urls` may be unset (None, None, ()): then the model the
     database already holds is used, and for an empty database the first of Ollama (when it answers) and the local model.
-    `database_url` unset means the embedded PostgreSQL under `home`.
+    `database_url` unset means the embedded PostgreSQL under `home`. `embed_concurrency` and `embed_batch` are ceilings of a
+    chosen profile or of their own variables; None: the embedder finds its values without one. `latency_target_seconds` is
+    the 95th percentile of an embedding request that it aims at.
     """
 
     profile: Profile
@@ -89,6 +91,7 @@ class Settings:
     embedding_model: str | None
     embedding_api_key: str | None
     request_timeout_seconds: float
+    latency_target_seconds: float
     max_items_per_second: float | None
     chunk_mode: ChunkMode
     chunk_min_chars: int
@@ -97,8 +100,8 @@ class Settings:
     chunk_words: int
     chapters_per_run: int
     settle_seconds: float
-    embed_concurrency: int
-    embed_batch: int
+    embed_concurrency: int | None
+    embed_batch: int | None
     queue_limit: int
     store_workers: int
     database_pool: int
@@ -186,6 +189,7 @@ _VARIABLES = (
     _Variable("embedding_model", str, None, ("EMBED_MODEL",)),
     _Variable("embedding_api_key", str, None),
     _Variable("request_timeout_seconds", _positive, "60"),
+    _Variable("latency_target_seconds", _positive, "0.5"),
     _Variable("max_items_per_second", _positive, None),
     _Variable("chunk_mode", _choice("sentences", "words"), "sentences"),
     _Variable("chunk_min_chars", _whole(1), "512"),
@@ -226,6 +230,9 @@ def load_settings(environment: Mapping[str, str], **overrides: Any) -> Settings:
     preset = PRESETS[values["profile"]]
     for field in fields(preset):
         if field.name not in values:
+            if field.name in ("embed_concurrency", "embed_batch") and sources["profile"] == "default":
+                values[field.name], sources[field.name] = None, "found while it runs"
+                continue
             values[field.name] = getattr(preset, field.name)
             sources[field.name] = f"profile {values['profile']}"
     derived = {

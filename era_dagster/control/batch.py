@@ -5,9 +5,6 @@ Sizes only, in items and estimated tokens; the texts themselves and the queue be
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
-
-from era_dagster.control.outcome import Sample
 
 CHARACTERS_PER_TOKEN = 4
 """Rule of thumb for English under WordPiece and BPE vocabularies; only the relation between requests matters."""
@@ -19,33 +16,6 @@ class BatchSize:
 
     items: int
     tokens: int
-
-
-class BatchSizer(Protocol):
-    """Says how large the next request may be."""
-
-    def size(self, *, remaining: int, limit: int) -> BatchSize:
-        """The ceilings, when `remaining` texts wait or are under way, in at most `limit` requests at a time."""
-        ...
-
-    def completed(self, sample: Sample) -> None:
-        """Learn from a finished request."""
-        ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FixedBatch:
-    """A size that never moves, except that the last texts of a job are shared out among the free requests."""
-
-    items: int
-    tokens: int
-
-    def size(self, *, remaining: int, limit: int) -> BatchSize:
-        """At most `ceil(remaining / limit)` items, so that the end of a job does not wait for one full request."""
-        return BatchSize(items=max(1, min(self.items, -(-remaining // limit))), tokens=self.tokens)
-
-    def completed(self, sample: Sample) -> None:
-        """Learn nothing: the size is somebody's decision."""
 
 
 def estimated_tokens(characters: int) -> int:

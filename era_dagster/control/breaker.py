@@ -5,7 +5,9 @@ Pure: the caller passes its clock.
 """
 
 FAILURES_TO_OPEN = 5
-FIRST_PROBE_SECONDS = 0.5
+FIRST_PROBE_SECONDS = 0.25
+PROBE_GROWTH = 1.5
+"""An outage is noticed to be over after at most half of its length again."""
 LONGEST_PROBE_SECONDS = 15.0
 
 
@@ -17,8 +19,8 @@ class Breaker:
         self._failures = 0
         self._pause_seconds = FIRST_PROBE_SECONDS
 
-    def failed(self, now: float, *, timed_out: bool) -> None:
-        """An ordinary request failed.
+    def failed(self, now: float, *, timed_out: bool) -> bool:
+        """An ordinary request failed; whether that opens the breaker.
 
         A time-out opens at once: servers go on computing what the client gave up, so that sending on makes it worse.
         """
@@ -26,10 +28,12 @@ class Breaker:
         if self.probe_at is None and (timed_out or self._failures >= FAILURES_TO_OPEN):
             self._pause_seconds = FIRST_PROBE_SECONDS
             self.probe_at = now + self._pause_seconds
+            return True
+        return False
 
     def probe_failed(self, now: float) -> None:
-        """A probe failed: the next one comes after twice the pause."""
-        self._pause_seconds = min(LONGEST_PROBE_SECONDS, self._pause_seconds * 2.0)
+        """A probe failed: the next one comes after a longer pause."""
+        self._pause_seconds = min(LONGEST_PROBE_SECONDS, PROBE_GROWTH * self._pause_seconds)
         self.probe_at = now + self._pause_seconds
 
     def succeeded(self) -> None:

@@ -1,20 +1,27 @@
 """The controller of one endpoint: asked before every request, told after every request.
 
-It composes limit, batch, pace, throttle and breaker and keeps the count of requests in flight. Pure: no asyncio, no
+It composes limit, pace, throttle and breaker and keeps the account of the requests in flight. The guards in the order of
+their authority: the server's pause, the breaker, the pace, one at a time after a refusal, the limit. Pure: no asyncio, no
 clock of its own, no texts; `embedding.embedder` asks, sends and reports.
 """
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
 
-from era_dagster.control.batch import BatchSizer
 from era_dagster.control.breaker import Breaker
-from era_dagster.control.limit import Limit
-from era_dagster.control.outcome import Outcome, Sample
-from era_dagster.control.rate import Pacer, Throttle
+from era_dagster.control.ceilings import Ceilings
+from era_dagster.control.limit import AdaptiveLimit, Judgement
+from era_dagster.control.outcome import Outcome
+from era_dagster.control.rate import Pacer, Sent, Throttle, announced_allowances
+from era_dagster.control.trace import Mode, TraceRecord
 
-Mode = Literal["normal", "throttled", "down"]
+LATE_FACTOR = 4.0
+"""A request that younger ones have overtaken is late when it has taken so many times the mean latency."""
+OVERTAKEN_FLIGHTS = 2
+LATE_SECONDS = 0.25
+SLACK = 1.1
+"""A request may exceed its tokens by this, so that a last text that nearly fits is not left for the next one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,33 +44,52 @@ class WaitUntil:
 class Ticket:
     """One request in flight. `alone`: it was the only one allowed, because the one before was refused."""
 
+    number: int
     sent_at: float
     items: int
     tokens: int
     probe: bool
     alone: bool
+    sent: Sent
 
 
 class EndpointController:
     """Decides when one endpoint gets its next request, and how large it is.
 
     `patience_seconds`: how long it may answer nothing useful before it counts as given up (`given_up_at`).
+    `items_per_second`: a pace somebody decided. `trace` hears every decision.
     """
 
-    def __init__(self, *, limit: Limit, batch: BatchSizer, pacer: Pacer, patience_seconds: float) -> None:
-        self._limit = limit
-        self._batch = batch
-        self._pacer = pacer
+    def __init__(
+        self,
+        ceilings: Ceilings,
+        *,
+        patience_seconds: float,
+        items_per_second: float | None = None,
+        trace: Callable[[TraceRecord], None] | None = None,
+    ) -> None:
+        self._ceilings = ceilings
+        self._limit = AdaptiveLimit(ceilings)
+        self._pacer = Pacer(items_per_second)
         self._throttle = Throttle()
         self._breaker = Breaker()
         self._patience_seconds = patience_seconds
+        self._trace = trace
         self._failing_since: float | None = None
         self._probing = False
+        self._probes = 0
+        self._tickets: dict[int, Ticket] = {}
+        self._overtaken: dict[int, int] = {}
+        self._late: set[int] = set()
         self._items_in_flight = 0
-        self.in_flight = 0
+
+    @property
+    def in_flight(self) -> int:
+        """Requests under way."""
+        return len(self._tickets)
 
     def admit(self, now: float, pending: int) -> Decision | WaitUntil:
-        """May a request be sent at `now`, while `pending` texts wait? The guards in the order of their authority."""
+        """May a request be sent at `now`, while `pending` texts wait?"""
         if now < self._throttle.closed_until:
             return WaitUntil(self._throttle.closed_until)
         probe_at = self._breaker.probe_at
@@ -71,21 +97,48 @@ class EndpointController:
             if self._probing:
                 return WaitUntil(math.inf)
             return Decision(batch_items=1, batch_tokens=1, probe=True) if now >= probe_at else WaitUntil(probe_at)
-        if now < self._pacer.ready_at:
-            return WaitUntil(self._pacer.ready_at)
-        limit = 1 if self._throttle.half_open else self._limit.value
-        if self.in_flight >= limit:
+        counted = len(self._tickets) - len(self._late)
+        concurrency = self._limit.point.concurrency
+        if self._throttle.half_open and counted:
             return WaitUntil(math.inf)
-        size = self._batch.size(remaining=pending + self._items_in_flight, limit=self._limit.value)
-        return Decision(batch_items=int(min(size.items, self._pacer.most_items)), batch_tokens=size.tokens)
+        if counted >= concurrency:
+            self._limit.reached()
+            return WaitUntil(math.inf)
+        ready_at = self._pacer.ready_at(now)
+        if ready_at > now:
+            return WaitUntil(ready_at)
+        return self._sized(pending, concurrency)
+
+    def _sized(self, pending: int, concurrency: int) -> Decision:
+        """A share of what is left, so that the end of a job does not wait for one full request."""
+        items, tokens = float(self._limit.batch_items), SLACK * self._limit.batch_tokens
+        factor = self._pacer.batch_factor
+        if factor > 1.0 and self._limit.last is not None:
+            factor = min(factor, max(1.0, self._ceilings.highest_latency / self._limit.last.latency))
+            items, tokens = items * factor, tokens * factor
+        share = -(-(pending + self._items_in_flight) // concurrency)
+        items = min(items, self._limit.most_items, share, self._pacer.most_items)
+        return Decision(batch_items=max(1, int(items)), batch_tokens=max(1, int(min(tokens, self._ceilings.tokens))))
 
     def started(self, now: float, *, items: int, tokens: int, probe: bool = False) -> Ticket:
         """A request was sent at `now`, as an `admit` at the same time allowed."""
-        self.in_flight += 1
+        sent = self._pacer.sent(now, items=items, tokens=tokens)
+        if probe:
+            self._probes += 1
+            self._probing = True
+        number = -self._probes if probe else self._limit.sent(now, tokens)
+        ticket = Ticket(
+            number=number,
+            sent_at=now,
+            items=items,
+            tokens=tokens,
+            probe=probe,
+            alone=self._throttle.half_open,
+            sent=sent,
+        )
+        self._tickets[number] = ticket
         self._items_in_flight += items
-        self._pacer.sent(now, items)
-        self._probing = self._probing or probe
-        return Ticket(sent_at=now, items=items, tokens=tokens, probe=probe, alone=self._throttle.half_open)
+        return ticket
 
     def completed(
         self,
@@ -95,38 +148,106 @@ class EndpointController:
         *,
         tokens: int | None = None,
         retry_after_seconds: float | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
-        """A request ended; `tokens` is the server's own count, where it gave one."""
-        self.abandoned(ticket)
-        sample = Sample(
-            sent_at=ticket.sent_at,
-            completed_at=now,
-            outcome=outcome,
-            items=ticket.items,
-            tokens=ticket.tokens if tokens is None else tokens,
-        )
-        self._limit.completed(sample)
-        self._batch.completed(sample)
-        if outcome in (Outcome.SUCCESS, Outcome.TEXTS):
-            self._breaker.succeeded()
-            self._throttle.succeeded(sent_at=ticket.sent_at)
-            self._failing_since = None
+        """A request ended; `tokens` is the server's own count, `headers` those of its answer, where it gave any."""
+        late = ticket.number in self._late
+        self._leave(ticket)
+        if headers:
+            self._pacer.announced(now, ticket.sent, announced_allowances(headers))
+        if tokens is not None:
+            self._pacer.counted(estimated=ticket.tokens, counted=tokens)
+        if outcome is Outcome.SUCCESS and not ticket.probe and not late:
+            self._tell(now, self._limit.succeeded(now, ticket.number, items=ticket.items))
+            self._overtake(ticket)
+        elif outcome is Outcome.TOO_LARGE and not ticket.probe:
+            self._tell(now, self._limit.too_large(now, ticket.number, items=ticket.items))
+        elif outcome is Outcome.OVERLOADED and not ticket.probe:
+            self._tell(now, self._limit.overloaded(now, ticket.number))
+        else:
+            self._limit.forget(ticket.number)
+        if outcome in (Outcome.SUCCESS, Outcome.TEXTS, Outcome.TOO_LARGE):
+            self._answered(now, ticket)
             return
         if self._failing_since is None:
             self._failing_since = ticket.sent_at
         if outcome is Outcome.RATE_LIMITED or retry_after_seconds is not None:
-            self._throttle.refused(now, sent_at=ticket.sent_at, retry_after_seconds=retry_after_seconds)
+            self._refused(now, ticket, outcome, retry_after_seconds)
         if outcome is Outcome.RATE_LIMITED:
             self._breaker.succeeded()  # a server that counts requests is up; the throttle holds it back
         elif ticket.probe:
             self._breaker.probe_failed(now)
-        else:
-            self._breaker.failed(now, timed_out=outcome is Outcome.TIMED_OUT)
+        elif not late and not (outcome is Outcome.OVERLOADED and self._tickets):
+            # A server that turns some away while it works on others is not down.
+            opened = self._breaker.failed(now, timed_out=outcome is Outcome.TIMED_OUT)
+            if opened:
+                self._record(now, "nothing answers: only probes from here on")
+
+    def _answered(self, now: float, ticket: Ticket) -> None:
+        if self._breaker.probe_at is not None:
+            self._record(now, "it answers again")
+        self._breaker.succeeded()
+        self._throttle.succeeded(sent_at=ticket.sent_at)
+        self._failing_since = None
+
+    def _refused(self, now: float, ticket: Ticket, outcome: Outcome, retry_after_seconds: float | None) -> None:
+        first = self._throttle.refused(now, sent_at=ticket.sent_at, retry_after_seconds=retry_after_seconds)
+        if outcome is Outcome.RATE_LIMITED:
+            self._pacer.refused(now, sent_at=ticket.sent_at, sent=ticket.sent, items=ticket.items, first=first)
+        if first:
+            pause = self._throttle.closed_until - now
+            self._record(now, f"refused, nothing for {pause:.2f} s")
 
     def abandoned(self, ticket: Ticket) -> None:
         """A request was cancelled on our side: its place is free, and nothing is learnt."""
-        self.in_flight -= 1
-        self._items_in_flight -= ticket.items
+        self._leave(ticket)
+        self._limit.forget(ticket.number)
+
+    def late(self, now: float) -> tuple[list[Ticket], float]:
+        """Requests that are found to be stuck, each told once, and when to look again.
+
+        Younger requests have overtaken them by two flights, and they take far longer than the others: what holds them up
+        is their own. They no longer count as in flight; their texts had better be sent again.
+        """
+        found: list[Ticket] = []
+        again_at = math.inf
+        if not self._overtaken or self._limit.last is None:
+            return found, again_at
+        flights = OVERTAKEN_FLIGHTS * self._limit.point.concurrency
+        wait = max(LATE_SECONDS, LATE_FACTOR * self._limit.last.latency)
+        youngest = next(reversed(self._tickets), 0)
+        for number, times in list(self._overtaken.items()):
+            ticket = self._tickets[number]
+            at = ticket.sent_at + (wait if times >= flights else 2.0 * wait)
+            if times < flights and number != youngest and self._younger_in_flight(number):
+                continue
+            if now >= at and len(self._late) < self._limit.point.concurrency:
+                del self._overtaken[number]
+                self._late.add(number)
+                self._limit.forget(number)
+                self._items_in_flight -= ticket.items
+                found.append(ticket)
+            elif now < at:
+                again_at = min(again_at, at)
+        return found, again_at
+
+    def _younger_in_flight(self, number: int) -> bool:
+        return any(other > number and other not in self._late for other in self._tickets)
+
+    def _overtake(self, ticket: Ticket) -> None:
+        for number in self._tickets:
+            if number >= ticket.number:
+                break
+            if number > 0 and number not in self._late:
+                self._overtaken[number] = self._overtaken.get(number, 0) + 1
+
+    def _leave(self, ticket: Ticket) -> None:
+        del self._tickets[ticket.number]
+        self._overtaken.pop(ticket.number, None)
+        if ticket.number in self._late:
+            self._late.discard(ticket.number)
+        else:
+            self._items_in_flight -= ticket.items
         if ticket.probe:
             self._probing = False
 
@@ -148,9 +269,44 @@ class EndpointController:
         """What holds it back, in one word."""
         if self._breaker.probe_at is not None:
             return "down"
-        return "throttled" if self._throttle.half_open else "normal"
+        if self._throttle.half_open:
+            return "throttled"
+        return "paced" if self._pacer.rate is not None else self._limit.phase
 
     @property
-    def limit(self) -> int:
+    def concurrency(self) -> int:
         """The most requests in flight, at this moment."""
-        return self._limit.value
+        return self._limit.point.concurrency
+
+    @property
+    def batch_items(self) -> int:
+        """The most texts in one request, at this moment."""
+        return self._limit.batch_items
+
+    @property
+    def rate(self) -> float | None:
+        """The most texts a second, at this moment; None while unpaced."""
+        return self._pacer.rate
+
+    def _tell(self, now: float, judgement: Judgement | None) -> None:
+        if judgement is not None:
+            self._record(now, judgement.reason, judgement)
+
+    def _record(self, now: float, reason: str, judgement: Judgement | None = None) -> None:
+        if self._trace is None:
+            return
+        measured = None if judgement is None else judgement.measured
+        self._trace(
+            TraceRecord(
+                at=now,
+                mode=self.mode,
+                reason=reason,
+                concurrency=self.concurrency,
+                batch_items=self.batch_items,
+                rate=self.rate,
+                throughput=None if measured is None else measured.throughput,
+                latency_seconds=None if measured is None else measured.latency,
+                target_seconds=None if judgement is None else judgement.target_seconds,
+                gain=None if judgement is None else judgement.gain,
+            )
+        )

@@ -1,31 +1,359 @@
-"""How many requests one endpoint may have in flight.
+"""How much work one endpoint may have in flight, and in how many requests: the law of this project.
 
-`Limit` is the interface; numbers go in through `completed`, the limit comes out of `value`. No clock, no asyncio, no
-counting of requests (that is `control.gate`).
+Two numbers are found together under a latency target: `concurrency`, the requests in flight, and `work`, the tokens in
+flight, of which a request carries its share. The inner loop spends the latency target: by Little's law the work that gives
+a latency is throughput times latency. The outer loop tries one change at a time and keeps what pays: more or less work
+(which moves the target), more or fewer requests for the same work. docs/controller.md tells it on one page. No clock, no
+I/O; numbers in, numbers out.
 """
 
-from dataclasses import dataclass
-from typing import Protocol
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
 
-from era_dagster.control.outcome import Sample
+from era_dagster.control.ceilings import Ceilings
+from era_dagster.control.measure import Epoch, Measurement, together
+from era_dagster.control.startup import Startup
 
+Probe = Literal["up", "down", "wider", "narrower"]
+Phase = Literal["start", "hold", "probe"]
 
-class Limit(Protocol):
-    """The most requests in flight, at this moment; always at least 1."""
-
-    @property
-    def value(self) -> int: ...
-
-    def completed(self, sample: Sample) -> None:
-        """Learn from a finished request."""
-        ...
+STEP = 1.3
+"""How far a probe changes the work; further when the one before it was kept."""
+SHORTEST_EPOCH_SECONDS = 0.4
+"""However fast the answers come, a judgement waits this long: scheduling noise lives below it."""
+TOLERANCE = 0.14
+"""A mean latency this close to the target, in ln, is on target."""
+PRICE = 0.15
+"""Above the low latency, work must raise throughput by this share of its own increase to be worth its waiting."""
+HIGH_PRICE = 0.75
+"""Beyond the latency target only a server that does not queue at all may have more: competing clients stop here."""
+WIDER_GAIN = 0.03
+NARROWER_LOSS = 0.015
+"""More requests for the same work must gain this much; fewer may lose this much, for the overhead they save."""
+REFUSED_SHARE = 0.25
+FLIGHT = 8
+CEILING_SECONDS = 60.0
+"""A quarter of a flight (of at least eight) refused as too many (503): the concurrency is cut, for so long."""
 
 
 @dataclass(frozen=True, slots=True)
-class FixedLimit:
-    """A limit that never moves."""
+class Point:
+    """An operating point: requests in flight, tokens in flight."""
 
-    value: int
+    concurrency: int
+    work: float
 
-    def completed(self, sample: Sample) -> None:
-        """Learn nothing: the limit is somebody's decision."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judgement:
+    """What moved the point, or kept it, at the end of an epoch."""
+
+    phase: Phase
+    reason: str
+    measured: Measurement | None
+    target_seconds: float
+    gain: float | None
+
+
+class AdaptiveLimit:
+    """The law. `point` is where it stands; requests are told to it by number when they go out and when they end."""
+
+    def __init__(self, ceilings: Ceilings) -> None:
+        self._ceilings = ceilings
+        self._startup: Startup | None = Startup(ceilings)
+        self.point = Point(self._startup.wave.concurrency, 0.0)
+        self.item_tokens = 0.0
+        self.last: Measurement | None = None
+        self._target = ceilings.lowest_latency
+        self._most_work = math.inf
+        self._most_requests = (ceilings.concurrency, -math.inf)
+        self._in_flight: dict[int, tuple[float, float]] = {}
+        self._answers: dict[int, tuple[float, float]] = {}
+        self._number = 0
+        self._items = 0
+        self._epoch = Epoch(0.0)
+        self._settling = 0
+        self._moved_at = -math.inf
+        self._refused_share = 0.0
+        self._p95_ratio = 1.2
+        self._held: list[Measurement] = []
+        self._came_from: tuple[Point, Measurement] | None = None
+        self._probe: Probe | None = None
+        self._last_probe: Probe = "up"
+        self._origin = self.point
+        self._kept_in_a_row = 0
+        self._rest: dict[Probe, int] = {"up": 0, "down": 0, "wider": 0, "narrower": 0}
+        self._due: dict[Probe, int] = {"up": 1, "wider": 1, "down": 2, "narrower": 2}
+
+    # --- what the gate asks and tells ----------------------------------------------------------------------------
+
+    @property
+    def phase(self) -> Phase:
+        """Where the law is: in the first waves, holding a point, or trying another."""
+        return "start" if self._startup is not None else "hold" if self._probe is None else "probe"
+
+    @property
+    def most_items(self) -> int:
+        """The most texts that any request may hold."""
+        return self._ceilings.items
+
+    @property
+    def batch_items(self) -> int:
+        """The most texts in one request at this point."""
+        if self._startup is not None:
+            return self._startup.wave.items
+        return max(1, min(self._ceilings.items, round(self.batch_tokens / self.item_tokens)))
+
+    @property
+    def batch_tokens(self) -> float:
+        """The tokens of one request at this point; only the ceiling in the first waves, which count texts."""
+        return self._ceilings.tokens if self._startup is not None else self.point.work / self.point.concurrency
+
+    def reached(self) -> None:
+        """The requests in flight have reached the limit: what follows measures the server, not the sender."""
+        self._epoch.full = True
+
+    def sent(self, now: float, tokens: int) -> int:
+        """A request with `tokens` tokens goes out; returns the number under which it ends."""
+        self._number += 1
+        if not self._in_flight and not self._epoch.latencies:
+            self._epoch.began_at = now
+        self._in_flight[self._number] = (now, tokens)
+        return self._number
+
+    def forget(self, number: int) -> None:
+        """A request ended without vectors, or says nothing about the server any more."""
+        self._in_flight.pop(number, None)
+
+    def too_large(self, now: float, number: int, *, items: int) -> Judgement | None:
+        """A request of `items` texts was refused for its size (413): no request is that large again."""
+        self.forget(number)
+        if items == 1 or items > 2 * self._ceilings.items:
+            return None
+        self._ceilings = replace(self._ceilings, items=items // 2)
+        if self._startup is not None:
+            self._startup.bound(self._ceilings)
+            return None
+        self._probe = None
+        return self._go(now, self._bounded(now, self.point), "the request was too large (413)")
+
+    def overloaded(self, now: float, number: int) -> Judgement | None:
+        """A request was refused because too much is waiting (503); a judgement if that cuts the concurrency."""
+        sent_at, _ = self._in_flight.pop(number, (-math.inf, 0.0))
+        if sent_at < self._moved_at:
+            return None
+        self._refused_share += (1.0 - self._refused_share) / max(self.point.concurrency, FLIGHT)
+        if self._refused_share < REFUSED_SHARE or self.point.concurrency == 1 or not self.item_tokens:
+            return None
+        refused_at = self.point.concurrency
+        if self._startup is not None:
+            self._startup = None
+            self._answers = {}
+        self._probe = None
+        self._most_requests = (max(1, int(0.9 * refused_at)), now + CEILING_SECONDS)
+        fewer = max(1, int(0.7 * refused_at))
+        work = max(self.point.work, refused_at * self.item_tokens)
+        cut = self._bounded(now, Point(fewer, min(work, fewer * self._ceilings.items * self.item_tokens)))
+        return self._go(now, cut, "too many requests waited (503)")
+
+    def succeeded(self, now: float, number: int, *, items: int) -> Judgement | None:
+        """A request of `items` texts was answered; a judgement if that ended an epoch."""
+        known = self._in_flight.pop(number, None)
+        if known is None:
+            return None
+        sent_at, tokens = known
+        self._refused_share *= 1.0 - 1.0 / max(self.point.concurrency, FLIGHT)
+        self._items += items
+        self.item_tokens += max(0.02, items / self._items) * (tokens / items - self.item_tokens)
+        if self._settling > 0:
+            # Until a flight has passed, the server still works on what was sent under the point before.
+            self._settling -= 1
+            if self._settling == 0:
+                self._epoch = Epoch(now, full=self._epoch.full)
+            return None
+        self._epoch.add(now, sent_at=sent_at, tokens=tokens)
+        if self._startup is not None:
+            self._answers[number] = (sent_at, now)
+        if len(self._epoch.latencies) < self._fewest_samples():
+            return None
+        if not self._epoch.full:
+            # The sender was slow: its latencies say nothing about a fuller server.
+            self._epoch = Epoch(now)
+            return None
+        measured = self._epoch.measurement(now, self._in_flight.values(), self.point.concurrency)
+        judgement = self._judge(now, measured)
+        if judgement is not None:
+            self.last = measured
+            self._p95_ratio += 0.1 * (measured.p95_ratio - self._p95_ratio)
+        return judgement
+
+    # --- the law -------------------------------------------------------------------------------------------------
+
+    def _fewest_samples(self) -> int:
+        count = self.point.concurrency
+        if self._startup is not None:
+            return count if self._startup.is_first else max(count, 8)
+        return max(count, 4) if self._probe else max(3 * count // 2, 8)
+
+    def _judge(self, now: float, measured: Measurement) -> Judgement | None:
+        if self._startup is not None:
+            return self._judge_wave(now, self._startup, measured)
+        if self._probe is not None:
+            return self._judge_probe(now, self._probe, measured)
+        return self._judge_hold(now, measured)
+
+    def _judge_wave(self, now: float, startup: Startup, measured: Measurement) -> Judgement:
+        answers = [self._answers[number] for number in sorted(self._answers)]
+        self._answers = {}
+        landing = startup.answered(measured.latency, answers)
+        if landing is None:
+            wave = startup.wave
+            return self._go(now, Point(wave.concurrency, wave.texts * self.item_tokens), startup.reason, measured)
+        self._startup = None
+        self._target = landing.target_seconds
+        work = measured.throughput * measured.latency * max(0.5, min(2.0, self._target / measured.latency))
+        return self._go(now, self._bounded(now, Point(landing.concurrency, work)), landing.reason, measured)
+
+    def _judge_hold(self, now: float, measured: Measurement) -> Judgement | None:
+        highest = self._highest_latency()
+        target = self._target if self._target > 1.5 * highest else min(self._target, highest)
+        off = math.log(target / measured.latency)
+        enough = measured.samples >= min(60, 4 * self.point.concurrency) and measured.seconds >= SHORTEST_EPOCH_SECONDS
+        if not enough and abs(off) < max(0.4, 3.0 * measured.error):
+            return None
+        undone = self._undo_harm(now, measured)
+        if undone is not None:
+            return undone
+        if abs(off) > TOLERANCE:
+            work = self.point.work * max(0.5, min(2.0, math.exp(off)))
+            moved = self._bounded(now, Point(self.point.concurrency, min(work, max(self._most_work, self.point.work))))
+            if moved != self.point:
+                before = self.point
+                judgement = self._go(now, moved, "towards the latency target", measured)
+                self._came_from = (before, measured)
+                return judgement
+        self._held = [*self._held[-2:], measured]
+        for probe in self._due:
+            self._due[probe] -= 1
+        return self._try(now, measured)
+
+    def _undo_harm(self, now: float, measured: Measurement) -> Judgement | None:
+        """Growth that cost far more throughput than noise is undone; a cut that lowered no latency teaches the target."""
+        if self._came_from is None:
+            return None
+        (point, before), self._came_from = self._came_from, None
+        gain = math.log(measured.throughput / before.throughput)
+        step = math.log(self.point.work / point.work)
+        noise = math.hypot(measured.error, before.error)
+        if step > 0.1 and gain < -max(0.2, 3.0 * noise):
+            self._most_work = 1.1 * point.work
+            return self._go(now, point, "more work gave less throughput", measured, gain)
+        if step < -0.1 and gain < HIGH_PRICE * step - noise:
+            self._target = max(self._target, 1.2 * before.latency)
+            return self._go(now, point, "less work did not lower the latency: it is the service itself", measured, gain)
+        return None
+
+    def _try(self, now: float, measured: Measurement) -> Judgement:
+        """Start the probe that is due, the last one again if it was kept."""
+        again = self._last_probe if self._kept_in_a_row else None
+        probe = again or min(self._due, key=lambda each: self._due[each])
+        if len(self._held) < (1 if again else 2) or self._due[probe] > 0:
+            return self._go(now, self.point, "on target", measured)
+        tried = self._bounded(now, self._tried(probe))
+        if tried == self.point:
+            self._kept_in_a_row = 0
+            self._postpone(probe)
+            return self._go(now, self.point, "on target", measured)
+        self._probe, self._last_probe, self._origin = probe, probe, self.point
+        return self._go(now, tried, f"probe {probe}", measured, held=self._held)
+
+    def _tried(self, probe: Probe) -> Point:
+        c, work = self.point.concurrency, self.point.work
+        if probe == "up":
+            latency, highest = together(self._held).latency, self._highest_latency()
+            if highest < 1.05 * latency < 2.0 * highest:
+                return self.point
+            step = STEP ** min(3, 1 + self._kept_in_a_row)
+            return Point(c, max(work * step, work + c * self.item_tokens))
+        if probe == "down":
+            return Point(c, work / STEP)
+        return Point(2 * c if probe == "wider" else max(1, c // 2), work)
+
+    def _judge_probe(self, now: float, probe: Probe, measured: Measurement) -> Judgement | None:
+        reference = together(self._held)
+        gain = math.log(measured.throughput / reference.throughput)
+        noise = math.hypot(measured.error, reference.error)
+        threshold = self._threshold(probe, measured, reference)
+        enough = measured.samples >= min(120, 6 * self.point.concurrency) and measured.seconds >= SHORTEST_EPOCH_SECONDS
+        if not enough and abs(gain - threshold) < 2.5 * noise:
+            return None
+        self._probe = None
+        if gain <= threshold:
+            self._kept_in_a_row = 0
+            self._postpone(probe, costly=gain < -0.2)
+            return self._go(now, self._origin, f"probe {probe} undone", measured, gain)
+        self._kept_in_a_row += 1
+        self._rest[probe] = self._due[probe] = 0
+        low = self._ceilings.lowest_latency
+        if probe == "up":
+            self._target = max(self._target, measured.latency)
+            if self.point.work > self._most_work:
+                self._most_work = 2.0 * self.point.work
+        elif probe == "down" and reference.latency > 1.2 * low:
+            self._target = max(low, min(self._target, measured.latency))
+        elif probe == "down":
+            self._most_work = self.point.work
+        self._held = [measured]
+        return self._go(now, self.point, f"probe {probe} kept", measured, gain)
+
+    def _threshold(self, probe: Probe, measured: Measurement, reference: Measurement) -> float:
+        """The gain in ln(throughput) above which a probe is kept."""
+        low, step = self._ceilings.lowest_latency, math.log(self.point.work / self._origin.work)
+        if probe == "up":
+            if measured.latency < low:
+                return -0.05 * step
+            return step * (PRICE if measured.latency < self._highest_latency() else HIGH_PRICE)
+        if probe == "down":
+            return 0.1 * step if reference.latency > 1.2 * low else 0.02
+        return WIDER_GAIN if probe == "wider" or self.point.concurrency == 1 else -NARROWER_LOSS
+
+    def _postpone(self, probe: Probe, *, costly: bool = False) -> None:
+        self._rest[probe] = min(12 if costly else 4, max(2, 2 * self._rest[probe]))
+        self._due[probe] = self._rest[probe]
+
+    def _highest_latency(self) -> float:
+        """The most mean latency that keeps the 95th percentile under its target."""
+        return min(self._ceilings.highest_latency, 0.92 * self._ceilings.latency_seconds / self._p95_ratio)
+
+    def _bounded(self, now: float, point: Point) -> Point:
+        """The nearest point within the ceilings, with at least one text in a request."""
+        requests, until = self._most_requests
+        most_requests = min(self._ceilings.concurrency, requests) if now < until else self._ceilings.concurrency
+        item = max(self.item_tokens, 1.0)
+        most = min(self._ceilings.items * item, float(self._ceilings.tokens))
+        concurrency = min(most_requests, max(point.concurrency, math.ceil(point.work / most)))
+        concurrency = max(1, min(concurrency, int(point.work / item)))
+        return Point(concurrency, max(item, min(point.work, concurrency * most)))
+
+    def _go(
+        self,
+        now: float,
+        point: Point,
+        reason: str,
+        measured: Measurement | None = None,
+        gain: float | None = None,
+        *,
+        held: Sequence[Measurement] = (),
+    ) -> Judgement:
+        """End the epoch; the next one is at `point`. `held`: what a probe will be compared with."""
+        if point != self.point or self._startup is not None:
+            self._settling = max(point.concurrency, len(self._in_flight))
+            self._moved_at = now
+            self._held = list(held)
+            self._came_from = None
+        self.point = point
+        self._epoch = Epoch(now)
+        self._refused_share = 0.0
+        return Judgement(phase=self.phase, reason=reason, measured=measured, target_seconds=self._target, gain=gain)

@@ -1,12 +1,13 @@
 """The configuration of an embedder: which model, where, and the ceilings below which it works.
 
-A frozen record with the defaults of the `standard` profile, and its making from `Settings`. Nothing is opened here.
+A frozen record whose defaults tell the controllers nothing but safe bounds, and its making from `Settings`. Opens nothing.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from era_dagster.control.ceilings import MOST_REQUESTS, MOST_TEXTS, MOST_TOKENS
 from era_dagster.domain.errors import ConfigurationError
 from era_dagster.embedding.model_profile import ModelProfile, model_profile
 from era_dagster.settings import ProviderName, Settings
@@ -16,8 +17,9 @@ from era_dagster.settings import ProviderName, Settings
 class EmbedderConfig:
     """What an `Embedder` is built from.
 
-    `concurrency` and `batch_items` are ceilings of each endpoint; `batch_tokens` of one request, estimated at four
-    characters a token. `queue_limit`: most texts accepted and not yet settled. A prefix that is None is the
+    `concurrency` and `batch_items` are ceilings of each endpoint, below which it finds its own values; `batch_tokens` of
+    one request, estimated at four characters a token. `latency_target_seconds` is for the 95th percentile of requests.
+    `queue_limit`: most texts accepted and not yet settled. A prefix that is None is the
     model's own.
     `retry_attempts` and `retry_budget_seconds` bound the retries of one text; when no endpoint has answered for the
     whole budget, everything waiting fails. `max_items_per_second` is for all endpoints together; None is unpaced.
@@ -31,10 +33,11 @@ class EmbedderConfig:
     model_dir: Path | None = None
     document_prefix: str | None = None
     query_prefix: str | None = None
-    concurrency: int = 6
-    batch_items: int = 8
-    batch_tokens: int = 8192
-    queue_limit: int = 1000
+    concurrency: int = MOST_REQUESTS
+    batch_items: int = MOST_TEXTS
+    batch_tokens: int = MOST_TOKENS
+    latency_target_seconds: float = 0.5
+    queue_limit: int = 4096
     request_timeout_seconds: float = 60.0
     retry_attempts: int = 10
     retry_budget_seconds: float = 120.0
@@ -53,6 +56,8 @@ class EmbedderConfig:
             raise ConfigurationError("The local embedding model has no folder.", hint="Set ERA_MODEL_DIR.")
         if min(self.concurrency, self.batch_items, self.batch_tokens, self.queue_limit, self.retry_attempts) < 1:
             raise ConfigurationError("The ceilings of the embedder must be at least 1.")
+        if self.latency_target_seconds <= 0:
+            raise ConfigurationError("The latency target must be above 0.")
 
     @property
     def profile(self) -> ModelProfile:
@@ -68,8 +73,9 @@ def embedder_config(settings: Settings, *, provider: ProviderName, urls: Sequenc
         model=model,
         api_key=settings.embedding_api_key,
         model_dir=settings.model_dir,
-        concurrency=settings.embed_concurrency,
-        batch_items=settings.embed_batch,
+        concurrency=settings.embed_concurrency or MOST_REQUESTS,
+        batch_items=settings.embed_batch or MOST_TEXTS,
+        latency_target_seconds=settings.latency_target_seconds,
         queue_limit=settings.queue_limit,
         request_timeout_seconds=settings.request_timeout_seconds,
         retry_attempts=settings.retry_attempts,

@@ -6,7 +6,7 @@ text its vector or its reason. Time comes from the running event loop only, chan
 
 import asyncio
 import math
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from random import Random
 from types import TracebackType
 from typing import Any, Self
@@ -17,6 +17,7 @@ from era_dagster.control.batch import BatchSize
 from era_dagster.control.gate import Decision, Ticket, WaitUntil
 from era_dagster.control.outcome import Outcome
 from era_dagster.control.retry import RetryPolicy
+from era_dagster.control.trace import TraceRecord
 from era_dagster.domain.errors import (
     BadVectors,
     EndpointBusy,
@@ -47,7 +48,8 @@ class Embedder:
 
     The texts of all `embed` calls share one queue, so that requests fill across callers; at most `queue_limit` texts
     are accepted and not yet settled. With a `cache`, known vectors are not asked for, and a vector counts as made only
-    once it is remembered. A `transport` replaces the network and stays the caller's to close.
+    once it is remembered. A `transport` replaces the network and stays the caller's to close. `trace` hears every decision
+    of a controller, as (URL of the endpoint, record).
     """
 
     def __init__(
@@ -57,11 +59,12 @@ class Embedder:
         transport: httpx.AsyncBaseTransport | None = None,
         cache: VectorCache | None = None,
         random: Random | None = None,
+        trace: Callable[[str, TraceRecord], None] | None = None,
     ) -> None:
         self._config = config
         self._random = Random(0) if random is None else random
         self._policy = RetryPolicy(attempts=config.retry_attempts, budget_seconds=config.retry_budget_seconds)
-        self._endpoints = open_endpoints(config, transport)
+        self._endpoints = open_endpoints(config, transport, trace)
         self._identity: ModelIdentity | None = None
         self._identifying = asyncio.Lock()
         self._dimension: int | None = None
@@ -178,6 +181,8 @@ class Embedder:
         if now >= wake_at:
             self._stop(self._nobody_answers())
             return math.inf
+        for endpoint in self._endpoints:
+            wake_at = min(wake_at, self._send_again_what_is_late(endpoint, now))
         open_to_work = list(self._endpoints)
         while open_to_work:
             endpoint = min(open_to_work, key=lambda each: each.controller.in_flight)
@@ -192,6 +197,16 @@ class Embedder:
                 break
         again_at = self._queue.next_ready_at
         return wake_at if again_at is None or again_at <= now else min(wake_at, again_at)
+
+    def _send_again_what_is_late(self, endpoint: Endpoint, now: float) -> float:
+        """Texts of a stuck request travel once more, and the first answer counts; returns when to look again."""
+        late, again_at = endpoint.controller.late(now)
+        for ticket in late:
+            batch = endpoint.travelling.get(ticket.number)
+            if batch is not None and not batch.doubled:
+                batch.doubled = True
+                self._queue.again(batch.part(batch.items), now)
+        return again_at
 
     def _send_batch(self, endpoint: Endpoint, decision: Decision, now: float) -> bool:
         batch = self._queue.take(now, BatchSize(items=decision.batch_items, tokens=decision.batch_tokens))
@@ -209,9 +224,15 @@ class Embedder:
         return True
 
     async def _request(self, endpoint: Endpoint, batch: Batch, ticket: Ticket) -> None:
-        answer = await self._exchange(endpoint, [item.text for item in batch.items], ticket)
+        endpoint.travelling[ticket.number] = batch
+        try:
+            answer = await self._exchange(endpoint, [item.text for item in batch.items], ticket)
+        finally:
+            del endpoint.travelling[ticket.number]
         if isinstance(answer, Answer):
             self._deliver(endpoint, batch, answer, self._now() - ticket.sent_at)
+        elif batch.doubled and not isinstance(answer.error, EndpointRefused):
+            pass  # its texts are on their way once more
         elif isinstance(answer.error, TransientError):
             self._retry(batch, answer, alone=ticket.alone)
         elif isinstance(answer.error, EndpointRefused):
@@ -257,7 +278,9 @@ class Embedder:
             return
         for counters in (self._ledger.counters, *(call.counters for call in batch.calls())):
             counters.latencies.append(seconds)
-        good = [(item, vectors[index]) for index, item in enumerate(batch.items) if index not in bad]
+        good = [
+            (item, vectors[index]) for index, item in enumerate(batch.items) if index not in bad and not item.settled
+        ]
         if self._cache is None:
             self._ledger.settle_vectors(good)
         else:
@@ -349,6 +372,7 @@ async def embed_texts(
     transport: httpx.AsyncBaseTransport | None = None,
     cache: VectorCache | None = None,
     random: Random | None = None,
+    trace: Callable[[str, TraceRecord], None] | None = None,
     role: Role = "document",
     **options: Any,
 ) -> EmbedReport:
@@ -358,5 +382,5 @@ async def embed_texts(
     """
     addresses = (urls,) if isinstance(urls, str) else tuple(urls)
     config = EmbedderConfig(provider=provider, urls=addresses, model=model, **options)
-    async with Embedder(config, transport=transport, cache=cache, random=random) as embedder:
+    async with Embedder(config, transport=transport, cache=cache, random=random, trace=trace) as embedder:
         return await embedder.embed(texts, role=role)

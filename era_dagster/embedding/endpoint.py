@@ -4,14 +4,15 @@ The place where a configuration becomes providers and controllers. The queue and
 """
 
 import os
+from collections.abc import Callable
+from functools import partial
 
 import httpx
 
-from era_dagster.control.batch import FixedBatch
+from era_dagster.control.ceilings import Ceilings
 from era_dagster.control.gate import EndpointController, Ticket
-from era_dagster.control.limit import FixedLimit
 from era_dagster.control.outcome import Outcome
-from era_dagster.control.rate import Pacer
+from era_dagster.control.trace import TraceRecord
 from era_dagster.embedding.config import EmbedderConfig
 from era_dagster.embedding.local import LocalProvider
 from era_dagster.embedding.ollama import OllamaProvider
@@ -19,12 +20,14 @@ from era_dagster.embedding.openai import OpenAIProvider
 from era_dagster.embedding.provider import LOADING_FACTOR, Answer, Provider
 from era_dagster.embedding.report import EndpointStats
 from era_dagster.embedding.responses import Verdict
+from era_dagster.embedding.work import Batch
 
 
 class Endpoint:
     """`loading`: the next request may have to wait for the model to load. `delivered`: it has given a right vector.
 
-    `last_error` is the last failure's message, for the error that ends everything.
+    `last_error` is the last failure's message, for the error that ends everything. `travelling`: the batches under way, by
+    the number of their ticket.
     """
 
     def __init__(self, provider: Provider, controller: EndpointController, *, request_timeout_seconds: float) -> None:
@@ -33,6 +36,7 @@ class Endpoint:
         self.loading = True
         self.delivered = False
         self.last_error = ""
+        self.travelling: dict[int, Batch] = {}
         self._request_timeout_seconds = request_timeout_seconds
 
     @property
@@ -44,10 +48,16 @@ class Endpoint:
         """Tell the controller how a request ended."""
         if isinstance(answer, Answer):
             self.loading = False
-            self.controller.completed(now, ticket, Outcome.SUCCESS, tokens=answer.tokens)
+            self.controller.completed(now, ticket, Outcome.SUCCESS, tokens=answer.tokens, headers=answer.limits)
             return
         self.last_error = answer.error.message
-        self.controller.completed(now, ticket, answer.outcome, retry_after_seconds=answer.retry_after_seconds)
+        self.controller.completed(
+            now,
+            ticket,
+            answer.outcome,
+            retry_after_seconds=answer.retry_after_seconds,
+            headers=answer.headers,
+        )
         if self.controller.mode == "down":
             self.loading = True  # a server that comes back loads its model first
 
@@ -57,25 +67,37 @@ class Endpoint:
             url=self.provider.url,
             mode=self.controller.mode,
             in_flight=self.controller.in_flight,
-            limit=self.controller.limit,
+            limit=self.controller.concurrency,
+            batch=self.controller.batch_items,
+            rate=self.controller.rate,
         )
 
 
-def open_endpoints(config: EmbedderConfig, transport: httpx.AsyncBaseTransport | None) -> list[Endpoint]:
-    """One endpoint for each URL, or the one in process. Opens no connection yet."""
+def open_endpoints(
+    config: EmbedderConfig,
+    transport: httpx.AsyncBaseTransport | None,
+    trace: Callable[[str, TraceRecord], None] | None,
+) -> list[Endpoint]:
+    """One endpoint for each URL, or the one in process. Opens no connection yet. `trace` hears (URL, record)."""
     providers = _providers(config, transport)
     concurrency = config.concurrency
     if config.provider == "local":
         concurrency = min(concurrency, os.cpu_count() or 1)  # more threads than cores only wait for each other
+    ceilings = Ceilings(
+        concurrency=concurrency,
+        items=config.batch_items,
+        tokens=config.batch_tokens,
+        latency_seconds=config.latency_target_seconds,
+    )
     pace = config.max_items_per_second
     return [
         Endpoint(
             provider,
             EndpointController(
-                limit=FixedLimit(concurrency),
-                batch=FixedBatch(items=config.batch_items, tokens=config.batch_tokens),
-                pacer=Pacer(None if pace is None else pace / len(providers)),
+                ceilings,
                 patience_seconds=config.retry_budget_seconds,
+                items_per_second=None if pace is None else pace / len(providers),
+                trace=None if trace is None else partial(trace, provider.url),
             ),
             request_timeout_seconds=config.request_timeout_seconds,
         )

@@ -54,7 +54,8 @@ class OllamaProvider:
         reply = await self._endpoint.post("/api/embed", payload, timeout_seconds)
         if isinstance(reply, Verdict):
             return reply
-        return answered(self._endpoint.asked, reply.get("embeddings"), len(texts), reply.get("prompt_eval_count"))
+        rows, tokens = reply.content.get("embeddings"), reply.content.get("prompt_eval_count")
+        return answered(self._endpoint.asked, rows, len(texts), tokens, reply.limits)
 
     async def identify(self, timeout_seconds: float) -> Identified | Verdict:
         """Version, digest and dimension. The embedding decides: a server may hide its lists behind a proxy."""
@@ -67,8 +68,8 @@ class OllamaProvider:
         listed = await self._endpoint.get("/api/tags", timeout_seconds)
         return Identified(
             dimension=dimension,
-            digest=None if isinstance(listed, Verdict) else _digest(listed.get("models"), self._model),
-            server_version=None if isinstance(version, Verdict) else _text(version.get("version")),
+            digest=None if isinstance(listed, Verdict) else _digest(listed.content.get("models"), self._model),
+            server_version=None if isinstance(version, Verdict) else _text(version.content.get("version")),
         )
 
     async def close(self) -> None:

@@ -45,9 +45,9 @@ class OpenAIProvider:
         reply = await self._endpoint.post("/v1/embeddings", payload, timeout_seconds)
         if isinstance(reply, Verdict):
             return reply
-        usage = reply.get("usage")
+        usage = reply.content.get("usage")
         tokens = usage.get("total_tokens") if isinstance(usage, dict) else None
-        return answered(self._endpoint.asked, _rows(reply.get("data")), len(texts), tokens)
+        return answered(self._endpoint.asked, _rows(reply.content.get("data")), len(texts), tokens, reply.limits)
 
     async def identify(self, timeout_seconds: float) -> Identified | Verdict:
         """The dimension, by one short text; this dialect tells neither digest nor version."""

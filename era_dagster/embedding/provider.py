@@ -8,7 +8,7 @@ import asyncio
 import ipaddress
 import ssl
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import httpx
@@ -26,6 +26,8 @@ CANARY = "the quick brown fox jumps over the lazy dog"
 
 CONNECT_TIMEOUT_SECONDS = 10.0
 
+LIMITS_PREFIX = "x-ratelimit-"
+
 LOADING_FACTOR = 3.0
 """A request that may have to wait until the server has loaded the model gets this many ordinary time-outs: a cold load
 takes 10 to 20 s, minutes on a slow disk."""
@@ -33,10 +35,14 @@ takes 10 to 20 s, minutes on a slow disk."""
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """Vectors as the server gave them: float32, shape (texts, dimension), neither checked nor normalised."""
+    """Vectors as the server gave them: float32, shape (texts, dimension), neither checked nor normalised.
+
+    `tokens` is the server's own count, where it gave one; `limits` its headers about rate limits.
+    """
 
     vectors: NDArray[np.float32]
     tokens: int | None
+    limits: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +52,14 @@ class Identified:
     dimension: int
     digest: str | None
     server_version: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """A JSON object that a server answered, and those of its headers that tell its limits (`x-ratelimit-*`)."""
+
+    content: Mapping[str, Any]
+    limits: Mapping[str, str]
 
 
 class Provider(Protocol):
@@ -72,13 +86,13 @@ def first_dimension(answer: Answer | Verdict) -> int | Verdict:
     return answer if isinstance(answer, Verdict) else answer.vectors.shape[1]
 
 
-def answered(asked: Asked, rows: Any, count: int, tokens: Any) -> Answer | Verdict:
+def answered(asked: Asked, rows: Any, count: int, tokens: Any, limits: Mapping[str, str]) -> Answer | Verdict:
     """The rows of a parsed answer as an `Answer`, or the verdict that they are no vectors."""
     try:
         vectors = matrix(rows, count)
     except BadVectors as error:
         return Verdict(error=BadVectors(f"{asked}: {error.message}"), outcome=Outcome.TEXTS)
-    return Answer(vectors=vectors, tokens=tokens if isinstance(tokens, int) and tokens > 0 else None)
+    return Answer(vectors=vectors, tokens=tokens if isinstance(tokens, int) and tokens > 0 else None, limits=limits)
 
 
 class HttpEndpoint:
@@ -102,17 +116,15 @@ class HttpEndpoint:
         self._all: list[httpx.AsyncClient] = []
         self._tls: ssl.SSLContext | None = None
 
-    async def get(self, path: str, timeout_seconds: float) -> dict[str, Any] | Verdict:
+    async def get(self, path: str, timeout_seconds: float) -> Reply | Verdict:
         """GET a JSON object."""
         return await self._exchange("GET", path, None, timeout_seconds)
 
-    async def post(self, path: str, payload: Mapping[str, Any], timeout_seconds: float) -> dict[str, Any] | Verdict:
+    async def post(self, path: str, payload: Mapping[str, Any], timeout_seconds: float) -> Reply | Verdict:
         """POST a JSON object, get a JSON object."""
         return await self._exchange("POST", path, orjson.dumps(payload), timeout_seconds)
 
-    async def _exchange(
-        self, method: str, path: str, content: bytes | None, timeout_seconds: float
-    ) -> dict[str, Any] | Verdict:
+    async def _exchange(self, method: str, path: str, content: bytes | None, timeout_seconds: float) -> Reply | Verdict:
         client = self._idle.pop() if self._idle else self._new_client()
         try:
             # httpx bounds each read, not the whole exchange; an injected transport bounds nothing.
@@ -138,7 +150,10 @@ class HttpEndpoint:
             parsed = orjson.loads(response.content)
         except orjson.JSONDecodeError:
             return unreadable(self.asked, response.content)
-        return parsed if isinstance(parsed, dict) else unreadable(self.asked, response.content)
+        if not isinstance(parsed, dict):
+            return unreadable(self.asked, response.content)
+        limits = {name: value for name, value in response.headers.items() if name.startswith(LIMITS_PREFIX)}
+        return Reply(content=parsed, limits=limits)
 
     def _new_client(self) -> httpx.AsyncClient:
         if self._tls is None and self._transport is None:

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
-from era_dagster.control.gate import Mode
+from era_dagster.control.trace import Mode
 from era_dagster.domain.errors import EraError
 from era_dagster.embedding.vectors import Vector
 
@@ -66,12 +66,17 @@ class EmbedReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EndpointStats:
-    """One endpoint at this moment; `url` without credentials."""
+    """One endpoint at this moment; `url` without credentials.
+
+    `limit`: most requests in flight; `batch`: most texts in one; `rate`: most texts a second, None while unpaced.
+    """
 
     url: str
     mode: Mode
     in_flight: int
     limit: int
+    batch: int
+    rate: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

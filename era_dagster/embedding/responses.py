@@ -7,7 +7,7 @@ vLLM, Infinity, llama.cpp and hosted services were seen to answer; "4xx is perma
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -34,6 +34,7 @@ _TOO_LONG = re.compile(
     r"|max(imum)?[_ ](input|sequence|model)[_ ]len|too many (inputs|tokens in)|at most \d+ (items|characters)",
     re.IGNORECASE,
 )
+_TOO_MANY = re.compile(r"batch size|too many inputs|at most \d+ items", re.IGNORECASE)
 _ABOUT_INPUT = re.compile(r"input|batch|token|prompt|text", re.IGNORECASE)
 _NOT_A_NUMBER = re.compile(r"\bnan\b|\binf values\b", re.IGNORECASE)
 # Ollama since 0.13.3 wraps every fault of its runner into a 400; the runner restarts and the request then succeeds.
@@ -61,6 +62,7 @@ class Verdict:
     error: EraError
     outcome: Outcome
     retry_after_seconds: float | None = None
+    headers: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,10 +88,11 @@ def classify(asked: Asked, status: int, headers: Mapping[str, str], body: bytes)
     if kind is EndpointBusy:
         outcome = Outcome.RATE_LIMITED if status == 429 else Outcome.OVERLOADED
         error = EndpointBusy(f"{answer}.", retry_after_seconds=wait)
-        return Verdict(error=error, outcome=outcome, retry_after_seconds=wait)
+        return Verdict(error=error, outcome=outcome, retry_after_seconds=wait, headers=headers)
     if kind is EndpointUnavailable:
         return Verdict(error=EndpointUnavailable(f"{answer}."), outcome=Outcome.FAILED, retry_after_seconds=wait)
-    return Verdict(error=kind(f"{answer}."), outcome=Outcome.TEXTS)
+    too_large = status == 413 or (kind is TextsTooLarge and _TOO_MANY.search(said) is not None)
+    return Verdict(error=kind(f"{answer}."), outcome=Outcome.TOO_LARGE if too_large else Outcome.TEXTS)
 
 
 def _kind(status: int, said: str) -> type[EraError]:

@@ -80,13 +80,15 @@ class Item:
 class Batch:
     """Texts that travel in one request, and what happened to them so far.
 
-    `attempts` counts the requests, `failures` those that count against the retry limit.
+    `attempts` counts the requests, `failures` those that count against the retry limit. `doubled`: its request is stuck, and
+    its texts were put in the queue once more.
     """
 
     items: list[Item]
     attempts: int = 0
     failures: int = 0
     first_sent_at: float | None = None
+    doubled: bool = False
 
     @property
     def tokens(self) -> int:

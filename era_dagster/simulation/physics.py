@@ -278,7 +278,8 @@ class ServerPhysics:
             self._engine_busy = False
             return
         self._engine_busy = True
-        work = spec.step_seconds + texts * spec.seconds_per_text + tokens * spec.seconds_per_token
+        steps = math.ceil(tokens / spec.step_tokens)  # a request larger than a step takes several
+        work = steps * spec.step_seconds + texts * spec.seconds_per_text + tokens * spec.seconds_per_token
         work += len(taken) * spec.seconds_per_request
         self._push(self._warm(at) + self._slowness(at) * work, "step", taken)
 

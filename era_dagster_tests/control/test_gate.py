@@ -2,27 +2,34 @@
 
 import math
 
-from era_dagster.control.batch import BatchSize, FixedBatch, fitting
+from era_dagster.control.batch import BatchSize, fitting
+from era_dagster.control.ceilings import Ceilings
 from era_dagster.control.gate import Decision, EndpointController, Ticket, WaitUntil
-from era_dagster.control.limit import FixedLimit
 from era_dagster.control.outcome import Outcome
-from era_dagster.control.rate import Pacer
 from era_dagster.control.retry import RetryPolicy
+from era_dagster.control.trace import TraceRecord
 
 
 def controller(*, limit: int = 4, items: int = 8, rate: float | None = None) -> EndpointController:
-    return EndpointController(
-        limit=FixedLimit(limit),
-        batch=FixedBatch(items=items, tokens=8192),
-        pacer=Pacer(rate),
-        patience_seconds=120.0,
-    )
+    return EndpointController(Ceilings(concurrency=limit, items=items), patience_seconds=120.0, items_per_second=rate)
 
 
 def send(gate: EndpointController, now: float, pending: int = 100) -> Ticket:
     decision = gate.admit(now, pending)
     assert isinstance(decision, Decision), decision
     return gate.started(now, items=decision.batch_items, tokens=1, probe=decision.probe)
+
+
+def flights(gate: EndpointController, now: float, count: int, seconds: float = 0.05) -> float:
+    """Full flights, each answered after `seconds`."""
+    for _ in range(count):
+        tickets = []
+        while isinstance(gate.admit(now, 10_000), Decision):
+            tickets.append(send(gate, now, pending=10_000))
+        now += seconds
+        for ticket in tickets:
+            gate.completed(now, ticket, Outcome.SUCCESS)
+    return now
 
 
 def test_the_limit_bounds_the_requests_in_flight() -> None:
@@ -34,18 +41,27 @@ def test_the_limit_bounds_the_requests_in_flight() -> None:
     assert isinstance(gate.admit(1.0, 100), Decision)
 
 
+def test_the_first_requests_are_single_texts_and_at_most_four() -> None:
+    gate = controller(limit=256, items=128)
+    assert [send(gate, 0.0, pending=1000).items for _ in range(4)] == [1, 1, 1, 1]
+    assert gate.admit(0.0, 1000) == WaitUntil(math.inf)
+
+
 def test_the_last_texts_are_shared_out_among_the_requests() -> None:
-    decision = controller(limit=4, items=8).admit(0.0, 10)
+    gate = controller(limit=4, items=8)
+    now = flights(gate, 0.0, 20)
+    assert gate.batch_items == 8
+    decision = gate.admit(now, 10)
     assert isinstance(decision, Decision)
     assert decision.batch_items == 3
 
 
 def test_a_pace_spaces_the_texts() -> None:
     gate = controller(items=8, rate=4.0)
-    ticket = send(gate, 0.0)
-    assert ticket.items == 4
-    assert gate.admit(0.5, 100) == WaitUntil(1.0)
-    assert isinstance(gate.admit(1.0, 100), Decision)
+    assert send(gate, 0.0).items == 1
+    assert gate.admit(0.0, 100) == WaitUntil(0.25)
+    assert isinstance(gate.admit(0.25, 100), Decision)
+    assert gate.rate == 4.0
 
 
 def test_nothing_is_sent_before_the_time_the_server_asked_for_and_then_one_at_a_time() -> None:
@@ -73,11 +89,12 @@ def test_refusals_of_one_flight_lengthen_the_pause_once_and_of_the_next_flight_d
 
 def test_five_failures_in_a_row_leave_only_probes_at_growing_intervals() -> None:
     gate = controller(limit=5)
-    for ticket in [send(gate, 0.0) for _ in range(5)]:
+    for ticket in [send(gate, 0.0) for _ in range(4)]:
         gate.completed(1.0, ticket, Outcome.FAILED)
+    gate.completed(1.0, send(gate, 1.0), Outcome.FAILED)
     assert gate.mode == "down"
     waits, now = [], 1.0
-    for _ in range(7):
+    for _ in range(12):
         decision = gate.admit(now, 100)
         assert isinstance(decision, WaitUntil)
         waits.append(decision.at - now)
@@ -86,7 +103,8 @@ def test_five_failures_in_a_row_leave_only_probes_at_growing_intervals() -> None
         assert probe.probe
         assert gate.admit(now, 100) == WaitUntil(math.inf)
         gate.completed(now, probe, Outcome.FAILED)
-    assert waits == [0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 15.0]
+    assert waits[:4] == [0.25, 0.375, 0.5625, 0.84375]
+    assert waits[-1] == 15.0
 
 
 def test_a_time_out_stops_new_requests_at_once() -> None:
@@ -102,7 +120,7 @@ def test_texts_that_are_refused_show_that_the_server_lives() -> None:
         if gate.mode == "down":
             break
         gate.completed(1.0, send(gate, 1.0), Outcome.TEXTS)
-    assert gate.mode == "normal"
+    assert gate.mode == "start"
     assert gate.given_up_at == math.inf
 
 
@@ -132,6 +150,70 @@ def test_a_cancelled_request_frees_its_place() -> None:
     gate = controller(limit=1)
     gate.abandoned(send(gate, 0.0))
     assert isinstance(gate.admit(0.0, 1), Decision)
+
+
+def test_a_request_that_two_flights_have_overtaken_is_late_once_and_frees_its_place() -> None:
+    gate = controller(limit=4)
+    now = flights(gate, 0.0, 6)
+    stuck = send(gate, now)
+    later = flights(gate, now, 3)
+    assert gate.late(later)[0] == [], "young yet"
+    later = flights(gate, later, 20)
+    assert gate.late(later)[0] == [stuck]
+    assert gate.late(later)[0] == []
+    others = [send(gate, later) for _ in range(gate.concurrency)]
+    assert len(others) == gate.concurrency, "it no longer counts as in flight"
+    gate.completed(later + 8.0, stuck, Outcome.TIMED_OUT)
+    assert gate.mode != "down", "one stuck request does not make a server a dead one"
+
+
+def test_a_server_that_answers_in_order_has_no_late_requests_however_slow_it_gets() -> None:
+    gate = controller(limit=4)
+    now = flights(gate, 0.0, 6)
+    tickets = [send(gate, now) for _ in range(gate.concurrency)]
+    for ticket in tickets:
+        now += 20.0
+        assert gate.late(now)[0] == []
+        gate.completed(now, ticket, Outcome.SUCCESS)
+
+
+def test_five_percent_of_failures_do_not_lower_the_limit() -> None:
+    steady, failing = controller(limit=64, items=32), controller(limit=64, items=32)
+    flights(steady, 0.0, 300)
+    now, number = 0.0, 0
+    for _ in range(300):
+        tickets = []
+        while isinstance(failing.admit(now, 10_000), Decision):
+            tickets.append(send(failing, now, pending=10_000))
+        now += 0.05
+        for ticket in tickets:
+            number += 1
+            failing.completed(now, ticket, Outcome.FAILED if number % 20 == 0 else Outcome.SUCCESS)
+    work = [gate.concurrency * gate.batch_items for gate in (steady, failing)]
+    assert work[1] >= 0.8 * work[0]
+
+
+def test_a_quarter_of_503_cuts_the_requests_once_a_flight_and_makes_them_larger() -> None:
+    gate = controller(limit=64, items=32)
+    now = flights(gate, 0.0, 40)
+    before, items = gate.concurrency, gate.batch_items
+    tickets = [send(gate, now, pending=10_000) for _ in range(before)]
+    for ticket in tickets:
+        gate.completed(now + 0.001, ticket, Outcome.OVERLOADED)
+    assert 0.5 * before <= gate.concurrency <= 0.75 * before
+    assert gate.batch_items >= items
+
+
+def test_every_decision_is_a_record_with_its_reason() -> None:
+    records: list[TraceRecord] = []
+    gate = EndpointController(Ceilings(), patience_seconds=120.0, trace=records.append)
+    now = flights(gate, 0.0, 30)
+    gate.completed(now + 1.0, send(gate, now), Outcome.RATE_LIMITED, retry_after_seconds=3.0)
+    assert [record.at for record in records] == sorted(record.at for record in records)
+    assert all(record.reason for record in records)
+    assert {"start", "hold"} <= {record.mode for record in records}
+    assert records[-1].mode == "throttled"
+    assert "3.00 s" in records[-1].reason
 
 
 def test_a_request_is_filled_up_to_its_tokens_but_never_left_empty() -> None:

@@ -1,0 +1,73 @@
+"""The first waves, told by hand how a server's answers come."""
+
+from era_dagster.control.ceilings import Ceilings
+from era_dagster.control.startup import Landing, Startup, Wave
+
+
+def answers(startup: Startup, seconds: list[float]) -> Landing | None:
+    """One wave, all sent at 0, answered after `seconds` in the order of sending."""
+    assert len(seconds) == startup.wave.concurrency
+    return startup.answered(sum(seconds) / len(seconds), [(0.0, each) for each in seconds])
+
+
+def even(startup: Startup, seconds: float) -> Landing | None:
+    return answers(startup, [seconds] * startup.wave.concurrency)
+
+
+def test_a_serial_server_is_recognised_by_its_first_wave() -> None:
+    landing = answers(Startup(Ceilings()), [0.02, 0.04, 0.06, 0.08])
+    assert landing is not None
+    assert landing.concurrency == 2
+    assert landing.target_seconds == 0.2
+
+
+def test_answers_out_of_order_are_no_serial_server() -> None:
+    assert answers(Startup(Ceilings()), [0.08, 0.02, 0.06, 0.04]) is None
+
+
+def test_a_model_that_was_loading_is_forgiven_once() -> None:
+    startup = Startup(Ceilings())
+    assert even(startup, 15.0) is None
+    assert startup.wave == Wave(4, 1)
+    assert even(startup, 0.02) is None
+    assert startup.wave == Wave(4, 2)
+    slow = Startup(Ceilings())
+    even(slow, 15.0)
+    assert even(slow, 15.0) is None
+    assert slow.wave == Wave(4, 2), "it is slow, not cold"
+
+
+def test_a_server_that_works_on_whole_requests_gets_more_of_them() -> None:
+    startup = Startup(Ceilings())
+    landing = None
+    while landing is None:
+        wave = startup.wave
+        landing = even(startup, 0.02 * wave.items * max(1.0, wave.concurrency / 16))
+    assert 14 <= landing.concurrency <= 18
+
+
+def test_a_server_that_batches_gets_larger_requests_first() -> None:
+    startup = Startup(Ceilings())
+    for _ in range(4):
+        even(startup, 0.05)
+    assert startup.wave.concurrency == 4
+    assert startup.wave.items >= 64
+
+
+def test_the_ceilings_hold_and_end_the_waves() -> None:
+    startup = Startup(Ceilings(concurrency=2, items=3))
+    landing = None
+    while landing is None:
+        assert startup.wave.concurrency <= 2
+        assert startup.wave.items <= 3
+        landing = even(startup, 0.05)
+    assert landing.concurrency == 2
+
+
+def test_a_service_slower_than_the_target_is_not_asked_to_be_faster() -> None:
+    startup = Startup(Ceilings())
+    landing = None
+    while landing is None:
+        landing = even(startup, 0.8 * startup.wave.items * max(1.0, startup.wave.concurrency / 8))
+    assert landing.target_seconds > 0.8
+    assert landing.concurrency >= 8
