@@ -15,6 +15,7 @@ _COMMANDS = {
     "db": "database",
     "demo": "demo",
     "simulate": "simulate",
+    "bench": "bench",
 }
 """Each command's name and the module of this package that holds it."""
 
