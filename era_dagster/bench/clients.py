@@ -8,10 +8,10 @@ import re
 from array import array
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Literal, Protocol, Self
 
 import httpx
 import numpy as np
@@ -87,12 +87,13 @@ class Client(Protocol):
 
 
 class EraClient:
-    """The project's own embedder with nothing but an address; `backlog` texts wait at any time."""
+    """The project's own embedder with nothing but an address, or with ceilings; `backlog` texts wait at any time."""
 
-    def __init__(self, url: str, scenario: Scenario, *, backlog: int) -> None:
-        self._embedder = Embedder(
-            EmbedderConfig(provider=scenario.provider, urls=(url,), model="simulated"), random=Random(1)
-        )
+    def __init__(self, url: str, scenario: Scenario, *, backlog: int, ceilings: "Setting | None" = None) -> None:
+        config = EmbedderConfig(provider=scenario.provider, urls=(url,), model="simulated")
+        if ceilings is not None:
+            config = replace(config, concurrency=ceilings.concurrency, batch_items=ceilings.batch)
+        self._embedder = Embedder(config, random=Random(1))
         self._callers = max(2, -(-backlog // CALL_TEXTS))
         self.tape = _listen_in(self._embedder)
 
@@ -150,28 +151,36 @@ def _listen_in(embedder: Embedder) -> Tape:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FixedSetting:
-    """So many requests in flight with so many texts each, for ever."""
+class Setting:
+    """A client besides ours: so many requests in flight with so many texts each, for ever (`fixed`), or at most (`era`)."""
 
+    kind: Literal["fixed", "era"] = "fixed"
     concurrency: int
     batch: int
 
     def __str__(self) -> str:
-        return f"fixed:{self.concurrency}x{self.batch}"
+        return f"{self.kind}:{self.concurrency}x{self.batch}"
+
+    def client(self, url: str, scenario: Scenario, *, backlog: int) -> Client:
+        """It, for the server at `url`."""
+        if self.kind == "era":
+            return EraClient(url, scenario, backlog=backlog, ceilings=self)
+        return FixedClient(url, scenario, self)
 
 
-def fixed_setting(words: str) -> FixedSetting:
-    """Read `fixed:CxB`."""
-    found = re.fullmatch(r"fixed:([1-9]\d{0,3})x([1-9]\d{0,3})", words)
+def setting_from(words: str) -> Setting:
+    """Read `fixed:CxB` or `era:CxB`."""
+    found = re.fullmatch(r"(fixed|era):([1-9]\d{0,3})x([1-9]\d{0,3})", words)
     if found is None:
-        raise ConfigurationError(f"{words!r} is no client.", hint="Use fixed:CxB, for example fixed:8x16.")
-    return FixedSetting(concurrency=int(found[1]), batch=int(found[2]))
+        raise ConfigurationError(f"{words!r} is no client.", hint="Use fixed:CxB or era:CxB, for example fixed:8x16.")
+    kind = "era" if found[1] == "era" else "fixed"
+    return Setting(kind=kind, concurrency=int(found[2]), batch=int(found[3]))
 
 
 class FixedClient:
     """As many loops as requests in flight, each sending the next batch; after trouble again, up to six times in all."""
 
-    def __init__(self, url: str, scenario: Scenario, setting: FixedSetting) -> None:
+    def __init__(self, url: str, scenario: Scenario, setting: Setting) -> None:
         self._path = f"{url}/api/embed" if scenario.provider == "ollama" else f"{url}/v1/embeddings"
         self._setting = setting
         self._random = Random(1)

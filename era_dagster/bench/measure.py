@@ -21,7 +21,7 @@ from era_dagster.simulation.spec import course_from
 
 SAMPLE_SECONDS = 0.1
 LATENCY_BIN_SECONDS = 0.25
-LEAST_BACKLOG = 200
+LEAST_BACKLOG = 100
 MOST_BACKLOG = 2000
 
 
@@ -60,7 +60,7 @@ async def measure(
         before = await server.account()
         first = _Mark.of(client)
         await _measured(driving, client, first, timing)
-        after = await server.account(start=before["elapsed_seconds"])
+        after = await server.account()
         last = _Mark.of(client)
         source.closed = True
         done, _ = await asyncio.wait([driving], timeout=timing.cool_down_seconds)
@@ -69,19 +69,20 @@ async def measure(
         for task in (watching, driving):
             task.cancel()
         await asyncio.gather(watching, driving, return_exceptions=True)
-    account = await server.account()
+    account = await server.account(start=before["elapsed_seconds"], end=after["elapsed_seconds"])
+    window = account["window"]
     texts = last.reading.embedded - first.reading.embedded
-    limit = after["window"]["texts_limit"]
+    limit = window["texts_limit"]
     took = latency(client.tape.between(first.at, last.at))
     answered = after["texts_answered"] - before["texts_answered"]
     end = last.at - watch.started_at
     return Run(
         scenario=scenario.name,
         client=label,
-        ratio=texts / limit if limit else None,
+        ratio=window["texts_delivered"] / limit if limit else None,
         texts=texts,
         window_seconds=last.at - first.at,
-        texts_per_second=texts / (last.at - first.at),
+        texts_per_second=window["texts_delivered"] / (last.at - first.at),
         limit_texts_per_second=limit / (last.at - first.at) if limit is not None else None,
         p50_seconds=took.p50_seconds,
         p95_seconds=took.p95_seconds,

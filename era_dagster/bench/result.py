@@ -47,7 +47,8 @@ class LatencyBin:
 class Run:
     """One client on one scenario. Counts are of the measured window, except what became of the texts, which is of all.
 
-    `ratio`: delivered texts to the most the server could have given in the same window. `lost`: texts without a vector
+    `ratio`: delivered texts to the most the server could have given in the same window, a request on its edge counted in
+    part; so is `texts_per_second`, while `texts` counts what arrived. `lost`: texts without a vector
     that should have one; of the poison texts `poison_missing` of `poison_asked` were given up, as they must be.
     """
 

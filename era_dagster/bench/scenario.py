@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
+from pathlib import Path
 from typing import Any, Literal
 
 from era_dagster.domain.errors import ConfigurationError
@@ -59,14 +60,34 @@ def packaged_scenarios() -> list[Scenario]:
 
 
 def chosen_scenarios(names: Sequence[str]) -> list[Scenario]:
-    """Those named, in the order named; without names all that are not `on_request`."""
+    """Those named, in the order named; a name that ends in .json is a file of one or several. Without names all of ours
+    that are not `on_request`.
+
+    Raises `ConfigurationError` for an unknown name and for a file that holds no scenario.
+    """
     known = {scenario.name: scenario for scenario in packaged_scenarios()}
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        raise ConfigurationError(f"There is no scenario {', '.join(unknown)}.", hint=f"There are {', '.join(known)}.")
-    if names:
-        return [known[name] for name in names]
-    return [scenario for scenario in known.values() if not scenario.on_request]
+    if not names:
+        return [scenario for scenario in known.values() if not scenario.on_request]
+    found: list[Scenario] = []
+    for name in names:
+        if name.endswith(".json"):
+            found.extend(_from_file(Path(name)))
+        elif name in known:
+            found.append(known[name])
+        else:
+            raise ConfigurationError(f"There is no scenario {name}.", hint=f"There are {', '.join(known)}.")
+    return found
+
+
+def _from_file(path: Path) -> list[Scenario]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        scenarios = [scenario_from(each) for each in (data if isinstance(data, list) else [data])]
+    except (OSError, TypeError, ValueError) as error:
+        raise ConfigurationError(f"{path} holds no scenario: {error}.") from error
+    for scenario in scenarios:
+        course_from(scenario.course(warm_up_seconds=0.0, seconds=1.0))
+    return scenarios
 
 
 def scenario_from(data: Mapping[str, Any]) -> Scenario:

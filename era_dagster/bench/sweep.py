@@ -6,7 +6,7 @@ What an adaptive client is held against: somebody who knew the server beforehand
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from era_dagster.bench.clients import FixedClient, FixedSetting
+from era_dagster.bench.clients import Setting
 from era_dagster.bench.measure import Timing, measure
 from era_dagster.bench.result import Run
 from era_dagster.bench.scenario import Scenario
@@ -19,11 +19,11 @@ FINALISTS = 3
 SHORT = Timing(warm_up_seconds=0.5, seconds=1.5, cool_down_seconds=20.0)
 
 
-def grid(scenario: Scenario) -> list[FixedSetting]:
+def grid(scenario: Scenario) -> list[Setting]:
     """The settings worth a run: with C x B texts in flight the mean latency is C x B over the throughput (Little's law),
     so that a setting with more than the allowed latency's worth of the server's limit cannot qualify."""
     most = scenario.most_texts_per_second() * MOST_P95_SECONDS
-    settings = [FixedSetting(concurrency=c, batch=b) for c in CONCURRENCIES for b in BATCHES]
+    settings = [Setting(concurrency=c, batch=b) for c in CONCURRENCIES for b in BATCHES]
     return [each for each in settings if each.concurrency * each.batch <= most]
 
 
@@ -33,7 +33,7 @@ async def best_fixed(
     """The fixed setting with the highest ratio whose P95 is within the bound, measured as long as any; None for none."""
     short = replace(SHORT, warm_up_seconds=min(SHORT.warm_up_seconds, timing.warm_up_seconds))
     short = replace(short, seconds=min(SHORT.seconds, timing.seconds))
-    runs: list[tuple[Run, FixedSetting]] = []
+    runs: list[tuple[Run, Setting]] = []
     for setting in grid(scenario):
         run = await _run(scenario, server, setting, short)
         told(f"{setting} {run.ratio or 0:.3f}")
@@ -44,7 +44,7 @@ async def best_fixed(
     return again[0][0] if again else None
 
 
-def _ranked(runs: Sequence[tuple[Run, FixedSetting]]) -> list[tuple[Run, FixedSetting]]:
+def _ranked(runs: Sequence[tuple[Run, Setting]]) -> list[tuple[Run, Setting]]:
     """Those within the latency bound that lost least, best first."""
     fit = [
         (run, setting) for run, setting in runs if run.p95_seconds is not None and run.p95_seconds <= MOST_P95_SECONDS
@@ -52,7 +52,7 @@ def _ranked(runs: Sequence[tuple[Run, FixedSetting]]) -> list[tuple[Run, FixedSe
     return sorted(fit, key=lambda pair: (not pair[0].clean, -(pair[0].ratio or 0.0)))
 
 
-async def _run(scenario: Scenario, server: SimulatedProcess, setting: FixedSetting, timing: Timing) -> Run:
+async def _run(scenario: Scenario, server: SimulatedProcess, setting: Setting, timing: Timing) -> Run:
     return await measure(
-        scenario, server, lambda url: FixedClient(url, scenario, setting), label=str(setting), timing=timing
+        scenario, server, lambda url: setting.client(url, scenario, backlog=0), label=str(setting), timing=timing
     )

@@ -22,12 +22,20 @@ _TABLE_WIDTH = 150
 
 
 @click.command()
-@click.option("--scenario", "names", multiple=True, metavar="NAME", help="Only this one; repeatable.")
+@click.option(
+    "--scenario", "names", multiple=True, metavar="NAME", help="Only this one, or a .json file of your own; repeatable."
+)
 @click.option("--list", "list_only", is_flag=True, help="Say which scenarios there are.")
 @click.option("--seconds", type=click.FloatRange(0.5), default=8.0, show_default=True, help="Measured time of each.")
 @click.option("--warm-up", type=click.FloatRange(0.0), default=3.0, show_default=True, help="Seconds before it.")
 @click.option("--texts", type=click.IntRange(1), help="Measure so many texts instead of so many seconds.")
-@click.option("--client", "clients", multiple=True, metavar="fixed:CxB", help="Also a naive client; repeatable.")
+@click.option(
+    "--client",
+    "clients",
+    multiple=True,
+    metavar="fixed:CxB",
+    help="Also a naive client (or era:CxB: ours with ceilings); repeatable.",
+)
 @click.option("--sweep", is_flag=True, help="Also the best fixed setting for each server (about a minute each).")
 @click.option("--json", "json_to", metavar="FILE", help="Write all figures as JSON; - for standard output.")
 @click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Draw them as an SVG file.")
@@ -47,7 +55,7 @@ def bench(
     Exit code 1 when a text was lost or got the vector of another. Speed below what a scenario expects is shown only:
     it depends on the machine, which should be idle.
     """
-    from era_dagster.bench.clients import fixed_setting
+    from era_dagster.bench.clients import setting_from
     from era_dagster.bench.measure import Timing
     from era_dagster.bench.scenario import chosen_scenarios
 
@@ -58,7 +66,7 @@ def bench(
         for scenario in packaged_scenarios():
             stdout.print(f"{scenario.name:18} {scenario.intent}", markup=False)
         return 0
-    settings = [fixed_setting(words) for words in clients]
+    settings = [setting_from(words) for words in clients]
     timing = Timing(warm_up_seconds=warm_up, seconds=seconds, texts=texts)
     runs = asyncio.run(_run_all(scenarios, settings, timing, sweep=sweep))
     if plot is not None:
@@ -76,7 +84,7 @@ def bench(
 async def _run_all(
     scenarios: Sequence["Scenario"], settings: Sequence[Any], timing: "Timing", *, sweep: bool
 ) -> list["Run"]:
-    from era_dagster.bench.clients import EraClient, FixedClient
+    from era_dagster.bench.clients import EraClient
     from era_dagster.bench.measure import backlog_of, measure
     from era_dagster.bench.simulated import SimulatedProcess
     from era_dagster.bench.sweep import best_fixed
@@ -103,7 +111,7 @@ async def _run_all(
                 run = await measure(
                     scenario,
                     server,
-                    lambda url, s=scenario, f=setting: FixedClient(url, s, f),
+                    lambda url, s=scenario, b=backlog, f=setting: f.client(url, s, backlog=b),
                     label=str(setting),
                     timing=timing,
                 )

@@ -7,7 +7,7 @@ and what it could have given at most, and takes a new course, with which everyth
 import asyncio
 import hashlib
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from email.utils import formatdate
@@ -36,6 +36,7 @@ from era_dagster.simulation.vectors import pool_of
 
 VERSION = "0.32.15"
 OWN_PAGE = "/api/simulation"
+ANSWERS_KEPT = 100_000
 _ROUTES: dict[str, Dialect] = {"/api/embed": "ollama", "/v1/embeddings": "openai"}
 
 
@@ -99,6 +100,7 @@ class SimulatedServer:
         self._number = 0
         self._statuses: Counter[int] = Counter()
         self._batches: Counter[int] = Counter()
+        self._answers: deque[tuple[float, float, int]] = deque(maxlen=ANSWERS_KEPT)
         self._most_in_flight = 0
         self._texts_asked = self._texts_answered = self._tokens_asked = self._tokens_answered = 0
         for waiting in cut_off.values():
@@ -212,7 +214,9 @@ class SimulatedServer:
             return spoilt(ask, self._pool, kind, model=self._model, tokens=waiting.tokens)
         self._texts_answered += len(ask.texts)
         self._tokens_answered += waiting.tokens
-        seconds = self._now() - waiting.arrived_at
+        now = self._now()
+        self._answers.append((waiting.arrived_at, now, len(ask.texts)))
+        seconds = now - waiting.arrived_at
         good = answer(ask, self._pool, model=self._model, tokens=waiting.tokens, seconds=seconds)
         if not finished.headers:
             return good
@@ -302,8 +306,23 @@ class SimulatedServer:
                 "start_seconds": start,
                 "end_seconds": end,
                 "texts_limit": self._course.texts_limit(start, end, tokens),
+                "texts_delivered": self._delivered(start, end),
             },
         }
+
+    def _delivered(self, start: float, end: float) -> float:
+        """Texts answered between two times; of a request on the edge the share of its time that lies inside.
+
+        Counted whole, the edge would make 512 texts in step an error of 4 % in 8 s. Of the last 100,000 requests.
+        """
+        texts = 0.0
+        for arrived, answered, count in self._answers:
+            inside = min(answered, end) - max(arrived, start)
+            if answered > arrived:
+                texts += count * max(0.0, inside) / (answered - arrived)
+            elif start < answered <= end:
+                texts += count
+        return texts
 
 
 def _sent_headers(headers: Mapping[str, str]) -> Mapping[str, str]:
