@@ -45,11 +45,14 @@ async def best_fixed(
 
 
 def _ranked(runs: Sequence[tuple[Run, Setting]]) -> list[tuple[Run, Setting]]:
-    """Those within the latency bound that lost least, best first."""
-    fit = [
-        (run, setting) for run, setting in runs if run.p95_seconds is not None and run.p95_seconds <= MOST_P95_SECONDS
-    ]
-    return sorted(fit, key=lambda pair: (not pair[0].clean, -(pair[0].ratio or 0.0)))
+    """Those within the latency bound, best first: lost nothing, then the ratio to a hundredth, then the lowest P95."""
+
+    def key(pair: tuple[Run, Setting]) -> tuple[bool, float, float]:
+        run = pair[0]
+        return not run.clean, -round(run.ratio or 0.0, 2), run.p95_seconds or 0.0
+
+    fit = [pair for pair in runs if pair[0].p95_seconds is not None and pair[0].p95_seconds <= MOST_P95_SECONDS]
+    return sorted(fit, key=key)
 
 
 async def _run(scenario: Scenario, server: SimulatedProcess, setting: Setting, timing: Timing) -> Run:

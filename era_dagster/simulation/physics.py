@@ -129,6 +129,7 @@ class ServerPhysics:
         """The process dies: what is inside is lost, and whoever comes after it is back finds it idle and cold."""
         inside = list(self._waiting)
         kept: list[tuple[float, int, str, object]] = []
+        stalled: list[object] = []
         for event in self._events:
             if event[2] == "worked":
                 assert isinstance(event[3], _Request)
@@ -136,6 +137,8 @@ class ServerPhysics:
             elif event[2] == "step":
                 assert isinstance(event[3], list)
                 inside.extend(event[3])
+            elif event[2] == "reply" and event[0] > at + self.spec.rtt_seconds / 2.0:
+                stalled.append(event[3])
             else:
                 kept.append(event)
         heapq.heapify(kept)
@@ -149,6 +152,9 @@ class ServerPhysics:
             self.requests_inside -= 1
             self.texts_inside -= len(request.tokens)
             self._reply(at, Finished(request=request.number, status=0))
+        for finished in stalled:
+            assert isinstance(finished, Finished)
+            self._reply(at, Finished(request=finished.request, status=0))
 
     def _reply(self, at: float, finished: Finished) -> None:
         self._push(at + self.spec.rtt_seconds / 2.0, "reply", finished)
