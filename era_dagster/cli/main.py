@@ -1,19 +1,40 @@
 """The `era` command. Commands import what they need when they run, so that `era --help` and `era search` stay quick."""
 
 import sys
+from importlib import import_module
 
 import click
 
-from era_dagster.cli.database import db
-from era_dagster.cli.demo import demo
-from era_dagster.cli.doctor import doctor
-from era_dagster.cli.ingest import ingest
 from era_dagster.cli.output import run_guarded
-from era_dagster.cli.search import search
-from era_dagster.cli.status import status
+
+_COMMANDS = {
+    "ingest": "ingest",
+    "search": "search",
+    "status": "status",
+    "doctor": "doctor",
+    "db": "database",
+    "demo": "demo",
+    "simulate": "simulate",
+    "bench": "bench",
+}
+"""Each command's name and the module of this package that holds it."""
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class LazyGroup(click.Group):
+    """Imports a command's module when the command is asked for: a simulated server needs no database driver."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All commands, most used first."""
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of that name; None where there is none."""
+        if cmd_name not in _COMMANDS:
+            return None
+        return getattr(import_module(f"era_dagster.cli.{_COMMANDS[cmd_name]}"), cmd_name)
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="era-dagster", prog_name="era")
 @click.option("--debug", is_flag=True, help="Show the full traceback of an error.")
 def era(debug: bool) -> None:
@@ -21,10 +42,6 @@ def era(debug: bool) -> None:
 
     Exit codes: 0 all well, 1 something failed (it is named), 2 wrong use.
     """
-
-
-for _command in (ingest, search, status, doctor, db, demo):
-    era.add_command(_command)
 
 
 def main() -> None:

@@ -113,14 +113,48 @@ class ServerPhysics:
             heapq.heappop(self._slots)
         while len(self._slots) < self.spec.slots:
             heapq.heappush(self._slots, at)
+        if self.spec.down:
+            self._break_off(at)
         if not self.spec.frozen and self._waiting:
             waiting, self._waiting = self._waiting, deque()
             if self.spec.discipline == "batching":
                 self._waiting = waiting
-                self._start_step(at)
+                if not self._engine_busy:
+                    self._start_step(at)
             else:
                 for request in waiting:
                     self._begin(at, request)
+
+    def _break_off(self, at: float) -> None:
+        """The process dies: what is inside is lost, and whoever comes after it is back finds it idle and cold."""
+        inside = list(self._waiting)
+        kept: list[tuple[float, int, str, object]] = []
+        stalled: list[object] = []
+        for event in self._events:
+            if event[2] == "worked":
+                assert isinstance(event[3], _Request)
+                inside.append(event[3])
+            elif event[2] == "step":
+                assert isinstance(event[3], list)
+                inside.extend(event[3])
+            elif event[2] == "reply" and event[0] > at + self.spec.rtt_seconds / 2.0:
+                stalled.append(event[3])
+            else:
+                kept.append(event)
+        heapq.heapify(kept)
+        self._events = kept
+        self._waiting.clear()
+        self._starts.clear()
+        self._slots = [at] * self.spec.slots
+        self._engine_busy = False
+        self._warm_at = None
+        for request in inside:
+            self.requests_inside -= 1
+            self.texts_inside -= len(request.tokens)
+            self._reply(at, Finished(request=request.number, status=0))
+        for finished in stalled:
+            assert isinstance(finished, Finished)
+            self._reply(at, Finished(request=finished.request, status=0))
 
     def _reply(self, at: float, finished: Finished) -> None:
         self._push(at + self.spec.rtt_seconds / 2.0, "reply", finished)
@@ -162,7 +196,7 @@ class ServerPhysics:
         if spec.most_texts is not None and count > spec.most_texts:
             message = f"batch size {count} > maximum allowed batch size {spec.most_texts}"
             return Finished(request=request.number, status=413, message=message)
-        if spec.context_tokens is not None and max(request.tokens) > spec.context_tokens:
+        if spec.context_tokens is not None and max(request.tokens, default=0) > spec.context_tokens:
             return Finished(request=request.number, status=400, message=TOO_LONG)
         if spec.queue_limit is not None and self._queued(at) >= spec.queue_limit:
             return Finished(request=request.number, status=503, message=BUSY)
@@ -252,7 +286,7 @@ class ServerPhysics:
                 extra = 0.0
                 heapq.heapreplace(slots, end)
                 first, last = min(first, start), max(last, end)
-        if first > at:
+        if at < first < math.inf:
             heapq.heappush(self._starts, first)
         self._push(last, "worked", request)
 

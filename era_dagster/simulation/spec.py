@@ -3,14 +3,19 @@
 Plain frozen records with their reading from JSON; how they act is `simulation.physics`.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any, Literal, get_args, get_type_hints
 
 from era_dagster.domain.errors import ConfigurationError
 
 Discipline = Literal["texts", "requests", "batching"]
 RetryAfterForm = Literal["none", "seconds", "date", "milliseconds"]
+Garbage = Literal["html", "nothing", "broken_off", "wrong_count", "wrong_dimension", "nan", "null", "zero"]
+EVERY_GARBAGE: tuple[Garbage, ...] = get_args(Garbage)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,8 +34,12 @@ class ServerSpec:
     More than `most_texts` in a request: 413. A text over `context_tokens`: 400.
 
     Faults: shares of 500, 503, reset connections and stalls of `stall_seconds`. The first request waits
-    `cold_start_seconds`. While `down`, connections are refused; while `frozen`, nothing is worked on.
-    `rtt_seconds` is the way there and back.
+    `cold_start_seconds`. When it goes `down`, requests inside break off and new ones are refused, and it comes back
+    cold; while `frozen`, nothing is worked on. `rtt_seconds` is the way there and back.
+
+    Contents, which only a front that sees texts can spoil: a text that contains `poison_marker` fails its request with
+    400, one that contains `nan_marker` with 400 for a NaN (an empty marker hits nothing); `share_garbage` of the good
+    answers come as one of the kinds in `garbage`.
     """
 
     discipline: Discipline = "texts"
@@ -63,19 +72,31 @@ class ServerSpec:
     stall_seconds: float = 8.0
     down: bool = False
     frozen: bool = False
+    poison_marker: str = "POISON"
+    nan_marker: str = "NOTANUMBER"
+    share_garbage: float = 0.0
+    garbage: tuple[Garbage, ...] = EVERY_GARBAGE
 
     def __post_init__(self) -> None:
-        if self.slots < 1 or self.step_tokens < 1:
-            raise ConfigurationError("A simulated server needs at least one slot and one token a step.")
-        if min(self.seconds_per_text, self.seconds_per_token, self.seconds_per_request, self.step_seconds) < 0:
-            raise ConfigurationError("The times of a simulated server must not be negative.")
+        if self.slots < 1 or self.step_tokens < 1 or (self.knee is not None and self.knee < 1):
+            raise ConfigurationError("slots, step_tokens and knee of a simulated server are at least 1.")
+        for name, value in _values(self):
+            if name.endswith(("_seconds", "_per_text", "_per_token", "_per_request")) and value < 0:
+                raise ConfigurationError(f"{name} of a simulated server must not be negative.")
+            if name.endswith("_per_second") and value is not None and value <= 0:
+                raise ConfigurationError(f"{name} of a simulated server must be more than 0.")
+            if value is not None and (name.startswith("share_") or name == "tail_share") and not 0.0 <= value <= 1.0:
+                raise ConfigurationError(f"{name} of a simulated server is a share from 0 to 1.")
 
     def work_seconds(self, tokens: Sequence[int]) -> float:
         """Undisturbed work on the texts of one request, without what the request itself costs."""
         return len(tokens) * self.seconds_per_text + sum(tokens) * self.seconds_per_token
 
     def texts_per_second_limit(self, tokens: float, *, batch: int = 64) -> float:
-        """The most texts of `tokens` tokens a second that it can give at all, asked in batches of `batch` texts."""
+        """The most texts of `tokens` tokens a second that it can give at all, asked in batches of `batch` texts.
+
+        Infinite where neither work nor a rate bounds it.
+        """
         if self.down or self.frozen:
             return 0.0
         batch = min(batch, self.most_texts or batch)
@@ -83,9 +104,9 @@ class ServerSpec:
         each *= 1.0 + self.tail_share * (self.tail_factor - 1.0)
         if self.discipline == "batching":
             each += self.step_seconds * tokens / self.step_tokens
-            limits = [1.0 / each]
+            limits = [1.0 / each if each else math.inf]
         else:
-            limits = [self.slots / each]
+            limits = [self.slots / each if each else math.inf]
         if self.requests_per_second is not None:
             limits.append(self.requests_per_second * batch)
         if self.texts_per_second is not None:
@@ -119,17 +140,84 @@ class Course:
         """The most texts of `tokens` tokens it can give between two times."""
         total = 0.0
         for begin, stop, spec in self.phases(end):
-            total += max(0.0, stop - max(begin, start)) * spec.texts_per_second_limit(tokens)
+            if stop > max(begin, start):
+                total += (stop - max(begin, start)) * spec.texts_per_second_limit(tokens)
         return total
 
 
 def course_from(data: Mapping[str, Any]) -> Course:
-    """Read {"slots": 4, ..., "changes": [[10, {"slots": 1}]]}. Raises `ConfigurationError` for an unknown field."""
+    """Read {"slots": 4, ..., "changes": [[10, {"slots": 1}]]}.
+
+    Raises `ConfigurationError` for an unknown field, a value of the wrong kind, and changes out of order.
+    """
     given = dict(data)
     changes = given.pop("changes", [])
-    known = {field.name for field in fields(ServerSpec)}
-    for names in (given, *(change for _, change in changes)):
-        unknown = set(names) - known
-        if unknown:
-            raise ConfigurationError(f"A simulated server has no {', '.join(sorted(unknown))}.")
-    return Course(spec=ServerSpec(**given), changes=tuple((float(at), change) for at, change in changes))
+    try:
+        course = Course(
+            spec=ServerSpec(**_typed(given)),
+            changes=tuple((_seconds(at), _typed(change)) for at, change in changes),
+        )
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError("changes of a simulated server are a list of [seconds, {field: value}].") from error
+    times = [at for at, _ in course.changes]
+    if times != sorted(times):
+        raise ConfigurationError("changes of a simulated server must be in order of time.")
+    course.phases(math.inf)  # every stretch must be a possible server
+    return course
+
+
+def value_from_words(words: str) -> Any:
+    """A field's value as typed on a command line: JSON where it is JSON (4, true, null), else the words themselves."""
+    try:
+        return json.loads(words)
+    except json.JSONDecodeError:
+        return words
+
+
+def _typed(given: Mapping[str, Any]) -> dict[str, Any]:
+    unknown = set(given) - set(_hints())
+    if unknown:
+        raise ConfigurationError(
+            f"A simulated server has no {', '.join(sorted(unknown))}.", hint=f"It has {', '.join(_hints())}."
+        )
+    return {name: _fitting(name, value) for name, value in given.items()}
+
+
+def _fitting(name: str, value: Any) -> Any:
+    """The value as its field wants it; raises `ConfigurationError` where it cannot be meant."""
+    hint = _hints()[name]
+    if name == "garbage":
+        kinds = value.split(",") if isinstance(value, str) else value
+        if isinstance(kinds, list | tuple) and kinds and all(kind in EVERY_GARBAGE for kind in kinds):
+            return tuple(kinds)
+        raise ConfigurationError(f"garbage of a simulated server is some of {', '.join(EVERY_GARBAGE)}, not {value!r}.")
+    choices = get_args(hint)
+    if choices and isinstance(choices[0], str):
+        if value in choices:
+            return value
+        raise ConfigurationError(f"{name} of a simulated server is one of {', '.join(choices)}, not {value!r}.")
+    if type(None) in choices and value is None:
+        return None
+    kind = choices[0] if choices else hint
+    if kind is float and type(value) in (int, float) and math.isfinite(value):
+        return float(value)
+    if type(value) is kind and kind is not float:
+        return value
+    words = {float: "a number", int: "a whole number", bool: "true or false", str: "words"}[kind]
+    raise ConfigurationError(f"{name} of a simulated server is {words}, not {value!r}.")
+
+
+def _seconds(at: Any) -> float:
+    if type(at) in (int, float) and math.isfinite(at) and at >= 0:
+        return float(at)
+    raise ConfigurationError(f"A change of a simulated server comes at a number of seconds, not {at!r}.")
+
+
+def _values(spec: ServerSpec) -> Iterator[tuple[str, Any]]:
+    for name in _hints():
+        yield name, getattr(spec, name)
+
+
+@cache
+def _hints() -> dict[str, Any]:
+    return get_type_hints(ServerSpec)

@@ -1,0 +1,262 @@
+"""The two clients a benchmark compares: ours, told nothing, and a naive one with a fixed concurrency and batch.
+
+Each drives a `Source` until it is closed and everything is settled, and counts in the same words.
+"""
+
+import asyncio
+import re
+from array import array
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from random import Random
+from types import TracebackType
+from typing import Literal, Protocol, Self
+
+import httpx
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from era_dagster.bench.scenario import Scenario
+from era_dagster.bench.source import Source
+from era_dagster.domain.errors import ConfigurationError
+from era_dagster.embedding.config import EmbedderConfig
+from era_dagster.embedding.embedder import Embedder
+
+CALL_TEXTS = 20
+"""Texts of one `embed` call: small, so that a text that is late holds few others back."""
+
+FIXED_ATTEMPTS = 6
+FIXED_BACKOFF_SECONDS = 0.25
+FIXED_TIMEOUT_SECONDS = 60.0
+
+
+@dataclass(slots=True)
+class Tape:
+    """Every successful request: when it ended (the loop's clock) and how long it took, in seconds."""
+
+    ended_at: "array[float]" = field(default_factory=lambda: array("d"))
+    seconds: "array[float]" = field(default_factory=lambda: array("d"))
+
+    def add(self, ended_at: float, seconds: float) -> None:
+        """One more."""
+        self.ended_at.append(ended_at)
+        self.seconds.append(seconds)
+
+    def between(self, start: float, end: float) -> list[float]:
+        """The durations of those that ended in a window."""
+        return [took for at, took in zip(self.ended_at, self.seconds, strict=True) if start <= at <= end]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """A client at one moment. Counters since its start; `limit`, `batch` (texts) and `rate` (texts a second) as decided,
+    None where it decides none."""
+
+    embedded: int
+    requests: int
+    texts_sent: int
+    retries: int
+    refusals: int
+    in_flight: int
+    limit: int
+    batch: float | None
+    rate: float | None
+    mode: str
+
+
+class Client(Protocol):
+    """What is measured."""
+
+    tape: Tape
+
+    async def __aenter__(self) -> Self: ...
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    async def drive(self, source: Source) -> None:
+        """Embed the texts of `source` until it is closed and all are settled."""
+        ...
+
+    def read(self) -> Reading:
+        """Its state at this moment."""
+        ...
+
+
+class EraClient:
+    """The project's own embedder with nothing but an address, or with ceilings; `backlog` texts wait at any time."""
+
+    def __init__(self, url: str, scenario: Scenario, *, backlog: int, ceilings: "Setting | None" = None) -> None:
+        config = EmbedderConfig(provider=scenario.provider, urls=(url,), model="simulated")
+        if ceilings is not None:
+            config = replace(config, concurrency=ceilings.concurrency, batch_items=ceilings.batch)
+        self._embedder = Embedder(config, random=Random(1))
+        self._callers = max(2, -(-backlog // CALL_TEXTS))
+        self.tape = _listen_in(self._embedder)
+
+    async def __aenter__(self) -> Self:
+        await self._embedder.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._embedder.__aexit__(kind, error, trace)
+
+    async def drive(self, source: Source) -> None:
+        """Enough callers at once that the queue is never empty."""
+
+        async def call() -> None:
+            while asked := source.take(CALL_TEXTS):
+                report = await self._embedder.embed([each.text for each in asked])
+                source.give_back(asked, report.vectors)
+
+        async with asyncio.TaskGroup() as callers:
+            for _ in range(self._callers):
+                callers.create_task(call())
+
+    def read(self) -> Reading:
+        """The one place that looks into the embedder while it works."""
+        stats = self._embedder.stats()
+        endpoint = stats.endpoints[0]
+        return Reading(
+            embedded=stats.embedded,
+            requests=stats.requests,
+            texts_sent=stats.texts_sent,
+            retries=stats.retries,
+            refusals=stats.refusals,
+            in_flight=endpoint.in_flight,
+            limit=endpoint.limit,
+            batch=getattr(endpoint, "batch", None),
+            rate=getattr(endpoint, "rate", None),
+            mode=endpoint.mode,
+        )
+
+
+def _listen_in(embedder: Embedder) -> Tape:
+    """Every request's duration as it ends; the embedder itself only keeps percentiles of the last 10,000."""
+    tape = Tape()
+
+    class Durations(deque[float]):
+        def append(self, seconds: float, /) -> None:
+            tape.add(asyncio.get_running_loop().time(), seconds)
+            super().append(seconds)
+
+    # Few are kept, because `stats` sorts them ten times a second.
+    embedder._ledger.counters.latencies = Durations(maxlen=100)
+    return tape
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """A client besides ours: so many requests in flight with so many texts each, for ever (`fixed`), or at most (`era`)."""
+
+    kind: Literal["fixed", "era"] = "fixed"
+    concurrency: int
+    batch: int
+
+    def __str__(self) -> str:
+        return f"{self.kind}:{self.concurrency}x{self.batch}"
+
+    def client(self, url: str, scenario: Scenario, *, backlog: int) -> Client:
+        """It, for the server at `url`."""
+        if self.kind == "era":
+            return EraClient(url, scenario, backlog=backlog, ceilings=self)
+        return FixedClient(url, scenario, self)
+
+
+def setting_from(words: str) -> Setting:
+    """Read `fixed:CxB` or `era:CxB`."""
+    found = re.fullmatch(r"(fixed|era):([1-9]\d{0,3})x([1-9]\d{0,3})", words)
+    if found is None:
+        raise ConfigurationError(f"{words!r} is no client.", hint="Use fixed:CxB or era:CxB, for example fixed:8x16.")
+    kind = "era" if found[1] == "era" else "fixed"
+    return Setting(kind=kind, concurrency=int(found[2]), batch=int(found[3]))
+
+
+class FixedClient:
+    """As many loops as requests in flight, each sending the next batch; after trouble again, up to six times in all."""
+
+    def __init__(self, url: str, scenario: Scenario, setting: Setting) -> None:
+        self._path = f"{url}/api/embed" if scenario.provider == "ollama" else f"{url}/v1/embeddings"
+        self._setting = setting
+        self._random = Random(1)
+        self._clients: list[httpx.AsyncClient] = []
+        self.tape = Tape()
+        self._embedded = self._requests = self._texts_sent = self._retries = self._refusals = self._in_flight = 0
+
+    async def __aenter__(self) -> Self:
+        for _ in range(self._setting.concurrency):
+            # One client for each connection: a shared one costs seven times the processor time at 64 of them.
+            limits = httpx.Limits(max_connections=1, max_keepalive_connections=1)
+            client = httpx.AsyncClient(timeout=FIXED_TIMEOUT_SECONDS, limits=limits, trust_env=False, verify=False)
+            self._clients.append(client)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for client in self._clients:
+            await client.aclose()
+
+    async def drive(self, source: Source) -> None:
+        """One loop for each request in flight."""
+
+        async def work(client: httpx.AsyncClient) -> None:
+            while asked := source.take(self._setting.batch):
+                source.give_back(asked, await self._embed(client, [each.text for each in asked]))
+
+        async with asyncio.TaskGroup() as workers:
+            for client in self._clients:
+                workers.create_task(work(client))
+
+    async def _embed(self, client: httpx.AsyncClient, texts: list[str]) -> Sequence[NDArray[np.float32] | None]:
+        for attempt in range(FIXED_ATTEMPTS):
+            if attempt:
+                self._retries += len(texts)
+                await asyncio.sleep(self._random.uniform(0.0, FIXED_BACKOFF_SECONDS * 2.0 ** (attempt - 1)))
+            vectors = await self._ask(client, texts)
+            if vectors is not None:
+                self._embedded += len(texts)
+                return vectors
+        return [None] * len(texts)
+
+    async def _ask(self, client: httpx.AsyncClient, texts: list[str]) -> Sequence[NDArray[np.float32]] | None:
+        loop = asyncio.get_running_loop()
+        self._requests += 1
+        self._texts_sent += len(texts)
+        self._in_flight += 1
+        started = loop.time()
+        try:
+            payload = orjson.dumps({"model": "simulated", "input": texts})
+            response = await client.post(self._path, content=payload, headers={"Content-Type": "application/json"})
+        except httpx.RequestError:
+            return None
+        finally:
+            self._in_flight -= 1
+        if not response.is_success:
+            self._refusals += response.status_code in (429, 503)
+            return None
+        body = orjson.loads(response.content)
+        rows = body.get("embeddings") or [each["embedding"] for each in body.get("data", [])]
+        vectors = np.asarray(rows, dtype=np.float32)
+        self.tape.add(loop.time(), loop.time() - started)
+        return list(vectors)
+
+    def read(self) -> Reading:
+        """Its counters; it decides nothing."""
+        return Reading(
+            embedded=self._embedded,
+            requests=self._requests,
+            texts_sent=self._texts_sent,
+            retries=self._retries,
+            refusals=self._refusals,
+            in_flight=self._in_flight,
+            limit=self._setting.concurrency,
+            batch=float(self._setting.batch),
+            rate=None,
+            mode="fixed",
+        )

@@ -1,0 +1,180 @@
+"""`era bench`: how close a client comes to what simulated servers can give, and what it costs and loses on the way."""
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import orjson
+from rich.console import Console
+from rich.table import Table
+
+from era_dagster.cli.output import FAILED, print_json, stderr, stdout
+
+if TYPE_CHECKING:
+    from era_dagster.bench.measure import Timing
+    from era_dagster.bench.result import Run
+    from era_dagster.bench.scenario import Scenario
+
+_TABLE_WIDTH = 150
+"""A file or a pipe has no width; figures that are folded cannot be read."""
+
+
+@click.command()
+@click.option(
+    "--scenario", "names", multiple=True, metavar="NAME", help="Only this one, or a .json file of your own; repeatable."
+)
+@click.option("--list", "list_only", is_flag=True, help="Say which scenarios there are.")
+@click.option("--seconds", type=click.FloatRange(0.5), default=8.0, show_default=True, help="Measured time of each.")
+@click.option("--warm-up", type=click.FloatRange(0.0), default=3.0, show_default=True, help="Seconds before it.")
+@click.option("--texts", type=click.IntRange(1), help="Measure so many texts instead of so many seconds.")
+@click.option(
+    "--client",
+    "clients",
+    multiple=True,
+    metavar="fixed:CxB",
+    help="Also a naive client (or era:CxB: ours with ceilings); repeatable.",
+)
+@click.option("--sweep", is_flag=True, help="Also the best fixed setting for each server (about a minute each).")
+@click.option("--json", "json_to", metavar="FILE", help="Write all figures as JSON; - for standard output.")
+@click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Draw them as an SVG file.")
+def bench(
+    names: tuple[str, ...],
+    list_only: bool,
+    seconds: float,
+    warm_up: float,
+    texts: int | None,
+    clients: tuple[str, ...],
+    sweep: bool,
+    json_to: str | None,
+    plot: Path | None,
+) -> int:
+    """Measure the embedding client on simulated servers over HTTP, told nothing about them.
+
+    Exit code 1 when a text was lost or got the vector of another. Speed below what a scenario expects is shown only:
+    it depends on the machine, which should be idle.
+    """
+    from era_dagster.bench.clients import setting_from
+    from era_dagster.bench.measure import Timing
+    from era_dagster.bench.scenario import chosen_scenarios
+
+    scenarios = chosen_scenarios(names)
+    if list_only:
+        from era_dagster.bench.scenario import packaged_scenarios
+
+        for scenario in packaged_scenarios():
+            stdout.print(f"{scenario.name:18} {scenario.intent}", markup=False)
+        return 0
+    settings = [setting_from(words) for words in clients]
+    timing = Timing(warm_up_seconds=warm_up, seconds=seconds, texts=texts)
+    runs = asyncio.run(_run_all(scenarios, settings, timing, sweep=sweep))
+    if plot is not None:
+        from era_dagster.bench.plot import svg
+
+        plot.write_text(svg(runs), encoding="utf-8")
+    _tell(scenarios, runs, json_to)
+    ours = [run for run in runs if run.client == "era"]
+    for run in ours:
+        if run.error is not None:
+            stderr.print(f"{run.scenario}: {run.error}", markup=False)
+    return 0 if all(run.clean and run.error is None for run in ours) else FAILED
+
+
+async def _run_all(
+    scenarios: Sequence["Scenario"], settings: Sequence[Any], timing: "Timing", *, sweep: bool
+) -> list["Run"]:
+    from era_dagster.bench.clients import EraClient
+    from era_dagster.bench.measure import backlog_of, measure
+    from era_dagster.bench.simulated import SimulatedProcess
+    from era_dagster.bench.sweep import best_fixed
+
+    runs: list[Run] = []
+    with SimulatedProcess() as server:
+        for scenario in scenarios:
+            stderr.print(f"{scenario.name}: {scenario.intent}", markup=False)
+
+            def told(words: str, scenario: "Scenario" = scenario) -> None:
+                stderr.print(f"  {scenario.name}: {words}", markup=False)
+
+            backlog = backlog_of(scenario)
+            run = await measure(
+                scenario,
+                server,
+                lambda url, s=scenario, b=backlog: EraClient(url, s, backlog=b),
+                label="era",
+                timing=timing,
+            )
+            runs.append(run)
+            told(_brief(run))
+            for setting in settings:
+                run = await measure(
+                    scenario,
+                    server,
+                    lambda url, s=scenario, b=backlog, f=setting: f.client(url, s, backlog=b),
+                    label=str(setting),
+                    timing=timing,
+                )
+                runs.append(run)
+                told(_brief(run))
+            if sweep:
+                best = await best_fixed(scenario, server, timing=timing, told=told)
+                if best is not None:
+                    runs.append(best)
+                    told(f"best {_brief(best)}")
+    return runs
+
+
+def _brief(run: "Run") -> str:
+    ratio = "no limit" if run.ratio is None else f"{run.ratio:.3f}"
+    return f"{run.client} {ratio}, {run.texts_per_second:,.0f} texts/s, P95 {_ms(run.p95_seconds)} ms"
+
+
+def _tell(scenarios: Sequence["Scenario"], runs: Sequence["Run"], json_to: str | None) -> None:
+    from era_dagster.bench.result import as_json
+
+    content = {"runs": [as_json(run) for run in runs]}
+    if json_to == "-":
+        print_json(content)
+        return
+    if json_to is not None:
+        Path(json_to).write_bytes(orjson.dumps(content, option=orjson.OPT_INDENT_2))
+    known = {scenario.name: scenario for scenario in scenarios}
+    table = Table(title="The share of the server's own limit", title_justify="left", header_style="bold")
+    columns = ("scenario", "client", "ratio", "texts/s", "P50", "P95", "P99", "refused", "retried", "lost", "in flight")
+    for place, column in enumerate((*columns, "CPU ms/text", "misses")):
+        table.add_column(column, justify="left" if place < 2 or column == "misses" else "right")
+    for run in runs:
+        missed = run.misses(known[run.scenario])
+        style = "red" if not run.clean or run.error else "yellow" if missed else None
+        table.add_row(
+            run.scenario,
+            run.client,
+            "-" if run.ratio is None else f"{run.ratio:.3f}",
+            f"{run.texts_per_second:,.0f}",
+            _ms(run.p50_seconds),
+            _ms(run.p95_seconds),
+            _ms(run.p99_seconds),
+            f"{run.refusals:,}",
+            f"{run.retries:,}",
+            _lost(run),
+            f"{run.most_in_flight:,}",
+            "-" if run.cpu_ms_per_text is None else f"{run.cpu_ms_per_text:.2f}",
+            ", ".join(missed),
+            style=style,
+        )
+    Console(width=max(stdout.width, _TABLE_WIDTH)).print(table)
+
+
+def _ms(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{seconds * 1000:,.0f}"
+
+
+def _lost(run: "Run") -> str:
+    """What is missing and should not be; poison, which must be missing, behind it."""
+    words = f"{run.lost:,}"
+    if run.wrong_vectors:
+        words += f" + {run.wrong_vectors:,} mixed up"
+    if run.poison_asked:
+        words += f" (poison {run.poison_missing:,} of {run.poison_asked:,})"
+    return words

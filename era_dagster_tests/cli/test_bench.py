@@ -1,0 +1,108 @@
+"""`era bench` as a user types it: real processes, tiny scenarios; what it accounts for, not how fast anything is."""
+
+import json
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+def era_bench(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "era_dagster.cli", "bench", *words]
+    return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=120, check=False)
+
+
+def runs_of(*words: str, code: int = 0) -> list[dict[str, Any]]:
+    done = era_bench(*words, "--json", "-")
+    assert done.returncode == code, done.stderr
+    return json.loads(done.stdout)["runs"]
+
+
+def scenario_file(folder: Path, **scenario: Any) -> str:
+    path = folder / "own.json"
+    path.write_text(json.dumps({"name": "own", "intent": "A test.", **scenario}), encoding="utf-8")
+    return str(path)
+
+
+def test_ours_and_a_fixed_client_are_measured_side_by_side_tabulated_and_drawn(tmp_path: Path) -> None:
+    figures, picture = tmp_path / "bench.json", tmp_path / "bench.svg"
+    done = era_bench(
+        *("--scenario", "steady-1", "--seconds", "1", "--warm-up", "0.3", "--client", "fixed:2x4"),
+        *("--json", str(figures), "--plot", str(picture)),
+    )
+    assert done.returncode == 0, done.stderr
+    runs = json.loads(figures.read_bytes())["runs"]
+    assert [run["client"] for run in runs] == ["era", "fixed:2x4"]
+    for run in runs:
+        assert run["clean"] is True
+        assert run["lost"] == run["wrong_vectors"] == 0
+        assert run["vectors_checked"] > 0
+        assert run["asked"] >= run["texts"] > 0
+        assert 0 < run["ratio"] < 1.1
+        assert run["limit_texts_per_second"] == pytest.approx(1 / 0.0066, rel=0.01)
+        assert run["p50_seconds"] <= run["p95_seconds"] <= run["p99_seconds"]
+        assert run["cpu_ms_per_text"] > 0
+        assert len(run["samples"]) >= 10
+        assert {"at", "limit", "batch", "rate", "in_flight"} <= set(run["samples"][0])
+        assert f"{run['scenario']}: {run['client']}" in done.stderr
+        assert run["client"] in done.stdout
+    assert runs[1]["most_in_flight"] == 2
+    drawn = "".join(ET.fromstring(picture.read_text(encoding="utf-8")).itertext())
+    assert "steady-1 / era" in drawn
+    assert "steady-1 / fixed:2x4" in drawn
+
+
+def test_exactly_the_poison_texts_are_missing(tmp_path: Path) -> None:
+    path = scenario_file(tmp_path, server={"slots": 4, "seconds_per_text": 0.002}, poison_every=50)
+    (run,) = runs_of("--scenario", path, "--seconds", "1", "--warm-up", "0")
+    assert run["poison_asked"] == run["poison_missing"] > 0
+    assert run["clean"] is True
+
+
+def test_a_lost_text_is_exit_code_1(tmp_path: Path) -> None:
+    # A word of many texts that the server cannot take, and that nobody has called poison.
+    server = {"slots": 4, "seconds_per_text": 0.002, "nan_marker": "winter"}
+    (run,) = runs_of("--scenario", scenario_file(tmp_path, server=server), "--seconds", "0.5", "--warm-up", "0", code=1)
+    assert run["lost"] > 0
+    assert run["clean"] is False
+
+
+def test_a_naive_client_that_loses_is_shown_and_is_no_failure(tmp_path: Path) -> None:
+    path = scenario_file(tmp_path, server={"slots": 4, "seconds_per_text": 0.002}, poison_every=50)
+    ours, naive = runs_of("--scenario", path, "--seconds", "0.5", "--warm-up", "0", "--client", "fixed:1x100")
+    assert ours["clean"] is True
+    assert naive["lost"] > 0
+
+
+def test_a_measurement_may_be_a_number_of_texts() -> None:
+    (run,) = runs_of("--scenario", "instant", "--texts", "500", "--warm-up", "0")
+    assert run["texts"] >= 500
+    assert run["ratio"] is None
+    assert run["memory_mb_end"] > 0
+
+
+def test_a_sweep_names_the_best_fixed_setting(tmp_path: Path) -> None:
+    path = scenario_file(tmp_path, server={"seconds_per_text": 0.05})
+    runs = runs_of("--scenario", path, "--seconds", "0.5", "--warm-up", "0", "--sweep")
+    assert runs[0]["client"] == "era"
+    assert runs[1]["client"].startswith("fixed:")
+    assert runs[1]["p95_seconds"] <= 0.5
+
+
+@pytest.mark.parametrize(
+    "words", [("--scenario", "nothing"), ("--client", "fixed"), ("--scenario", "missing.json"), ("--seconds", "0")]
+)
+def test_wrong_use_is_named_with_exit_code_2(words: tuple[str, ...]) -> None:
+    done = era_bench(*words)
+    assert done.returncode == 2
+    assert "Error" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_list_names_every_scenario_with_its_intent() -> None:
+    done = era_bench("--list")
+    assert done.returncode == 0
+    assert "queue-limit" in done.stdout
