@@ -21,7 +21,7 @@ class Ceilings:
     @property
     def lowest_latency(self) -> float:
         """Up to this mean latency a queue costs nobody anything: no proof of gain is asked for."""
-        return 0.4 * self.latency_seconds
+        return 0.35 * self.latency_seconds
 
     @property
     def highest_latency(self) -> float:

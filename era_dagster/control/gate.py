@@ -18,6 +18,7 @@ from era_dagster.control.trace import Mode, TraceRecord
 
 LATE_FACTOR = 4.0
 """A request that younger ones have overtaken is late when it has taken so many times the mean latency."""
+SILENT_FACTOR = 8.0
 OVERTAKEN_FLIGHTS = 2
 LATE_SECONDS = 0.25
 SLACK = 1.1
@@ -82,6 +83,8 @@ class EndpointController:
         self._overtaken: dict[int, int] = {}
         self._late: set[int] = set()
         self._items_in_flight = 0
+        self._heard_at = math.inf
+        self._silence_broken = False
 
     @property
     def in_flight(self) -> int:
@@ -103,19 +106,25 @@ class EndpointController:
             return WaitUntil(math.inf)
         if counted >= concurrency:
             self._limit.reached()
-            return WaitUntil(math.inf)
+            silent_until = self._silent_until()
+            if now < silent_until:
+                return WaitUntil(silent_until)
+            self._silence_broken = True
         ready_at = self._pacer.ready_at(now)
         if ready_at > now:
+            self._tell(now, self._limit.paced(now))
             return WaitUntil(ready_at)
         return self._sized(pending, concurrency)
+
+    def _silent_until(self) -> float:
+        """When one request more may go although the limit is reached: if all under way are stuck, nothing overtakes them."""
+        if self._limit.last is None or self._silence_broken:
+            return math.inf
+        return self._heard_at + max(LATE_SECONDS, SILENT_FACTOR * self._limit.last.latency)
 
     def _sized(self, pending: int, concurrency: int) -> Decision:
         """A share of what is left, so that the end of a job does not wait for one full request."""
         items, tokens = float(self._limit.batch_items), SLACK * self._limit.batch_tokens
-        factor = self._pacer.batch_factor
-        if factor > 1.0 and self._limit.last is not None:
-            factor = min(factor, max(1.0, self._ceilings.highest_latency / self._limit.last.latency))
-            items, tokens = items * factor, tokens * factor
         share = -(-(pending + self._items_in_flight) // concurrency)
         items = min(items, self._limit.most_items, share, self._pacer.most_items)
         return Decision(batch_items=max(1, int(items)), batch_tokens=max(1, int(min(tokens, self._ceilings.tokens))))
@@ -138,6 +147,7 @@ class EndpointController:
         )
         self._tickets[number] = ticket
         self._items_in_flight += items
+        self._heard_at = now
         return ticket
 
     def completed(
@@ -153,6 +163,7 @@ class EndpointController:
         """A request ended; `tokens` is the server's own count, `headers` those of its answer, where it gave any."""
         late = ticket.number in self._late
         self._leave(ticket)
+        self._heard_at, self._silence_broken = now, False
         if headers:
             self._pacer.announced(now, ticket.sent, announced_allowances(headers))
         if tokens is not None:
@@ -195,6 +206,7 @@ class EndpointController:
         if outcome is Outcome.RATE_LIMITED:
             self._pacer.refused(now, sent_at=ticket.sent_at, sent=ticket.sent, items=ticket.items, first=first)
         if first:
+            self._limit.interrupted(now)
             pause = self._throttle.closed_until - now
             self._record(now, f"refused, nothing for {pause:.2f} s")
 

@@ -14,7 +14,7 @@ from typing import Literal
 
 from era_dagster.control.ceilings import Ceilings
 from era_dagster.control.measure import Epoch, Measurement, together
-from era_dagster.control.startup import Startup
+from era_dagster.control.startup import Landing, Startup
 
 Probe = Literal["up", "down", "wider", "narrower"]
 Phase = Literal["start", "hold", "probe"]
@@ -23,6 +23,12 @@ STEP = 1.3
 """How far a probe changes the work; further when the one before it was kept."""
 SHORTEST_EPOCH_SECONDS = 0.4
 """However fast the answers come, a judgement waits this long: scheduling noise lives below it."""
+REGRET = 0.01
+"""The throughput that probing may cost: one that lost much comes again late, one that lost nothing soon."""
+SHORTEST_REST_SECONDS = 2.0
+LONGEST_REST_SECONDS = 60.0
+FAIR_ITEMS = 2
+"""Work grows by so many texts each epoch and shrinks by shares: clients of one server come to equal shares that way."""
 TOLERANCE = 0.14
 """A mean latency this close to the target, in ln, is on target."""
 PRICE = 0.15
@@ -83,9 +89,12 @@ class AdaptiveLimit:
         self._probe: Probe | None = None
         self._last_probe: Probe = "up"
         self._origin = self.point
+        self._probed_at = 0.0
         self._kept_in_a_row = 0
-        self._rest: dict[Probe, int] = {"up": 0, "down": 0, "wider": 0, "narrower": 0}
-        self._due: dict[Probe, int] = {"up": 1, "wider": 1, "down": 2, "narrower": 2}
+        self._light_latency = math.inf
+        self._over = 0
+        self._undone: dict[Probe, int] = {"up": 0, "down": 0, "wider": 0, "narrower": 0}
+        self._due: dict[Probe, float] = {"up": 0.0, "wider": 0.0, "down": 1.0, "narrower": 5.0}
 
     # --- what the gate asks and tells ----------------------------------------------------------------------------
 
@@ -110,6 +119,19 @@ class AdaptiveLimit:
     def batch_tokens(self) -> float:
         """The tokens of one request at this point; only the ceiling in the first waves, which count texts."""
         return self._ceilings.tokens if self._startup is not None else self.point.work / self.point.concurrency
+
+    def paced(self, now: float) -> Judgement | None:
+        """Only the pace holds requests back: the server is not asked for more, and what it shows is all there is."""
+        self._epoch.full = True
+        if self._startup is None or not self.item_tokens:
+            return None
+        return self._land(now, self._startup.paced(), None)
+
+    def interrupted(self, now: float) -> None:
+        """The server closes the gate for a while: what was seen until now is no measure of what comes after."""
+        self._epoch = Epoch(now)
+        self._answers = {}
+        self._settling = self.point.concurrency
 
     def reached(self) -> None:
         """The requests in flight have reached the limit: what follows measures the server, not the sender."""
@@ -167,6 +189,11 @@ class AdaptiveLimit:
         self._refused_share *= 1.0 - 1.0 / max(self.point.concurrency, FLIGHT)
         self._items += items
         self.item_tokens += max(0.02, items / self._items) * (tokens / items - self.item_tokens)
+        if self._startup is not None and sent_at >= self._moved_at:
+            self._over += now - sent_at > self._startup.too_slow_seconds
+            if self._over >= max(4, self.point.concurrency // 8):
+                self._epoch.add(now, sent_at=sent_at, tokens=tokens)
+                return self._judge_wave(now, self._startup, self._measured(now), seconds=now - sent_at)
         if self._settling > 0:
             # Until a flight has passed, the server still works on what was sent under the point before.
             self._settling -= 1
@@ -182,7 +209,7 @@ class AdaptiveLimit:
             # The sender was slow: its latencies say nothing about a fuller server.
             self._epoch = Epoch(now)
             return None
-        measured = self._epoch.measurement(now, self._in_flight.values(), self.point.concurrency)
+        measured = self._measured(now)
         judgement = self._judge(now, measured)
         if judgement is not None:
             self.last = measured
@@ -191,11 +218,17 @@ class AdaptiveLimit:
 
     # --- the law -------------------------------------------------------------------------------------------------
 
+    def _measured(self, now: float) -> Measurement:
+        return self._epoch.measurement(now, self._in_flight.values(), self.point.concurrency)
+
     def _fewest_samples(self) -> int:
         count = self.point.concurrency
         if self._startup is not None:
             return count if self._startup.is_first else max(count, 8)
-        return max(count, 4) if self._probe else max(3 * count // 2, 8)
+        if self._probe:
+            return max(count, 4)
+        # Fewer are enough for the news that everything takes far longer.
+        return max(count // 2, 4)
 
     def _judge(self, now: float, measured: Measurement) -> Judgement | None:
         if self._startup is not None:
@@ -204,16 +237,27 @@ class AdaptiveLimit:
             return self._judge_probe(now, self._probe, measured)
         return self._judge_hold(now, measured)
 
-    def _judge_wave(self, now: float, startup: Startup, measured: Measurement) -> Judgement:
+    def _judge_wave(
+        self, now: float, startup: Startup, measured: Measurement, seconds: float | None = None
+    ) -> Judgement:
+        """`seconds`: the latency that ended the wave before its time."""
         answers = [self._answers[number] for number in sorted(self._answers)]
         self._answers = {}
-        landing = startup.answered(measured.latency, answers)
-        if landing is None:
-            wave = startup.wave
-            return self._go(now, Point(wave.concurrency, wave.texts * self.item_tokens), startup.reason, measured)
-        self._startup = None
+        landing = startup.answered(measured.latency if seconds is None else seconds, answers)
+        if landing is not None:
+            return self._land(now, landing, measured)
+        wave = startup.wave
+        return self._go(now, Point(wave.concurrency, wave.texts * self.item_tokens), startup.reason, measured)
+
+    def _land(self, now: float, landing: Landing, measured: Measurement | None) -> Judgement:
+        assert self._startup is not None
+        self._light_latency = self._startup.fastest
+        self._startup, self._answers = None, {}
         self._target = landing.target_seconds
-        work = measured.throughput * measured.latency * max(0.5, min(2.0, self._target / measured.latency))
+        self._due = {probe: now + after for probe, after in self._due.items()}
+        work = self.point.work or self.point.concurrency * self.item_tokens
+        if measured is not None:
+            work = measured.throughput * measured.latency * max(0.5, min(2.0, self._target / measured.latency))
         return self._go(now, self._bounded(now, Point(landing.concurrency, work)), landing.reason, measured)
 
     def _judge_hold(self, now: float, measured: Measurement) -> Judgement | None:
@@ -221,13 +265,15 @@ class AdaptiveLimit:
         target = self._target if self._target > 1.5 * highest else min(self._target, highest)
         off = math.log(target / measured.latency)
         enough = measured.samples >= min(60, 4 * self.point.concurrency) and measured.seconds >= SHORTEST_EPOCH_SECONDS
-        if not enough and abs(off) < max(0.4, 3.0 * measured.error):
+        far = abs(off) > max(0.4, 3.0 * measured.error) and measured.samples >= max(3 * self.point.concurrency // 2, 8)
+        slower = off < -0.7 and measured.fastest > 1.3 * target
+        if not (enough or far or slower):
             return None
         undone = self._undo_harm(now, measured)
         if undone is not None:
             return undone
         if abs(off) > TOLERANCE:
-            work = self.point.work * max(0.5, min(2.0, math.exp(off)))
+            work = self.point.work * max(0.25, min(2.0, math.exp(off)))
             moved = self._bounded(now, Point(self.point.concurrency, min(work, max(self._most_work, self.point.work))))
             if moved != self.point:
                 before = self.point
@@ -235,8 +281,14 @@ class AdaptiveLimit:
                 self._came_from = (before, measured)
                 return judgement
         self._held = [*self._held[-2:], measured]
-        for probe in self._due:
-            self._due[probe] -= 1
+        # Within the tolerance no new epoch is due: up by texts, down by shares, so that clients come to equal shares.
+        work = (
+            self.point.work * math.exp(off)
+            if off < -TOLERANCE / 2.0
+            else self.point.work + FAIR_ITEMS * self.item_tokens
+        )
+        fair = self._bounded(now, Point(self.point.concurrency, min(work, max(self._most_work, self.point.work))))
+        self.point = Point(self.point.concurrency, fair.work)
         return self._try(now, measured)
 
     def _undo_harm(self, now: float, measured: Measurement) -> Judgement | None:
@@ -250,23 +302,26 @@ class AdaptiveLimit:
         if step > 0.1 and gain < -max(0.2, 3.0 * noise):
             self._most_work = 1.1 * point.work
             return self._go(now, point, "more work gave less throughput", measured, gain)
-        if step < -0.1 and gain < HIGH_PRICE * step - noise:
-            self._target = max(self._target, 1.2 * before.latency)
+        same_latency = abs(math.log(measured.latency / before.latency)) < TOLERANCE
+        if step < -0.1 and gain < HIGH_PRICE * step - noise and same_latency:
+            # A rival that takes what is given up looks the same: beyond the target only where a light load is as slow.
+            most = self._highest_latency() if self._light_latency < self._highest_latency() / 2.0 else math.inf
+            self._target = max(self._target, min(most, 1.2 * before.latency))
             return self._go(now, point, "less work did not lower the latency: it is the service itself", measured, gain)
         return None
 
     def _try(self, now: float, measured: Measurement) -> Judgement:
-        """Start the probe that is due, the last one again if it was kept."""
+        """Start the probe that is due, the last one again if it was kept; else grow by a little, for fairness."""
         again = self._last_probe if self._kept_in_a_row else None
         probe = again or min(self._due, key=lambda each: self._due[each])
-        if len(self._held) < (1 if again else 2) or self._due[probe] > 0:
+        if len(self._held) < (1 if again else 2) or self._due[probe] > now:
             return self._go(now, self.point, "on target", measured)
         tried = self._bounded(now, self._tried(probe))
         if tried == self.point:
             self._kept_in_a_row = 0
-            self._postpone(probe)
+            self._postpone(now, probe, 0.0)
             return self._go(now, self.point, "on target", measured)
-        self._probe, self._last_probe, self._origin = probe, probe, self.point
+        self._probe, self._last_probe, self._origin, self._probed_at = probe, probe, self.point, now
         return self._go(now, tried, f"probe {probe}", measured, held=self._held)
 
     def _tried(self, probe: Probe) -> Point:
@@ -292,15 +347,16 @@ class AdaptiveLimit:
         self._probe = None
         if gain <= threshold:
             self._kept_in_a_row = 0
-            self._postpone(probe, costly=gain < -0.2)
+            self._postpone(now, probe, gain)
             return self._go(now, self._origin, f"probe {probe} undone", measured, gain)
         self._kept_in_a_row += 1
-        self._rest[probe] = self._due[probe] = 0
+        self._undone[probe], self._due[probe] = 0, now
         low = self._ceilings.lowest_latency
         if probe == "up":
             self._target = max(self._target, measured.latency)
             if self.point.work > self._most_work:
-                self._most_work = 2.0 * self.point.work
+                clearly = gain > 0.5 * math.log(self.point.work / self._origin.work)
+                self._most_work = (2.0 if clearly else 1.0) * self.point.work
         elif probe == "down" and reference.latency > 1.2 * low:
             self._target = max(low, min(self._target, measured.latency))
         elif probe == "down":
@@ -319,9 +375,12 @@ class AdaptiveLimit:
             return 0.1 * step if reference.latency > 1.2 * low else 0.02
         return WIDER_GAIN if probe == "wider" or self.point.concurrency == 1 else -NARROWER_LOSS
 
-    def _postpone(self, probe: Probe, *, costly: bool = False) -> None:
-        self._rest[probe] = min(12 if costly else 4, max(2, 2 * self._rest[probe]))
-        self._due[probe] = self._rest[probe]
+    def _postpone(self, now: float, probe: Probe, gain: float) -> None:
+        """Its next turn: when what this one cost is a small share of the time between."""
+        cost = -min(0.0, gain) * 2.0 * (now - self._probed_at)
+        self._undone[probe] = min(3, self._undone[probe] + 1)
+        rest = max(SHORTEST_REST_SECONDS * self._undone[probe], cost / REGRET)
+        self._due[probe] = now + min(LONGEST_REST_SECONDS, rest)
 
     def _highest_latency(self) -> float:
         """The most mean latency that keeps the 95th percentile under its target."""
@@ -351,6 +410,7 @@ class AdaptiveLimit:
         if point != self.point or self._startup is not None:
             self._settling = max(point.concurrency, len(self._in_flight))
             self._moved_at = now
+            self._over = 0
             self._held = list(held)
             self._came_from = None
         self.point = point

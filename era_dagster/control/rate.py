@@ -8,6 +8,9 @@ from one refusal to the next, over that time, is the rate, however large the buc
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
+
+Counted = Literal["items", "requests"]
 
 FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 16.0
@@ -19,13 +22,12 @@ SLOWEST_ITEMS_PER_SECOND = 1.0
 GROWTH_PER_SECOND = 0.01
 """A pace that meets no refusal grows by this; the growth doubles every `DOUBLING_SECONDS` without one."""
 DOUBLING_SECONDS = 5.0
+REMEMBERED = 3
+"""A bucket that overflows during a pause shows too little, never too much: the largest of so many rates counts."""
 SAME = 0.05
 """A rate found again within this is confirmed, and asked for less often."""
 DOUBT_PER_SECOND = 0.1
 """A rate measured over few requests is off by one of them: the pace grows by this share of that error instead."""
-TRIAL_FACTOR = 3.0
-"""How much larger requests are made, once, to see whether the server counts requests or texts."""
-TRIAL_GAIN = 1.3
 
 
 class Throttle:
@@ -146,34 +148,38 @@ class Sent:
 
 
 class Pacer:
-    """The pace of one endpoint. `items_per_second` is somebody's decision and is never exceeded; None leaves it open.
-
-    `rate` is the texts a second it sends at most at this moment; None: unpaced.
-    """
+    """The pace of one endpoint. `items_per_second` is somebody's decision and is never exceeded; None leaves it open."""
 
     def __init__(self, items_per_second: float | None) -> None:
         self._decided = None if items_per_second is None else Bucket(0.0, rate=items_per_second, size=1.0, level=1.0)
         self._learnt: Bucket | None = None
+        self._counts: Counted = "items"
         self._announced: dict[str, Bucket] = {}
         self._sent = Sent(requests=0, items=0, tokens=0.0)
+        self._last = Sent(requests=1, items=1, tokens=1.0)
         self._token_scale = 1.0
         self._window: tuple[float, Sent] | None = None
-        self._refused_items = 0
+        self._refused = Sent(requests=0, items=0, tokens=0.0)
         self._barren = 0
-        self._doubt = 0.0
-        self._found = 0.0
-        self._confirmed = 0
         self._most_items: float = math.inf
+        self._rates: list[tuple[float, float]] = []
+        self._found = math.inf
+        self._confirmed = 0
+        self._doubt = 0.0
         self._cut_at = -math.inf
         self._grown_at = -math.inf
         self._held_back = False
-        self._before_trial: float | None = None
-        self._may_try = True
-        self.batch_factor = 1.0
 
     @property
     def rate(self) -> float | None:
-        rates = [bucket.rate for bucket in (self._decided, self._learnt) if bucket is not None]
+        """The most texts a second at this moment; None while unpaced."""
+        rates = [] if self._decided is None else [self._decided.rate]
+        if self._learnt is not None:
+            rates.append(self._learnt.rate * (self._last.items if self._counts == "requests" else 1))
+        if "requests" in self._announced:
+            rates.append(self._announced["requests"].rate * self._last.items)
+        if "tokens" in self._announced:
+            rates.append(self._announced["tokens"].rate * self._last.items / max(self._last.tokens, 1.0))
         return min(rates) if rates else None
 
     @property
@@ -182,34 +188,35 @@ class Pacer:
         most = self._most_items
         if self._decided is not None:
             most = min(most, max(1.0, math.floor(self._decided.rate)))
-        if self._learnt is not None and self._before_trial is None:
-            most = min(most, max(1.0, math.floor(self._learnt.rate / 2.0)))
+        if self._learnt is not None and self._counts == "items":
+            most = min(most, max(1.0, math.floor(self._learnt.rate / 4.0)))
         return most
 
     def ready_at(self, now: float) -> float:
-        """When the next request may go; at or before `now`: at once."""
+        """When the next request, if it is like the last, may go; at or before `now`: at once."""
         ready = now
         if self._decided is not None:
             ready = max(ready, self._decided.ready_at(now, 1.0))
         if self._learnt is not None:
-            self._grow(now)
-            ready = max(ready, self._learnt.ready_at(now, 1.0))
-        for bucket in self._announced.values():
-            ready = max(ready, bucket.ready_at(now, 1.0))
+            self._grow(now, self._learnt)
+            units = 1.0 if self._counts == "requests" else float(self._last.items)
+            ready = max(ready, self._learnt.ready_at(now, units))
+        for kind, bucket in self._announced.items():
+            ready = max(ready, bucket.ready_at(now, 1.0 if kind == "requests" else self._last.tokens))
         self._held_back = self._held_back or ready > now
         return ready
 
     def sent(self, now: float, *, items: int, tokens: float) -> Sent:
         """Charge a request; returns what `announced` and `refused` want back."""
-        for bucket in (self._decided, self._learnt):
-            if bucket is not None:
-                bucket.take(now, items)
-        scaled = tokens * self._token_scale
-        for kind, units in (("requests", 1.0), ("tokens", scaled)):
+        self._last = Sent(requests=1, items=items, tokens=tokens * self._token_scale)
+        if self._decided is not None:
+            self._decided.take(now, items)
+        if self._learnt is not None:
+            self._learnt.take(now, 1.0 if self._counts == "requests" else items)
+        for kind, units in (("requests", 1.0), ("tokens", self._last.tokens)):
             if kind in self._announced:
                 self._announced[kind].take(now, units)
-        before = self._sent
-        self._sent = Sent(requests=before.requests + 1, items=before.items + items, tokens=before.tokens + scaled)
+        self._sent = _sum(self._sent, self._last)
         return self._sent
 
     def counted(self, *, estimated: float, counted: float) -> None:
@@ -232,67 +239,62 @@ class Pacer:
         """A 429 to a request of `items` texts sent at `sent_at`; `first`: the first one of its flight."""
         if self._announced:
             return
+        this = Sent(requests=1, items=items, tokens=0.0)
         if not first:
-            self._refused_items += items if self._window is not None and sent_at >= self._window[0] else 0
+            if self._window is not None and sent_at >= self._window[0]:
+                self._refused = _sum(self._refused, this)
             return
         if self._window is None:
             self._window = (sent_at, sent)
             return
         began_at, began = self._window
         seconds = sent_at - began_at
-        accepted = sent.items - items - began.items - self._refused_items
+        accepted = sent.items - items - began.items - self._refused.items
+        requests = sent.requests - 1 - began.requests - self._refused.requests
         if accepted <= 0:
             self._nothing_fits(items)
         if seconds < SHORTEST_WINDOW_SECONDS or accepted <= 0:
-            self._refused_items += items
+            self._refused = _sum(self._refused, this)
             return
+        self._window, self._refused = (sent_at, sent), Sent(requests=0, items=0, tokens=0.0)
         self._barren = 0
-        self._window, self._refused_items = (sent_at, sent), 0
         self._cut_at = self._grown_at = now
         self._doubt = min(1.0, items / accepted)
-        again = self._learnt is not None and abs(accepted / seconds / self._found - 1.0) < SAME
-        self._found, self._confirmed = accepted / seconds, min(self._confirmed + 1, 4) if again else 0
-        self._learn(now, max(accepted / seconds, SLOWEST_ITEMS_PER_SECOND))
+        self._learn(now, accepted / seconds, requests / seconds)
 
     def _nothing_fits(self, items: int) -> None:
         """Refused again, after a pause, and nothing accepted meanwhile: such a request may be larger than all it gives."""
         self._barren += 1
-        if self._barren < 2:
-            return
-        if self._before_trial is not None:
-            self.batch_factor /= TRIAL_FACTOR
-            self._may_try, self._before_trial = False, None
-        else:
+        if self._barren >= 2:
             self._most_items = max(1, items // 2)
 
-    def _learn(self, now: float, found: float) -> None:
-        """Take a measured rate; after the first one try larger requests once: a server may count requests, not texts."""
-        if self._before_trial is not None:
-            if found < TRIAL_GAIN * self._before_trial:
-                found = max(found, self._before_trial)
-                self.batch_factor /= TRIAL_FACTOR
-                self._may_try = False
-            self._before_trial = None
-        factor = 1.0
-        if self._may_try:
-            self._before_trial = found
-            self.batch_factor *= TRIAL_FACTOR
-            factor = TRIAL_FACTOR
-        rate = MARGIN * found * factor
+    def _learn(self, now: float, items: float, requests: float) -> None:
+        """Texts or requests: a server counts what came out the same each time, whatever the size of the requests was."""
+        self._rates = [*self._rates[-REMEMBERED + 1 :], (items, requests)]
+        spreads = [max(rates) / min(rates) for rates in zip(*self._rates, strict=True)]
+        self._counts = "requests" if spreads[1] < spreads[0] else "items"
+        found = max(rates[self._counts == "requests"] for rates in self._rates)
+        if self._counts == "items":
+            found = max(found, SLOWEST_ITEMS_PER_SECOND)
+        self._confirmed = min(self._confirmed + 1, 4) if abs(found / self._found - 1.0) < SAME else 0
+        self._found = found
+        rate = MARGIN * found
         self._learnt = Bucket(now, rate=rate, size=max(1.0, rate * SHORTEST_WINDOW_SECONDS))
 
-    def _grow(self, now: float) -> None:
+    def _grow(self, now: float, learnt: Bucket) -> None:
         """Slowly where the rate was found, faster the longer nothing is refused; not while the pace is no limit."""
-        assert self._learnt is not None
         passed = now - self._grown_at
         if passed < 0.25:
             return
         self._grown_at = now
         if self._held_back:
             quiet = min(now - self._cut_at, 60.0)
-            speed = max(GROWTH_PER_SECOND / (1 + self._confirmed), DOUBT_PER_SECOND * self._doubt) * 2.0 ** max(
-                0.0, quiet / DOUBLING_SECONDS - 1.0
-            )
-            self._learnt.rate *= math.exp(min(speed, 0.5) * min(passed, 1.0))
-            self._learnt.size = max(self._learnt.size, self._learnt.rate * SHORTEST_WINDOW_SECONDS)
+            slowest = max(GROWTH_PER_SECOND / (1 + self._confirmed), DOUBT_PER_SECOND * self._doubt)
+            speed = slowest * 2.0 ** max(0.0, quiet / DOUBLING_SECONDS - 1.0)
+            learnt.rate *= math.exp(min(speed, 0.5) * min(passed, 1.0))
+            learnt.size = max(learnt.size, learnt.rate * SHORTEST_WINDOW_SECONDS)
         self._held_back = False
+
+
+def _sum(one: Sent, other: Sent) -> Sent:
+    return Sent(requests=one.requests + other.requests, items=one.items + other.items, tokens=one.tokens + other.tokens)
