@@ -21,9 +21,9 @@ class Ceilings:
     @property
     def lowest_latency(self) -> float:
         """Up to this mean latency a queue costs nobody anything: no proof of gain is asked for."""
-        return 0.35 * self.latency_seconds
+        return 0.33 * self.latency_seconds
 
     @property
     def highest_latency(self) -> float:
         """Above this mean latency the 95th percentile would miss its target."""
-        return 0.8 * self.latency_seconds
+        return 0.88 * self.latency_seconds

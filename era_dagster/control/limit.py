@@ -27,8 +27,8 @@ REGRET = 0.01
 """The throughput that probing may cost: one that lost much comes again late, one that lost nothing soon."""
 SHORTEST_REST_SECONDS = 2.0
 LONGEST_REST_SECONDS = 60.0
-FAIR_ITEMS = 2
-"""Work grows by so many texts each epoch and shrinks by shares: clients of one server come to equal shares that way."""
+FAIR_ITEMS = 1
+"""Work grows by a text each epoch and shrinks by shares: clients of one server come to equal shares that way."""
 TOLERANCE = 0.14
 """A mean latency this close to the target, in ln, is on target."""
 PRICE = 0.15
@@ -189,11 +189,6 @@ class AdaptiveLimit:
         self._refused_share *= 1.0 - 1.0 / max(self.point.concurrency, FLIGHT)
         self._items += items
         self.item_tokens += max(0.02, items / self._items) * (tokens / items - self.item_tokens)
-        if self._startup is not None and sent_at >= self._moved_at:
-            self._over += now - sent_at > self._startup.too_slow_seconds
-            if self._over >= max(4, self.point.concurrency // 8):
-                self._epoch.add(now, sent_at=sent_at, tokens=tokens)
-                return self._judge_wave(now, self._startup, self._measured(now), seconds=now - sent_at)
         if self._settling > 0:
             # Until a flight has passed, the server still works on what was sent under the point before.
             self._settling -= 1
@@ -203,6 +198,9 @@ class AdaptiveLimit:
         self._epoch.add(now, sent_at=sent_at, tokens=tokens)
         if self._startup is not None:
             self._answers[number] = (sent_at, now)
+            self._over += now - sent_at > self._startup.too_slow_seconds
+            if self._over >= max(4, self.point.concurrency // 8):
+                return self._judge_wave(now, self._startup, self._measured(now))
         if len(self._epoch.latencies) < self._fewest_samples():
             return None
         if not self._epoch.full:
@@ -237,13 +235,10 @@ class AdaptiveLimit:
             return self._judge_probe(now, self._probe, measured)
         return self._judge_hold(now, measured)
 
-    def _judge_wave(
-        self, now: float, startup: Startup, measured: Measurement, seconds: float | None = None
-    ) -> Judgement:
-        """`seconds`: the latency that ended the wave before its time."""
+    def _judge_wave(self, now: float, startup: Startup, measured: Measurement) -> Judgement:
         answers = [self._answers[number] for number in sorted(self._answers)]
         self._answers = {}
-        landing = startup.answered(measured.latency if seconds is None else seconds, answers)
+        landing = startup.answered(measured.latency, answers)
         if landing is not None:
             return self._land(now, landing, measured)
         wave = startup.wave
@@ -257,7 +252,7 @@ class AdaptiveLimit:
         self._due = {probe: now + after for probe, after in self._due.items()}
         work = self.point.work or self.point.concurrency * self.item_tokens
         if measured is not None:
-            work = measured.throughput * measured.latency * max(0.5, min(2.0, self._target / measured.latency))
+            work *= max(0.5, min(2.0, self._target / measured.latency))
         return self._go(now, self._bounded(now, Point(landing.concurrency, work)), landing.reason, measured)
 
     def _judge_hold(self, now: float, measured: Measurement) -> Judgement | None:

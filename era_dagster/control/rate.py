@@ -24,6 +24,7 @@ GROWTH_PER_SECOND = 0.01
 DOUBLING_SECONDS = 5.0
 REMEMBERED = 3
 """A bucket that overflows during a pause shows too little, never too much: the largest of so many rates counts."""
+CLEARLY = 1.2
 SAME = 0.05
 """A rate found again within this is confirmed, and asked for less often."""
 DOUBT_PER_SECOND = 0.1
@@ -271,8 +272,11 @@ class Pacer:
     def _learn(self, now: float, items: float, requests: float) -> None:
         """Texts or requests: a server counts what came out the same each time, whatever the size of the requests was."""
         self._rates = [*self._rates[-REMEMBERED + 1 :], (items, requests)]
-        spreads = [max(rates) / min(rates) for rates in zip(*self._rates, strict=True)]
-        self._counts = "requests" if spreads[1] < spreads[0] else "items"
+        by_items, by_requests = (max(rates) / min(rates) for rates in zip(*self._rates, strict=True))
+        if by_items > CLEARLY * by_requests:
+            self._counts = "requests"
+        elif by_requests > CLEARLY * by_items:
+            self._counts = "items"
         found = max(rates[self._counts == "requests"] for rates in self._rates)
         if self._counts == "items":
             found = max(found, SLOWEST_ITEMS_PER_SECOND)

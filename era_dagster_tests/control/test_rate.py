@@ -24,18 +24,21 @@ class Refusing:
         return True
 
 
-def drive(pacer: Pacer, server: Refusing, *, seconds: float, batch: int = 8, start: float = 0.0) -> tuple[int, int]:
-    """Texts accepted and refusals, for a client that obeys pacer and throttle; requests last no time."""
+def drive(
+    pacer: Pacer, server: Refusing, *, seconds: float, batch: float = 8.0, growth: float = 1.0, start: float = 0.0
+) -> tuple[int, int]:
+    """Texts accepted and refusals, for a client that obeys pacer and throttle; requests last no time and may grow."""
     throttle, now, accepted, refusals = Throttle(), start, 0, 0
     while now < start + seconds:
         ready = max(pacer.ready_at(now), throttle.closed_until)
         if ready > now:
             now = ready
             continue
-        items = int(max(1, min(batch * pacer.batch_factor, pacer.most_items, 128)))
+        items = int(max(1, min(batch, pacer.most_items, 128)))
         sent = pacer.sent(now, items=items, tokens=20.0 * items)
         if server.takes(now, items):
             accepted += items
+            batch *= growth
             throttle.succeeded(sent_at=now)
         else:
             refusals += 1
@@ -56,13 +59,14 @@ def test_the_rate_of_a_server_that_keeps_it_secret_is_learnt(rate: float, burst:
     assert refusals <= 20
 
 
-def test_a_server_that_counts_requests_gets_larger_ones() -> None:
+def test_a_server_that_counts_requests_does_not_hold_back_larger_ones() -> None:
     pacer = Pacer(None)
     server = Refusing(5.0, 5.0, counts="requests")
-    drive(pacer, server, seconds=60.0)
-    accepted, _ = drive(pacer, server, seconds=60.0, start=60.0)
-    assert accepted >= 0.75 * 5.0 * 128 * 60
-    assert pacer.batch_factor >= 9.0
+    drive(pacer, server, seconds=90.0, growth=1.02)
+    assert pacer.most_items == math.inf
+    accepted, refusals = drive(pacer, server, seconds=60.0, batch=128.0, start=90.0)
+    assert accepted >= 0.85 * 5.0 * 128 * 60
+    assert refusals <= 20
 
 
 def test_a_limit_that_is_raised_fourfold_is_followed() -> None:

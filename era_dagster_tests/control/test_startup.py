@@ -18,7 +18,19 @@ def test_a_serial_server_is_recognised_by_its_first_wave() -> None:
     landing = answers(Startup(Ceilings()), [0.02, 0.04, 0.06, 0.08])
     assert landing is not None
     assert landing.concurrency == 2
-    assert landing.target_seconds == 0.2
+    assert landing.target_seconds == Ceilings().lowest_latency
+
+
+def test_a_serial_server_is_recognised_although_the_first_answer_paid_for_the_connection() -> None:
+    landing = answers(Startup(Ceilings()), [0.014, 0.020, 0.027, 0.033])
+    assert landing is not None
+    assert landing.concurrency == 2
+
+
+def test_a_slow_serial_server_gets_one_request_at_a_time() -> None:
+    landing = answers(Startup(Ceilings()), [0.3, 0.6, 0.9, 1.2])
+    assert landing is not None
+    assert landing.concurrency == 1
 
 
 def test_answers_out_of_order_are_no_serial_server() -> None:

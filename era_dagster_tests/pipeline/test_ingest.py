@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from era_dagster.control.startup import FIRST_CONCURRENCY
 from era_dagster.domain.errors import (
     ChaptersFailed,
     ConfigurationError,
@@ -360,7 +361,7 @@ def test_a_model_that_vanishes_in_mid_run_is_not_hammered(bench: Workbench) -> N
     bench.server.always = Fault(status=404, message='model "test-model" not found, try pulling it first')
     with pytest.raises(EndpointRefused, match="test-model"):
         bench.ingest()
-    assert bench.server.requests <= 2 + bench.settings.embed_concurrency
+    assert bench.server.requests <= 2 + FIRST_CONCURRENCY
 
 
 def test_embeddings_alone_fill_the_cache_and_leave_the_vector_tables_empty(bench: Workbench) -> None:

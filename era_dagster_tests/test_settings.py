@@ -1,0 +1,42 @@
+"""Which value a setting gets, and from where."""
+
+import pytest
+
+from era_dagster.domain.errors import ConfigurationError
+from era_dagster.embedding.config import EmbedderConfig, embedder_config
+from era_dagster.settings import load_settings
+
+
+def test_without_a_profile_nobody_bounds_the_embedder_and_with_one_its_numbers_do() -> None:
+    free = load_settings({})
+    assert (free.embed_concurrency, free.embed_batch) == (None, None)
+    config = embedder_config(free, provider="ollama", urls=["http://server"], model="m")
+    told_nothing = EmbedderConfig(urls=("http://server",), model="m")
+    assert (config.concurrency, config.batch_items) == (told_nothing.concurrency, told_nothing.batch_items)
+    assert free.database_pool == load_settings({"ERA_PROFILE": "standard"}).database_pool
+
+
+@pytest.mark.parametrize(
+    ("profile", "embed", "batch", "queue", "store", "pool"),
+    [("local", 2, 3, 100, 2, 5), ("standard", 6, 8, 1000, 4, 20), ("high_throughput", 12, 20, 5000, 8, 50)],
+)
+def test_a_chosen_profile_bounds_everything_by_its_numbers(
+    profile: str, embed: int, batch: int, queue: int, store: int, pool: int
+) -> None:
+    settings = load_settings({"ERA_PROFILE": profile})
+    assert (settings.embed_concurrency, settings.embed_batch) == (embed, batch)
+    assert (settings.queue_limit, settings.store_workers, settings.database_pool) == (queue, store, pool)
+    config = embedder_config(settings, provider="ollama", urls=["http://server"], model="m")
+    assert (config.concurrency, config.batch_items) == (embed, batch)
+
+
+def test_an_older_name_bounds_the_requests_as_before() -> None:
+    settings = load_settings({"WORKERS_EMBED": "3"})
+    assert settings.embed_concurrency == 3
+    assert settings.sources["embed_concurrency"] == "WORKERS_EMBED"
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "soon", "inf", "nan"])
+def test_a_latency_target_that_makes_no_sense_is_refused_by_name(value: str) -> None:
+    with pytest.raises(ConfigurationError, match="ERA_LATENCY_TARGET_SECONDS"):
+        load_settings({"ERA_LATENCY_TARGET_SECONDS": value})
