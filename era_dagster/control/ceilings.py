@@ -7,6 +7,9 @@ MOST_TEXTS = 128
 MOST_TOKENS = 16384
 """Where nobody decided: bounds that no server is meant to reach. Many refuse more connections, or more texts in one."""
 
+PRICE = 0.15
+"""Above the lowest latency, work must raise throughput by this share of its own increase to be worth its waiting."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ceilings:

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from era_dagster.control.ceilings import Ceilings
+from era_dagster.control.ceilings import PRICE, Ceilings
 from era_dagster.control.measure import Epoch, Measurement, together
-from era_dagster.control.startup import Landing, Startup
+from era_dagster.control.startup import FIRST_CONCURRENCY, Landing, Startup
 
 Probe = Literal["up", "down", "wider", "narrower"]
 Phase = Literal["start", "hold", "probe"]
@@ -28,11 +28,11 @@ REGRET = 0.01
 SHORTEST_REST_SECONDS = 2.0
 LONGEST_REST_SECONDS = 60.0
 FAIR_ITEMS = 1
-"""Work grows by a text each epoch and shrinks by shares: clients of one server come to equal shares that way."""
+"""On target, requests grow by a text each epoch and shrink by shares: clients of one server drift to equal shares."""
+MOST_MOVES = 4
+"""After so many moves in a row the target is hidden by noise: as good as reached."""
 TOLERANCE = 0.14
 """A mean latency this close to the target, in ln, is on target."""
-PRICE = 0.15
-"""Above the low latency, work must raise throughput by this share of its own increase to be worth its waiting."""
 HIGH_PRICE = 0.75
 """Beyond the latency target only a server that does not queue at all may have more: competing clients stop here."""
 WIDER_GAIN = 0.03
@@ -86,6 +86,8 @@ class AdaptiveLimit:
         self._p95_ratio = 1.2
         self._held: list[Measurement] = []
         self._came_from: tuple[Point, Measurement] | None = None
+        self._size_before: tuple[int, int] | None = None
+        self._moves = 0
         self._probe: Probe | None = None
         self._last_probe: Probe = "up"
         self._origin = self.point
@@ -125,7 +127,8 @@ class AdaptiveLimit:
         self._epoch.full = True
         if self._startup is None or not self.item_tokens:
             return None
-        return self._land(now, self._startup.paced(), None)
+        self.point = Point(max(FIRST_CONCURRENCY, len(self._in_flight)), self.point.work)
+        return self._land(now, self._startup.paced(self.point.concurrency), None)
 
     def interrupted(self, now: float) -> None:
         """The server closes the gate for a while: what was seen until now is no measure of what comes after."""
@@ -250,6 +253,8 @@ class AdaptiveLimit:
         self._startup, self._answers = None, {}
         self._target = landing.target_seconds
         self._due = {probe: now + after for probe, after in self._due.items()}
+        if landing.concurrency <= 2:
+            self._due["wider"] = -math.inf  # a parallel server taken for a serial one would lose most of what it can do
         work = self.point.work or self.point.concurrency * self.item_tokens
         if measured is not None:
             work *= max(0.5, min(2.0, self._target / measured.latency))
@@ -267,24 +272,32 @@ class AdaptiveLimit:
         undone = self._undo_harm(now, measured)
         if undone is not None:
             return undone
-        if abs(off) > TOLERANCE:
+        if self._due["wider"] == -math.inf:
+            self._held = [measured]
+            return self._try(now, measured)
+        if abs(off) > TOLERANCE and (self._moves < MOST_MOVES or abs(off) > 0.7):
             work = self.point.work * max(0.25, min(2.0, math.exp(off)))
             moved = self._bounded(now, Point(self.point.concurrency, min(work, max(self._most_work, self.point.work))))
-            if moved != self.point:
-                before = self.point
+            if moved != self.point and self._size(moved) != self._size_before:
+                before, self._size_before, self._moves = self.point, self._size(self.point), self._moves + 1
                 judgement = self._go(now, moved, "towards the latency target", measured)
                 self._came_from = (before, measured)
                 return judgement
+        self._size_before, self._moves = None, 0
         self._held = [*self._held[-2:], measured]
         # Within the tolerance no new epoch is due: up by texts, down by shares, so that clients come to equal shares.
         work = (
             self.point.work * math.exp(off)
             if off < -TOLERANCE / 2.0
-            else self.point.work + FAIR_ITEMS * self.item_tokens
+            else self.point.work + FAIR_ITEMS * self.point.concurrency * self.item_tokens
         )
         fair = self._bounded(now, Point(self.point.concurrency, min(work, max(self._most_work, self.point.work))))
         self.point = Point(self.point.concurrency, fair.work)
         return self._try(now, measured)
+
+    def _size(self, point: Point) -> tuple[int, int]:
+        """Requests and texts in each: between two neighbours there is nothing, so that going back and forth is no use."""
+        return point.concurrency, round(point.work / point.concurrency / self.item_tokens)
 
     def _undo_harm(self, now: float, measured: Measurement) -> Judgement | None:
         """Growth that cost far more throughput than noise is undone; a cut that lowered no latency teaches the target."""
@@ -309,7 +322,8 @@ class AdaptiveLimit:
         """Start the probe that is due, the last one again if it was kept; else grow by a little, for fairness."""
         again = self._last_probe if self._kept_in_a_row else None
         probe = again or min(self._due, key=lambda each: self._due[each])
-        if len(self._held) < (1 if again else 2) or self._due[probe] > now:
+        few = 1 if again or self._due[probe] == -math.inf else 2
+        if len(self._held) < few or self._due[probe] > now:
             return self._go(now, self.point, "on target", measured)
         tried = self._bounded(now, self._tried(probe))
         if tried == self.point:
@@ -329,7 +343,9 @@ class AdaptiveLimit:
             return Point(c, max(work * step, work + c * self.item_tokens))
         if probe == "down":
             return Point(c, work / STEP)
-        return Point(2 * c if probe == "wider" else max(1, c // 2), work)
+        if probe == "wider":
+            return Point(c * (2 if c > 2 else 4), work)
+        return Point(max(1, c // 2), work)
 
     def _judge_probe(self, now: float, probe: Probe, measured: Measurement) -> Judgement | None:
         reference = together(self._held)

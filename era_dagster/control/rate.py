@@ -154,7 +154,7 @@ class Pacer:
     def __init__(self, items_per_second: float | None) -> None:
         self._decided = None if items_per_second is None else Bucket(0.0, rate=items_per_second, size=1.0, level=1.0)
         self._learnt: Bucket | None = None
-        self._counts: Counted = "items"
+        self._counts: Counted = "requests"
         self._announced: dict[str, Bucket] = {}
         self._sent = Sent(requests=0, items=0, tokens=0.0)
         self._last = Sent(requests=1, items=1, tokens=1.0)
@@ -270,7 +270,10 @@ class Pacer:
             self._most_items = max(1, items // 2)
 
     def _learn(self, now: float, items: float, requests: float) -> None:
-        """Texts or requests: a server counts what came out the same each time, whatever the size of the requests was."""
+        """Texts or requests: a server counts what came out the same each time, whatever the size of the requests was.
+
+        Until their sizes differ, requests are counted: nothing then keeps them from growing, and the difference shows.
+        """
         self._rates = [*self._rates[-REMEMBERED + 1 :], (items, requests)]
         by_items, by_requests = (max(rates) / min(rates) for rates in zip(*self._rates, strict=True))
         if by_items > CLEARLY * by_requests:

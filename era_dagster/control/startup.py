@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from era_dagster.control.ceilings import Ceilings
+from era_dagster.control.ceilings import PRICE, Ceilings
 
 FIRST_CONCURRENCY = 4
 COLD_SECONDS = 1.0
@@ -68,9 +68,9 @@ class Startup:
         before = math.inf if self._before is None else self._before[1]
         return max(self._ceilings.highest_latency, 1.3 * before)
 
-    def paced(self) -> Landing:
+    def paced(self, concurrency: int) -> Landing:
         """Somebody else sets the pace: there is nothing to learn from waves."""
-        return self._land(self.wave.concurrency, 0.0, "the pace is the limit")
+        return self._land(concurrency, 0.0, "the pace is the limit")
 
     @property
     def fastest(self) -> float:
@@ -107,7 +107,7 @@ class Startup:
             full = latency_seconds > max(self._ceilings.highest_latency, 1.3 * self._fastest)
             if not self._larger and (full or elasticity < WORTH_IT):
                 wide = math.ceil(wave.concurrency * math.exp(step * max(0.0, min(1.0, elasticity))))
-                spent = latency_seconds if elasticity >= WORTH_IT else before
+                spent = latency_seconds if elasticity >= PRICE else before
                 return self._land(wide, spent, f"saturated, e = {elasticity:.2f}")
             if full or elasticity < WORTH_IT:
                 self._larger = False
