@@ -25,6 +25,8 @@ SHORTEST_EPOCH_SECONDS = 0.4
 """However fast the answers come, a judgement waits this long: scheduling noise lives below it."""
 REGRET = 0.01
 """The throughput that probing may cost: one that lost much comes again late, one that lost nothing soon."""
+LATE_COST = 0.5
+"""A probe that missed the latency target counts as so much lost throughput."""
 SHORTEST_REST_SECONDS = 2.0
 LONGEST_REST_SECONDS = 60.0
 FAIR_ITEMS = 1
@@ -278,7 +280,7 @@ class AdaptiveLimit:
         if abs(off) > TOLERANCE and (self._moves < MOST_MOVES or abs(off) > 0.7):
             work = self.point.work * max(0.25, min(2.0, math.exp(off)))
             moved = self._bounded(now, Point(self.point.concurrency, min(work, max(self._most_work, self.point.work))))
-            if moved != self.point and self._size(moved) != self._size_before:
+            if moved != self.point and self._size(moved) != self._size_before and self._affordable(moved, measured):
                 before, self._size_before, self._moves = self.point, self._size(self.point), self._moves + 1
                 judgement = self._go(now, moved, "towards the latency target", measured)
                 self._came_from = (before, measured)
@@ -292,12 +294,18 @@ class AdaptiveLimit:
             else self.point.work + FAIR_ITEMS * self.point.concurrency * self.item_tokens
         )
         fair = self._bounded(now, Point(self.point.concurrency, min(work, max(self._most_work, self.point.work))))
-        self.point = Point(self.point.concurrency, fair.work)
+        if self._affordable(fair, measured):
+            self.point = Point(self.point.concurrency, fair.work)
         return self._try(now, measured)
 
     def _size(self, point: Point) -> tuple[int, int]:
         """Requests and texts in each: between two neighbours there is nothing, so that going back and forth is no use."""
         return point.concurrency, round(point.work / point.concurrency / self.item_tokens)
+
+    def _affordable(self, point: Point, measured: Measurement) -> bool:
+        """Texts are whole: whether one more in each request would keep the latency target, if the server is saturated."""
+        (_, items), (_, more) = self._size(self.point), self._size(point)
+        return more <= items or measured.latency * more / max(items, 1) < 1.05 * self._ceilings.latency_seconds
 
     def _undo_harm(self, now: float, measured: Measurement) -> Judgement | None:
         """Growth that cost far more throughput than noise is undone; a cut that lowered no latency teaches the target."""
@@ -344,7 +352,7 @@ class AdaptiveLimit:
         if probe == "down":
             return Point(c, work / STEP)
         if probe == "wider":
-            return Point(c * (2 if c > 2 else 4), work)
+            return Point(c * (2 if c > 1 else 4), work)
         return Point(max(1, c // 2), work)
 
     def _judge_probe(self, now: float, probe: Probe, measured: Measurement) -> Judgement | None:
@@ -358,7 +366,7 @@ class AdaptiveLimit:
         self._probe = None
         if gain <= threshold:
             self._kept_in_a_row = 0
-            self._postpone(now, probe, gain)
+            self._postpone(now, probe, gain, late=measured.latency > self._ceilings.latency_seconds)
             return self._go(now, self._origin, f"probe {probe} undone", measured, gain)
         self._kept_in_a_row += 1
         self._undone[probe], self._due[probe] = 0, now
@@ -386,9 +394,11 @@ class AdaptiveLimit:
             return 0.1 * step if reference.latency > 1.2 * low else 0.02
         return WIDER_GAIN if probe == "wider" or self.point.concurrency == 1 else -NARROWER_LOSS
 
-    def _postpone(self, now: float, probe: Probe, gain: float) -> None:
+    def _postpone(self, now: float, probe: Probe, gain: float, *, late: bool = False) -> None:
         """Its next turn: when what this one cost is a small share of the time between."""
         cost = -min(0.0, gain) * 2.0 * (now - self._probed_at)
+        if late:
+            cost += LATE_COST * (now - self._probed_at)
         self._undone[probe] = min(3, self._undone[probe] + 1)
         rest = max(SHORTEST_REST_SECONDS * self._undone[probe], cost / REGRET)
         self._due[probe] = now + min(LONGEST_REST_SECONDS, rest)
