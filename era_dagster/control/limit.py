@@ -352,7 +352,7 @@ class AdaptiveLimit:
         if probe == "down":
             return Point(c, work / STEP)
         if probe == "wider":
-            return Point(c * (2 if c > 1 else 4), work)
+            return Point(c * (2 if c > 2 else 4), work)
         return Point(max(1, c // 2), work)
 
     def _judge_probe(self, now: float, probe: Probe, measured: Measurement) -> Judgement | None:
