@@ -7,7 +7,7 @@ chapter is pending when a stage's stored stamp differs from the stamp its conten
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, LiteralString
 
 import psycopg
 from psycopg import sql
@@ -79,19 +79,37 @@ _CHAPTER_COLUMNS = (
 def known_sources(database: Database, root: Path) -> dict[str, KnownSource]:
     """The recorded sources that lie in `root` (or are `root`, when one book is looked at alone), by path."""
     with database.connection() as connection:
-        sources = connection.execute(
-            "SELECT f.source_path, f.signature, f.state, f.reason FROM drop_sources AS f"
-            " WHERE (f.folder = %(root)s OR f.source_path = %(root)s)",
-            {"root": str(root)},
-        ).fetchall()
-        chapters: dict[str, dict[str, bytes]] = {}
-        for path, key, digest in connection.execute(
+        return _sources(connection, "(f.folder = %(root)s OR f.source_path = %(root)s)", {"root": str(root)})
+
+
+def sources_elsewhere(database: Database, root: Path, keys: Sequence[str]) -> dict[str, KnownSource]:
+    """The recorded sources outside `root` that own one of the chapters in `keys`, or that a newer drop hides, by path."""
+    with database.connection() as connection:
+        return _sources(
+            connection,
+            "f.folder <> %(root)s AND f.source_path <> %(root)s AND f.state = 'read' AND (f.reason <> ''"
+            " OR EXISTS (SELECT FROM drop_chapters AS o"
+            " WHERE o.source_path = f.source_path AND o.partition_key = ANY(%(keys)s)))",
+            {"root": str(root), "keys": list(keys)},
+        )
+
+
+def _sources(connection: psycopg.Connection, where: LiteralString, values: dict[str, Any]) -> dict[str, KnownSource]:
+    sources = connection.execute(
+        sql.SQL("SELECT f.source_path, f.signature, f.state, f.reason FROM drop_sources AS f WHERE {}").format(
+            sql.SQL(where)
+        ),
+        values,
+    ).fetchall()
+    chapters: dict[str, dict[str, bytes]] = {}
+    for path, key, digest in connection.execute(
+        sql.SQL(
             "SELECT d.source_path, d.partition_key, d.content_hash FROM drop_chapters AS d"
-            " JOIN drop_sources AS f USING (source_path) WHERE NOT d.gone"
-            " AND (f.folder = %(root)s OR f.source_path = %(root)s)",
-            {"root": str(root)},
-        ):
-            chapters.setdefault(path, {})[key] = bytes(digest)
+            " JOIN drop_sources AS f USING (source_path) WHERE NOT d.gone AND {}"
+        ).format(sql.SQL(where)),
+        values,
+    ):
+        chapters.setdefault(path, {})[key] = bytes(digest)
     return {
         path: KnownSource(signature=signature, state=state, reason=reason, chapters=chapters.get(path, {}))
         for path, signature, state, reason in sources
