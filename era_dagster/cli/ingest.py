@@ -3,7 +3,7 @@
 import time
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
@@ -18,6 +18,9 @@ from era_dagster.storage.database import Database, database_url
 from era_dagster.storage.drops import KnownChapter, pending_chapters
 from era_dagster.storage.migrations import migrate
 from era_dagster.storage.minister_files import render_due
+
+if TYPE_CHECKING:
+    from era_dagster.defs.resources import KnowledgeBaseResource
 
 
 @click.command()
@@ -49,7 +52,7 @@ def ingest_paths(settings: Settings, paths: list[Path], *, dry_run: bool = False
             refresh_combined_index(settings, database)
     receipt, failure = Receipt(), None
     if pending:
-        receipt, failure = _run(settings, pending, quiet=as_json)
+        receipt, failure = run_pending(settings, pending, quiet=as_json)
     receipt.chapters_unchanged += max(0, known - sum(not chapter.gone for chapter in pending))
     receipt.chapters_seen = known + sum(chapter.gone for chapter in pending)
     return _tell(receipt, looks, failure, as_json)
@@ -60,16 +63,16 @@ def _pending(settings: Settings, database: Database, roots: list[Path]) -> list[
     found = {
         chapter.partition_key: chapter
         for root in roots
-        for chapter in pending_chapters(database, stages=STAGES, suffixes=suffixes, root=root)
+        for chapter in pending_chapters(database, stages=STAGES, suffixes=suffixes, root=root, unrecorded=True)
     }
     return [found[key] for key in sorted(found)]
 
 
-def _run(settings: Settings, pending: list[KnownChapter], *, quiet: bool) -> tuple[Receipt, str | None]:
+def run_pending(settings: Settings, pending: list[KnownChapter], *, quiet: bool) -> tuple[Receipt, str | None]:
+    """Run the ingest job over these chapters in this process, with a progress bar; the receipt, and what failed."""
     warnings.filterwarnings("ignore", module="dagster")
     from era_dagster.cli.launch import run_ingest
     from era_dagster.defs.instance import open_instance
-    from era_dagster.defs.resources import KnowledgeBaseResource
 
     receipt = Receipt()
     started = time.monotonic()
@@ -89,16 +92,23 @@ def _run(settings: Settings, pending: list[KnownChapter], *, quiet: bool) -> tup
         result = run_ingest(
             instance,
             pending,
-            knowledge_base=KnowledgeBaseResource(
-                drop_dir=str(settings.drop_dir),
-                data_dir=str(settings.data_dir),
-                embedding_provider=settings.embedding_provider or "",
-                embedding_urls=list(settings.embedding_urls),
-                embedding_model=settings.embedding_model or "",
-            ),
+            knowledge_base=knowledge_base_of(settings),
             on_progress=on_progress,
         )
     return receipt, result.failure
+
+
+def knowledge_base_of(settings: Settings) -> "KnowledgeBaseResource":
+    """The resource that gives a run in this process these settings."""
+    from era_dagster.defs.resources import KnowledgeBaseResource
+
+    return KnowledgeBaseResource(
+        drop_dir=str(settings.drop_dir),
+        data_dir=str(settings.data_dir),
+        embedding_provider=settings.embedding_provider or "",
+        embedding_urls=list(settings.embedding_urls),
+        embedding_model=settings.embedding_model or "",
+    )
 
 
 def _progress_bar(*, quiet: bool) -> Progress:

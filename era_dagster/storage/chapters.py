@@ -103,6 +103,17 @@ def set_recorded(database: Database, keys: Sequence[str]) -> None:
         )
 
 
+def redo_chapters(database: Database, keys: Sequence[str]) -> None:
+    """Make every stage of these chapters pending: the next run compares each row with what the source says."""
+    with database.connection() as connection:
+        connection.execute(
+            sql.SQL("UPDATE doctrine_sources SET {} WHERE partition_key = ANY(%s)").format(
+                sql.SQL(", ").join(sql.SQL("{} = NULL").format(sql.Identifier(name)) for name in STAMP_COLUMNS.values())
+            ),
+            (sorted(keys),),
+        )
+
+
 def write_chapter(database: Database, write: ChapterWrite) -> ChapterWritten:
     """Write one chapter; see the module. Domain tables must exist (`spaces.ensure_domain_tables`)."""
     chapter = write.chapter
@@ -237,10 +248,13 @@ def _write_entries(connection: psycopg.Connection, chapter: Chapter) -> tuple[Di
         " SELECT i.*, i.id, %s, %s, %s"
         " FROM unnest(%s::uuid[], %s::text[], %s::text[], %s::int[], %s::text[], %s::bytea[], %s::jsonb[])"
         " AS i (id, domain, category, position, text, content_hash, details)"
+        # The id is made of book, chapter, category and text: those differ only where somebody edited the row.
         " ON CONFLICT (doctrine_id, domain) DO UPDATE SET position = excluded.position, details = excluded.details,"
-        " partition_key = excluded.partition_key, updated_at = now()"
-        " WHERE (e.position, e.details, e.partition_key)"
-        " IS DISTINCT FROM (excluded.position, excluded.details, excluded.partition_key)"
+        " partition_key = excluded.partition_key, embedding_id = excluded.embedding_id, category = excluded.category,"
+        " text = excluded.text, book = excluded.book, chapter = excluded.chapter, updated_at = now()"
+        " WHERE (e.position, e.details, e.partition_key, e.embedding_id, e.category, e.text, e.book, e.chapter)"
+        " IS DISTINCT FROM (excluded.position, excluded.details, excluded.partition_key, excluded.embedding_id,"
+        " excluded.category, excluded.text, excluded.book, excluded.chapter)"
         " RETURNING e.domain",
         (chapter.book, chapter.chapter, chapter.partition_key, *columns),
     ).fetchall()

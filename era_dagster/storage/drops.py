@@ -225,15 +225,34 @@ def find_chapters(database: Database, keys: Sequence[str]) -> list[KnownChapter]
         return _chapters(connection, sql.SQL("d.partition_key = ANY(%(keys)s)"), {"keys": list(keys)})
 
 
+def registered_chapters(database: Database) -> list[KnownChapter]:
+    """Every chapter of the register, by partition key."""
+    with database.connection() as connection:
+        return _chapters(connection, sql.SQL("true"), {})
+
+
+def drop_folders(database: Database) -> list[Path]:
+    """Every folder that holds a recorded source."""
+    with database.connection() as connection:
+        return [Path(folder) for (folder,) in connection.execute("SELECT DISTINCT folder FROM drop_sources ORDER BY 1")]
+
+
 def pending_chapters(
-    database: Database, *, stages: Collection[Stage], suffixes: Mapping[Stage, str], root: Path | None
+    database: Database,
+    *,
+    stages: Collection[Stage],
+    suffixes: Mapping[Stage, str],
+    root: Path | None,
+    unrecorded: bool = False,
 ) -> list[KnownChapter]:
     """Chapters that are gone or have a stale stage among `stages`; `suffixes` as in `domain.stages.StampRules`.
 
     A stage without a suffix (its model is not known yet) is stale for every chapter. `root` limits the answer to
-    sources found under that folder.
+    sources found under that folder; `unrecorded` adds what a killed run stored and did not live to record in Dagster.
     """
     conditions: list[sql.Composable] = [sql.SQL("d.gone"), sql.SQL("s.partition_key IS NULL")]
+    if unrecorded:
+        conditions.append(sql.SQL("NOT s.recorded"))
     values: dict[str, str] = {}
     for stage in stages:
         if stage not in suffixes:
