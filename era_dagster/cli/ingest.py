@@ -2,6 +2,7 @@
 
 import time
 import warnings
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from era_dagster.cli.output import FAILED, print_json, print_table, settings_fro
 from era_dagster.domain.stages import STAGES
 from era_dagster.pipeline.drop import DropLook, look_at_drop
 from era_dagster.pipeline.ingest import refresh_combined_index, stamp_rules
+from era_dagster.pipeline.moves import DomainMove, domain_moves
 from era_dagster.pipeline.receipt import Receipt
 from era_dagster.settings import Settings
 from era_dagster.storage.database import Database, database_url
@@ -43,7 +45,7 @@ def ingest_paths(settings: Settings, paths: list[Path], *, dry_run: bool = False
     with Database(url, pool_size=settings.database_pool) as database:
         looks = [look_at_drop(settings, database, root, patient=False, record=not dry_run) for root in roots]
         if dry_run:
-            return _tell_plan(looks, as_json)
+            return _tell_plan(looks, domain_moves(settings, database), as_json)
         pending = _pending(settings, database, roots)
         known = sum(look.chapters for look in looks)
         if not pending:
@@ -124,17 +126,23 @@ def _progress_bar(*, quiet: bool) -> Progress:
     )
 
 
-def _tell_plan(looks: list[DropLook], as_json: bool) -> int:
+def _tell_plan(looks: list[DropLook], moves: list[DomainMove], as_json: bool) -> int:
     plan = {
         "new": [key for look in looks for key in look.new],
         "changed": [key for look in looks for key in look.changed],
         "gone": [key for look in looks for key in look.gone],
     }
     if as_json:
-        print_json({"dry_run": True, **plan, "problems": [line for look in looks for line in look.messages()]})
+        problems = [line for look in looks for line in look.messages()]
+        print_json({"dry_run": True, **plan, "domain_moves": [asdict(move) for move in moves], "problems": problems})
         return 0
     for name, keys in plan.items():
         stdout.print(f"{name}: {len(keys)} chapters" + (f" ({', '.join(keys[:5])}, ...)" if keys else ""))
+    for move in moves:
+        stdout.print(
+            f"domain {move.domain}: {move.leaving:,} entries leave, {move.arriving:,} arrive, of {move.chapters:,} chapters",
+            markup=False,
+        )
     for look in looks:
         for line in look.messages():
             stdout.print(line, markup=False)

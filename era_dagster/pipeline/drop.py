@@ -233,6 +233,7 @@ def _read_look(source: SourceStat, books: list[BookRead], chapters: ChapterPlan)
             for book in books
             for problem in book.problems
         ),
+        notes=tuple(note.message for book in books for note in book.notes),
     )
 
 

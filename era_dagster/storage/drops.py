@@ -48,6 +48,7 @@ class SourceLook:
     """How one source looked: the signature of its files and how the look ended.
 
     `chapters` maps partition key to content hash; None keeps what the register holds (the source could not be read).
+    `notes` are sentences about the source as a whole.
     """
 
     source_path: str
@@ -58,6 +59,7 @@ class SourceLook:
     priority: int | None = None
     chapters: Mapping[str, bytes] | None = None
     quarantined: Sequence[QuarantineRecord] = ()
+    notes: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,12 +159,12 @@ def record_look(
 
 def _record_source(connection: psycopg.Connection, look: SourceLook) -> None:
     connection.execute(
-        "INSERT INTO drop_sources AS s (source_path, folder, signature, sha256, priority, state, reason)"
-        " VALUES (%s, %s, %s, %s, %s, %s, %s) ON CONFLICT (source_path) DO UPDATE SET"
-        " signature = excluded.signature, sha256 = coalesce(excluded.sha256, s.sha256),"
-        " priority = excluded.priority, state = excluded.state, reason = excluded.reason, seen_at = now()"
-        " WHERE (s.signature, s.priority, s.state, s.reason)"
-        " IS DISTINCT FROM (excluded.signature, excluded.priority, excluded.state, excluded.reason)",
+        "INSERT INTO drop_sources AS s (source_path, folder, signature, sha256, priority, state, reason, notes)"
+        " VALUES (%s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT (source_path) DO UPDATE SET"
+        " signature = excluded.signature, sha256 = coalesce(excluded.sha256, s.sha256), priority = excluded.priority,"
+        " state = excluded.state, reason = excluded.reason, notes = excluded.notes, seen_at = now()"
+        " WHERE (s.signature, s.priority, s.state, s.reason, s.notes)"
+        " IS DISTINCT FROM (excluded.signature, excluded.priority, excluded.state, excluded.reason, excluded.notes)",
         (
             look.source_path,
             str(Path(look.source_path).parent),
@@ -171,6 +173,7 @@ def _record_source(connection: psycopg.Connection, look: SourceLook) -> None:
             look.priority,
             look.state,
             look.reason,
+            list(look.notes),
         ),
     )
     if look.state != "waiting":

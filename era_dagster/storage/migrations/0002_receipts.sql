@@ -18,3 +18,6 @@ ALTER TABLE dead_letters ADD CONSTRAINT dead_letters_state_check CHECK (state IN
 
 -- Whether the run that stored the chapter lived to record it in Dagster.
 ALTER TABLE doctrine_sources ADD COLUMN recorded boolean NOT NULL DEFAULT true;
+
+-- What a look noted about the source as a whole (no chapters, no doctrine, a priority that is none): shown, never a stop.
+ALTER TABLE drop_sources ADD COLUMN notes text[] NOT NULL DEFAULT '{}';
