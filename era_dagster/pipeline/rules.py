@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from era_dagster.domain.chunking import ChunkRules
 from era_dagster.domain.domains import fold_aliases
 from era_dagster.domain.errors import ConfigurationError, CorruptInput
-from era_dagster.intake.json_files import parse_json, read_bytes
+from era_dagster.intake.json_files import RepeatedKeys, parse_json, read_bytes
 from era_dagster.settings import Settings
 
 
@@ -33,6 +33,9 @@ def domain_aliases(settings: Settings) -> Mapping[str, str]:
         table = parse_json(read_bytes(file), file)
     except CorruptInput as error:
         raise ConfigurationError(error.message, hint=hint) from error
+    if isinstance(table, RepeatedKeys):
+        twice = ", ".join(repr(name) for name in sorted(table.keys_twice))
+        raise ConfigurationError(f"{file} names {twice} twice.", hint="Keep one of them.")
     if not isinstance(table, dict) or not all(isinstance(target, str) for target in table.values()):
         raise ConfigurationError(f"{file} is no object of domain names.", hint=hint)
     return fold_aliases(table)

@@ -87,6 +87,7 @@ def test_entries_move_without_a_call_and_move_back_when_the_table_is_taken_away(
         ('{"a": 5}', "no object"),
         ('{"a": "!!"}', "no usable domain"),
         ('{"a": "b", "A": "c"}', "two aliases"),
+        ('{"a": "b", "a": "b"}', "'a' twice"),
         ('{"a": "b", "b": "a"}', "lead to each other"),
     ],
 )
