@@ -21,7 +21,7 @@ from era_dagster.pipeline.ingest import refresh_combined_index, stamp_rules
 from era_dagster.settings import Settings
 from era_dagster.storage.chapters import redo_chapters, retire_chapter
 from era_dagster.storage.database import Database
-from era_dagster.storage.drops import KnownChapter, drop_folders, pending_chapters, registered_chapters
+from era_dagster.storage.drops import KnownChapter, pending_chapters, registered_chapters, source_paths
 from era_dagster.storage.minister_audit import FileFault, compare_files, remove_orphans
 from era_dagster.storage.minister_files import render_due
 from era_dagster.storage.stored import StoredChapter, stored_chapters
@@ -128,8 +128,13 @@ def _subjects(findings: Sequence[Finding], mend: Mend) -> list[str]:
 
 
 def _roots(settings: Settings, database: Database) -> list[Path]:
-    """The folders that were ever looked at and are there; one that is away says nothing about its books."""
-    return [folder for folder in sorted({settings.drop_dir, *drop_folders(database)}) if folder.is_dir()]
+    """What to look at: the drop folder, and sources from elsewhere one by one, for their neighbours were never dropped.
+
+    What is not there is not looked at: a folder that is away says nothing about its books.
+    """
+    drop = settings.drop_dir
+    elsewhere = [path for path in source_paths(database) if drop not in (path, path.parent) and path.exists()]
+    return [*([drop] if drop.is_dir() else []), *elsewhere]
 
 
 def _new_in_the_drop(settings: Settings, database: Database) -> Iterable[Finding]:

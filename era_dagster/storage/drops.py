@@ -234,10 +234,10 @@ def registered_chapters(database: Database) -> list[KnownChapter]:
         return _chapters(connection, sql.SQL("true"), {})
 
 
-def drop_folders(database: Database) -> list[Path]:
-    """Every folder that holds a recorded source."""
+def source_paths(database: Database) -> list[Path]:
+    """Where every recorded source lies, or lay."""
     with database.connection() as connection:
-        return [Path(folder) for (folder,) in connection.execute("SELECT DISTINCT folder FROM drop_sources ORDER BY 1")]
+        return [Path(path) for (path,) in connection.execute("SELECT source_path FROM drop_sources ORDER BY 1")]
 
 
 def pending_chapters(

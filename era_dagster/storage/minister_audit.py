@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from era_dagster.domain.errors import StorageError
 from era_dagster.storage.database import Database
 from era_dagster.storage.minister_files import COMBINED_INDEX, DOMAIN_FILES, combined_index_content, domain_content
 
@@ -30,7 +31,18 @@ def compare_files(database: Database, data_dir: Path) -> list[FileFault]:
     """Every difference between `<data>/ministers`, `<data>/combined_vector.index` and the database, in order of path.
 
     The hidden temporary files of a killed writer are no difference: readers pass over them, the next writer clears them.
+    Raises `StorageError` for a file or folder that cannot be read.
     """
+    try:
+        return _differences(database, data_dir)
+    except OSError as error:
+        raise StorageError(
+            f"{error.filename or data_dir} cannot be read: {error.strerror or error}.",
+            hint="Grant the rights, then try again.",
+        ) from error
+
+
+def _differences(database: Database, data_dir: Path) -> list[FileFault]:
     ministers = data_dir / "ministers"
     faults: list[FileFault] = []
     with database.connection() as connection:

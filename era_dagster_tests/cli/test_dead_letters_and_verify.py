@@ -57,6 +57,32 @@ def test_equal_errors_are_one_group_and_a_healed_server_takes_them(
     assert best["text"] == letters[1]["payload"]
 
 
+def test_one_poison_text_of_twenty_is_a_letter_in_the_receipt_until_the_redrive(
+    shell: Shell, server: FakeEmbeddingServer
+) -> None:
+    rules = [f"Rule {number} of the keeper." for number in range(18)]
+    book = {"chapter_index": 1, "text": "One chunk of text.", "domains": ["risk"], "rules": [*rules, POISON]}
+    (shell.folder / "data" / "drop" / "keeper.json").write_text(json.dumps(book), encoding="utf-8")
+    server.poison.add(POISON)
+    done = shell.era("ingest", "--json")
+    assert done.returncode == 1
+    assert json.loads(done.stdout)["items"] == {
+        "seen": 20, "stored": 19, "unchanged": 0, "dead": 1, "unusable": 0, "adds_up": True
+    }  # fmt: skip
+    receipts = "SELECT seen, stored, unchanged, dead FROM chapter_receipts ORDER BY written_at"
+    stored = "SELECT count(*) FROM vectors.doctrine_embeddings_all WHERE text = %s"
+    with psycopg.connect(shell.environment["ERA_DATABASE_URL"], autocommit=True) as connection:
+        assert connection.execute(receipts).fetchall() == [(20, 19, 0, 1)]
+        assert connection.execute(stored, (POISON,)).fetchone() == (0,)
+        server.poison.clear()
+        assert shell.json("dead-letters", "redrive")["resolved"] == 1
+        assert connection.execute(receipts).fetchall() == [(20, 19, 0, 1), (20, 1, 19, 0)]
+        assert connection.execute(stored, (POISON,)).fetchone() == (1,)
+        assert connection.execute("SELECT state FROM dead_letters").fetchall() == [("resolved",)]
+    rules_file = shell.folder / "data" / "ministers" / "risk" / "rules.json"
+    assert POISON in rules_file.read_text(encoding="utf-8")
+
+
 def test_drop_asks_first_and_the_text_is_no_longer_counted(poisoned: Shell) -> None:
     asked = poisoned.era("dead-letters", "drop", "--all")
     assert asked.returncode == 130

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from era_dagster.pipeline.drop import look_at_drop
 from era_dagster.pipeline.verify import Finding, Inspection, finish, inspect, mend
 from era_dagster_tests.pipeline.workbench import PER_RUN, Workbench, chapter, timeless
 
@@ -234,3 +235,25 @@ def test_a_finding_says_what_and_where_in_plain_words(bench: Workbench) -> None:
     (finding,) = inspected(bench).findings
     assert Path(finding.subject) == path
     assert finding.said == "the file is not what the database would render"
+
+
+def test_the_neighbours_of_a_book_from_elsewhere_are_none_of_our_business(bench: Workbench) -> None:
+    filled(bench)
+    elsewhere = bench.settings.drop_dir.with_name("shelf")
+    elsewhere.mkdir()
+    for name in ("wanted", "neighbour"):
+        bench.drop(name, chapter(1, rules=[f"A rule of the {name}."])).rename(elsewhere / name)
+    look_at_drop(bench.settings, bench.database, elsewhere / "wanted", patient=False)
+    bench.run()
+    assert inspected(bench).findings == ()
+    file("risk", "rules.json", b"{}")(bench)
+    assert mended(bench, inspected(bench).findings).clean
+    assert bench.count("minister_entries", "book = 'neighbour'") == 0
+    assert bench.count("minister_entries", "book = 'wanted'") == 1
+
+
+def test_a_link_in_a_circle_among_the_ministers_is_named_and_breaks_nothing(bench: Workbench) -> None:
+    filled(bench)
+    file("risk", "rules.json", None)(bench)
+    (bench.settings.ministers_dir / "nowhere").symlink_to(bench.settings.ministers_dir / "nowhere" / "on")
+    assert {finding.kind for finding in inspected(bench).findings} == {"missing_file", "foreign_file"}
