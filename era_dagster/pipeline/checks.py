@@ -118,6 +118,14 @@ def _receipts(settings: Settings, database: Database) -> Verdict:
     )
 
 
+def _unusable(settings: Settings, database: Database) -> Verdict:
+    return _none_of(
+        quality.unusable_items(database),
+        "Every doctrine item holds a sentence.",
+        "{n} doctrine items hold no sentence and are not stored; each is named with its place and the reason.",
+    )
+
+
 def _quarantine(settings: Settings, database: Database) -> Verdict:
     return _none_of(
         quality.quarantined(database),
@@ -214,6 +222,13 @@ CHECKS = (
             "Every chapter with doctrine has text.",
             "{n} chapters have doctrine but no text it could come from; the entries are kept, unproven.",
         ),
+    ),
+    Check(
+        name="items_hold_a_sentence",
+        asset="chapters",
+        description="No doctrine item is empty, a placeholder, or an object of an unknown shape.",
+        blocking=False,
+        judge=_unusable,
     ),
     Check(
         name="items_are_no_prompt_echoes",

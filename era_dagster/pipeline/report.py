@@ -14,6 +14,9 @@ from era_dagster.pipeline.receipt import Receipt
 from era_dagster.storage.chapters import ChapterWritten
 from era_dagster.storage.dead_letters import DeadText
 
+# Of the unusable items; all of them are in `doctrine_sources`.
+_MOST_NAMED = 20
+
 
 @dataclass(slots=True, kw_only=True)
 class ChapterVectors:
@@ -82,7 +85,9 @@ def stage_metadata(
 ) -> dict[str, Any]:
     # Each value costs a tenth of a millisecond in Dagster's event log: what is empty is left out.
     extras: dict[str, Any] = {
-        "unusable_items": len(chapter.unusable),
+        "unusable_items": [
+            f"{item.category}[{item.position}]: {item.reason}" for item in chapter.unusable[:_MOST_NAMED]
+        ],
         "repairs": dict(chapter.repairs),
         "notes": [note.message for note in chapter.notes],
     }

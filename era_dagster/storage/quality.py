@@ -41,6 +41,11 @@ _NOTED = """
 SELECT s.partition_key AS chapter, s.book, note ->> 'message' AS message, (note ->> 'count')::int AS count
 FROM doctrine_sources AS s, jsonb_array_elements(s.notes) AS note WHERE note ->> 'code' = ANY(%(codes)s) ORDER BY 1
 """
+_UNUSABLE = """
+SELECT s.partition_key AS chapter, item ->> 'category' AS category, (item ->> 'position')::int AS position,
+       item ->> 'reason' AS reason
+FROM doctrine_sources AS s, jsonb_array_elements(s.unusable) AS item ORDER BY 1, 2, 3
+"""
 _BOOKS_WITHOUT_DOCTRINE = """
 SELECT s.book, count(*) AS chapters, count(*) FILTER (WHERE s.notes @> '[{"code": "empty_doctrine"}]') AS suspicious,
        count(*) FILTER (WHERE s.entry_count > 0) AS with_doctrine
@@ -94,6 +99,11 @@ def last_run(database: Database) -> tuple[dict[str, Any] | None, Rows]:
 def noted_chapters(database: Database, codes: Sequence[str]) -> Rows:
     """The chapters that carry a note with one of these codes, with its message and count."""
     return _rows(database, _NOTED, codes=list(codes))
+
+
+def unusable_items(database: Database) -> Rows:
+    """The doctrine items that hold no sentence: chapter, category, place in its list, and why (an object with its keys)."""
+    return _rows(database, _UNUSABLE)
 
 
 def books_without_doctrine(database: Database) -> Rows:

@@ -48,6 +48,7 @@ def test_status_and_doctor_show_every_warning_with_its_place(shell: Shell) -> No
         "doctrine without text: 1 chapters",  # a note of chapters
         "check doctrine_has_its_text",
         "check items_are_no_prompt_echoes",
+        "an object without a sentence; its keys: x",
         "check domains_are_known",
         "harbour_etiquette",
         "check input_is_readable",
@@ -59,6 +60,7 @@ def test_status_and_doctor_show_every_warning_with_its_place(shell: Shell) -> No
     assert failing == {
         "input_is_readable",
         "doctrine_has_its_text",
+        "items_hold_a_sentence",
         "items_are_no_prompt_echoes",
         "domains_are_known",
     }

@@ -59,6 +59,11 @@ FAULTS: dict[str, tuple[Callable[[Workbench], None], set[str], str]] = {
         {"doctrine_has_its_text"},
         "harbour/0001",
     ),
+    "an object that holds no sentence": (
+        book(chapter(1, rules=["Wait.", {"when": "dusk", "who": "the pilot"}])),
+        {"items_hold_a_sentence"},
+        "its keys: when, who",
+    ),
     "an echo of the prompt": (
         book(chapter(1, rules=["No actionable doctrine in the provided text."])),
         {"items_are_no_prompt_echoes"},
