@@ -218,7 +218,7 @@ CHECKS = (
         description="No entry claims to come from a chapter that is blank or has no text record.",
         blocking=False,
         judge=_noted(
-            ["doctrine_without_text", "text_missing"],
+            ["doctrine_without_text"],
             "Every chapter with doctrine has text.",
             "{n} chapters have doctrine but no text it could come from; the entries are kept, unproven.",
         ),
