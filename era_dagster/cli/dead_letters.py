@@ -7,9 +7,9 @@ from typing import Any
 import click
 
 from era_dagster.cli.ingest import knowledge_base_of
+from era_dagster.cli.knowledge_base import open_knowledge_base
 from era_dagster.cli.output import (
     FAILED,
-    open_knowledge_base,
     print_json,
     print_table,
     settings_from_environment,

@@ -7,8 +7,7 @@ import errno
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
@@ -18,8 +17,6 @@ from rich.table import Table
 
 from era_dagster.domain.errors import ConfigurationError, EraError
 from era_dagster.settings import Settings, load_settings
-from era_dagster.storage.database import Database, database_url
-from era_dagster.storage.migrations import migrate
 
 T = TypeVar("T")
 FAILED = 1
@@ -32,15 +29,6 @@ stderr = Console(stderr=True, soft_wrap=True, highlight=False)
 def settings_from_environment(**overrides: Any) -> Settings:
     """The settings of this process."""
     return load_settings(os.environ, **overrides)
-
-
-@contextmanager
-def open_knowledge_base(settings: Settings, *, pool_size: int = 2) -> Iterator[Database]:
-    """The knowledge base, its schema up to date; starts the embedded server when no other is configured."""
-    url = database_url(settings)
-    migrate(url)
-    with Database(url, pool_size=pool_size) as database:
-        yield database
 
 
 def print_json(value: Any) -> None:

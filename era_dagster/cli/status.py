@@ -4,7 +4,8 @@ from dataclasses import asdict
 
 import click
 
-from era_dagster.cli.output import open_knowledge_base, print_json, print_table, settings_from_environment, stdout
+from era_dagster.cli.knowledge_base import open_knowledge_base
+from era_dagster.cli.output import print_json, print_table, settings_from_environment, stdout
 from era_dagster.pipeline.checks import Check, Verdict, run_checks
 from era_dagster.storage.overview import Overview, overview
 from era_dagster.storage.spaces import live_space

@@ -4,9 +4,9 @@ import click
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from era_dagster.cli.ingest import run_pending
+from era_dagster.cli.knowledge_base import open_knowledge_base
 from era_dagster.cli.output import (
     FAILED,
-    open_knowledge_base,
     print_json,
     print_table,
     settings_from_environment,
