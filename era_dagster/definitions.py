@@ -12,7 +12,9 @@ import click
 import dagster as dg
 
 from era_dagster.defs.assets import Progress, build_assets
+from era_dagster.defs.checks import checks_job, knowledge_base_checks
 from era_dagster.defs.jobs import ingest_job
+from era_dagster.defs.redrive import redrive_job
 from era_dagster.defs.resources import KnowledgeBaseResource
 from era_dagster.defs.sensors import chapter_drop_sensor
 
@@ -26,7 +28,8 @@ def build_defs(
     """Fresh definitions. `everything_pending` builds the chapter assets without partitions."""
     return dg.Definitions(
         assets=build_assets(partitioned=not everything_pending, on_progress=on_progress),
-        jobs=[ingest_job],
+        asset_checks=[knowledge_base_checks],
+        jobs=[ingest_job, redrive_job, checks_job],
         sensors=[chapter_drop_sensor],
         resources={"knowledge_base": KnowledgeBaseResource(), **(resource_overrides or {})},
         executor=dg.in_process_executor,

@@ -98,6 +98,7 @@ class Settings:
     chunk_max_chars: int
     chunk_overlap_chars: int
     chunk_words: int
+    domain_aliases: Path | None
     chapters_per_run: int
     settle_seconds: float
     embed_concurrency: int | None
@@ -196,6 +197,7 @@ _VARIABLES = (
     _Variable("chunk_max_chars", _whole(16), "1024"),
     _Variable("chunk_overlap_chars", _whole(0), "0"),
     _Variable("chunk_words", _whole(1), "512"),
+    _Variable("domain_aliases", _path, None),
     _Variable("chapters_per_run", _whole(1), "200"),
     _Variable("settle_seconds", _positive, "2"),
     _Variable("embed_concurrency", _whole(1), None, ("WORKERS_EMBED",)),

@@ -110,13 +110,17 @@ def _database(settings: Settings) -> Finding:
 def _intake(settings: Settings) -> Finding:
     with Database(database_url(settings), pool_size=1) as database:
         found = overview(database)
-    troubles = len(found.quarantine) + len(found.failed) + found.totals.get("open_dead_letters", 0)
+    letters = found.totals.get("open_dead_letters", 0)
+    troubles = len(found.quarantine) + len(found.failed) + letters
+    unreadable = sorted({record["file"] for record in found.quarantine})
+    named = f" ({', '.join(unreadable[:3])}{', ...' if len(unreadable) > 3 else ''})" if unreadable else ""
     return Finding(
         name="intake",
         ok=troubles == 0,
-        found=f"{len(found.quarantine)} quarantined, {len(found.failed)} failed chapters,"
-        f" {found.totals.get('open_dead_letters', 0)} open dead letters.",
-        next_step="" if troubles == 0 else "`era status` names them.",
+        found=f"{len(found.quarantine)} quarantined{named}, {len(found.failed)} failed chapters, {letters} open dead letters.",
+        next_step=""
+        if troubles == 0
+        else "`era status` names them; `era dead-letters redrive` tries the letters again.",
     )
 
 

@@ -2,8 +2,9 @@
 
 import time
 import warnings
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
@@ -12,12 +13,16 @@ from era_dagster.cli.output import FAILED, print_json, print_table, settings_fro
 from era_dagster.domain.stages import STAGES
 from era_dagster.pipeline.drop import DropLook, look_at_drop
 from era_dagster.pipeline.ingest import refresh_combined_index, stamp_rules
+from era_dagster.pipeline.moves import DomainMove, domain_moves
 from era_dagster.pipeline.receipt import Receipt
 from era_dagster.settings import Settings
 from era_dagster.storage.database import Database, database_url
 from era_dagster.storage.drops import KnownChapter, pending_chapters
 from era_dagster.storage.migrations import migrate
 from era_dagster.storage.minister_files import render_due
+
+if TYPE_CHECKING:
+    from era_dagster.defs.resources import KnowledgeBaseResource
 
 
 @click.command()
@@ -40,7 +45,7 @@ def ingest_paths(settings: Settings, paths: list[Path], *, dry_run: bool = False
     with Database(url, pool_size=settings.database_pool) as database:
         looks = [look_at_drop(settings, database, root, patient=False, record=not dry_run) for root in roots]
         if dry_run:
-            return _tell_plan(looks, as_json)
+            return _tell_plan(looks, domain_moves(settings, database), as_json)
         pending = _pending(settings, database, roots)
         known = sum(look.chapters for look in looks)
         if not pending:
@@ -49,7 +54,7 @@ def ingest_paths(settings: Settings, paths: list[Path], *, dry_run: bool = False
             refresh_combined_index(settings, database)
     receipt, failure = Receipt(), None
     if pending:
-        receipt, failure = _run(settings, pending, quiet=as_json)
+        receipt, failure = run_pending(settings, pending, quiet=as_json)
     receipt.chapters_unchanged += max(0, known - sum(not chapter.gone for chapter in pending))
     receipt.chapters_seen = known + sum(chapter.gone for chapter in pending)
     return _tell(receipt, looks, failure, as_json)
@@ -60,16 +65,16 @@ def _pending(settings: Settings, database: Database, roots: list[Path]) -> list[
     found = {
         chapter.partition_key: chapter
         for root in roots
-        for chapter in pending_chapters(database, stages=STAGES, suffixes=suffixes, root=root)
+        for chapter in pending_chapters(database, stages=STAGES, suffixes=suffixes, root=root, unrecorded=True)
     }
     return [found[key] for key in sorted(found)]
 
 
-def _run(settings: Settings, pending: list[KnownChapter], *, quiet: bool) -> tuple[Receipt, str | None]:
+def run_pending(settings: Settings, pending: list[KnownChapter], *, quiet: bool) -> tuple[Receipt, str | None]:
+    """Run the ingest job over these chapters in this process, with a progress bar; the receipt, and what failed."""
     warnings.filterwarnings("ignore", module="dagster")
     from era_dagster.cli.launch import run_ingest
     from era_dagster.defs.instance import open_instance
-    from era_dagster.defs.resources import KnowledgeBaseResource
 
     receipt = Receipt()
     started = time.monotonic()
@@ -89,16 +94,23 @@ def _run(settings: Settings, pending: list[KnownChapter], *, quiet: bool) -> tup
         result = run_ingest(
             instance,
             pending,
-            knowledge_base=KnowledgeBaseResource(
-                drop_dir=str(settings.drop_dir),
-                data_dir=str(settings.data_dir),
-                embedding_provider=settings.embedding_provider or "",
-                embedding_urls=list(settings.embedding_urls),
-                embedding_model=settings.embedding_model or "",
-            ),
+            knowledge_base=knowledge_base_of(settings),
             on_progress=on_progress,
         )
     return receipt, result.failure
+
+
+def knowledge_base_of(settings: Settings) -> "KnowledgeBaseResource":
+    """The resource that gives a run in this process these settings."""
+    from era_dagster.defs.resources import KnowledgeBaseResource
+
+    return KnowledgeBaseResource(
+        drop_dir=str(settings.drop_dir),
+        data_dir=str(settings.data_dir),
+        embedding_provider=settings.embedding_provider or "",
+        embedding_urls=list(settings.embedding_urls),
+        embedding_model=settings.embedding_model or "",
+    )
 
 
 def _progress_bar(*, quiet: bool) -> Progress:
@@ -114,17 +126,23 @@ def _progress_bar(*, quiet: bool) -> Progress:
     )
 
 
-def _tell_plan(looks: list[DropLook], as_json: bool) -> int:
+def _tell_plan(looks: list[DropLook], moves: list[DomainMove], as_json: bool) -> int:
     plan = {
         "new": [key for look in looks for key in look.new],
         "changed": [key for look in looks for key in look.changed],
         "gone": [key for look in looks for key in look.gone],
     }
     if as_json:
-        print_json({"dry_run": True, **plan, "problems": [line for look in looks for line in look.messages()]})
+        problems = [line for look in looks for line in look.messages()]
+        print_json({"dry_run": True, **plan, "domain_moves": [asdict(move) for move in moves], "problems": problems})
         return 0
     for name, keys in plan.items():
         stdout.print(f"{name}: {len(keys)} chapters" + (f" ({', '.join(keys[:5])}, ...)" if keys else ""))
+    for move in moves:
+        stdout.print(
+            f"domain {move.domain}: {move.leaving:,} entries leave, {move.arriving:,} arrive, of {move.chapters:,} chapters",
+            markup=False,
+        )
     for look in looks:
         for line in look.messages():
             stdout.print(line, markup=False)

@@ -1,7 +1,8 @@
-"""Runs the ingest job in this process, for `era ingest` and `era demo`: the same graph, the same events, no daemon."""
+"""Runs the project's jobs in this process, for the commands of `era`: the same graph, the same events, no daemon."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import dagster as dg
 
@@ -9,6 +10,7 @@ from era_dagster.definitions import build_defs
 from era_dagster.defs.assets import Progress
 from era_dagster.defs.jobs import INGEST_JOB, run_config
 from era_dagster.defs.partitions import add_missing
+from era_dagster.defs.redrive import REDRIVE_JOB, REDRIVE_OP
 from era_dagster.defs.resources import KnowledgeBaseResource
 from era_dagster.storage.drops import KnownChapter
 
@@ -31,12 +33,21 @@ def run_ingest(
     """Register the chapters as partitions and run the job over them."""
     add_missing(instance, [chapter.partition_key for chapter in chapters if not chapter.gone])
     defs = build_defs(resource_overrides={"knowledge_base": knowledge_base}, on_progress=on_progress)
-    result = defs.resolve_job_def(INGEST_JOB).execute_in_process(
+    return _execute(instance, defs, INGEST_JOB, run_config([chapter.partition_key for chapter in chapters], look=False))
+
+
+def run_redrive(
+    instance: dg.DagsterInstance, letters: Sequence[str], *, knowledge_base: KnowledgeBaseResource
+) -> LaunchResult:
+    """Run the job that tries dead letters again over these names; none: all open ones."""
+    defs = build_defs(resource_overrides={"knowledge_base": knowledge_base})
+    return _execute(instance, defs, REDRIVE_JOB, {"ops": {REDRIVE_OP: {"config": {"letters": list(letters)}}}})
+
+
+def _execute(instance: dg.DagsterInstance, defs: dg.Definitions, job: str, config: dict[str, Any]) -> LaunchResult:
+    result = defs.resolve_job_def(job).execute_in_process(
         instance=instance,
-        run_config={
-            **run_config([chapter.partition_key for chapter in chapters], look=False),
-            "loggers": {"console": {"config": {"log_level": "CRITICAL"}}},
-        },
+        run_config={**config, "loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
         raise_on_error=False,
     )
     if result.success:

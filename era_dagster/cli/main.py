@@ -11,6 +11,8 @@ _COMMANDS = {
     "ingest": "ingest",
     "search": "search",
     "status": "status",
+    "dead-letters": "dead_letters",
+    "verify": "verify",
     "doctor": "doctor",
     "db": "database",
     "demo": "demo",
@@ -31,7 +33,7 @@ class LazyGroup(click.Group):
         """The command of that name; None where there is none."""
         if cmd_name not in _COMMANDS:
             return None
-        return getattr(import_module(f"era_dagster.cli.{_COMMANDS[cmd_name]}"), cmd_name)
+        return getattr(import_module(f"era_dagster.cli.{_COMMANDS[cmd_name]}"), cmd_name.replace("-", "_"))
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

@@ -4,9 +4,9 @@ from dataclasses import asdict
 
 import click
 
+from era_dagster.cli.knowledge_base import open_knowledge_base
 from era_dagster.cli.output import print_json, print_table, settings_from_environment, stdout
-from era_dagster.storage.database import Database, database_url
-from era_dagster.storage.migrations import migrate
+from era_dagster.pipeline.checks import Check, Verdict, run_checks
 from era_dagster.storage.overview import Overview, overview
 from era_dagster.storage.spaces import live_space
 
@@ -16,12 +16,12 @@ from era_dagster.storage.spaces import live_space
 def status(as_json: bool) -> int:
     """Show books, counts, the model, and everything that waits for attention."""
     settings = settings_from_environment()
-    url = database_url(settings)
-    migrate(url)
-    with Database(url, pool_size=2) as database:
+    with open_knowledge_base(settings) as database:
         found, space = overview(database), live_space(database)
+        judged = run_checks(settings, database)
     if as_json:
-        print_json({**asdict(found), "model": asdict(space) if space else None})
+        checks = [{"name": check.name, "asset": check.asset, **asdict(verdict)} for check, verdict in judged]
+        print_json({**asdict(found), "model": asdict(space) if space else None, "checks": checks})
         return 0
     if not found.books:
         stdout.print("The knowledge base is empty. Put books into the drop folder and run `era ingest`.")
@@ -30,6 +30,7 @@ def status(as_json: bool) -> int:
     if space:
         stdout.print(f"Model: {space.model} ({space.dimension} dimensions, {space.provider})")
     _print_attention(found)
+    _print_checks(judged)
     return 0
 
 
@@ -57,7 +58,11 @@ def _print_books(found: Overview) -> None:
 
 def _print_attention(found: Overview) -> None:
     for source in found.sources:
-        stdout.print(f"{source['state']}: {source['source_path']}: {source['reason']}", markup=False)
+        if source["reason"]:
+            state = "hidden" if source["state"] == "read" else source["state"]
+            stdout.print(f"{state}: {source['source_path']}: {source['reason']}", markup=False)
+        for note in source["notes"]:
+            stdout.print(f"note: {source['source_path']}: {note}", markup=False)
     for record in found.quarantine:
         place = f" {record['location']}" if record["location"] else ""
         stdout.print(f"quarantined: {record['file']}{place}: {record['reason']}", markup=False)
@@ -67,5 +72,19 @@ def _print_attention(found: Overview) -> None:
         stdout.print(f"dead letters: {letter['letters']} x {letter['error_class']}: {letter['message']}", markup=False)
     for note in found.notes:
         stdout.print(
-            f"note: {note['chapters']} chapters: {note['message']} (for example {note['example']})", markup=False
+            f"note: {note['code'].replace('_', ' ')}: {note['chapters']:,} chapters"
+            f" ({', '.join(note['examples'])}{', ...' if note['chapters'] > 3 else ''}), first: {note['message']}",
+            markup=False,
         )
+
+
+def _print_checks(judged: list[tuple[Check, Verdict]]) -> None:
+    """The claims that do not hold, each with the first of its offenders; `--json` has all of them."""
+    for check, verdict in judged:
+        if verdict.passed:
+            continue
+        stdout.print(f"check {check.name}: {verdict.said}", style="red" if check.blocking else "yellow", markup=False)
+        for row in verdict.named[:3]:
+            stdout.print(f"    {', '.join(f'{name} {value}' for name, value in row.items())}", markup=False)
+    held = sum(verdict.passed for _, verdict in judged)
+    stdout.print(f"{held} of {len(judged)} checks hold.")

@@ -7,22 +7,26 @@ materialization for each stage of each chapter that is really done, and fails at
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import dagster as dg
 from pydantic import Field
 
+from era_dagster.defs.checks import record_checks
 from era_dagster.defs.events import MaterializationLog
 from era_dagster.defs.failures import as_dagster_failures
 from era_dagster.defs.partitions import add_missing, book_chapters, forget, with_unmarked
 from era_dagster.defs.resources import KnowledgeBaseResource
 from era_dagster.defs.runs import OP_NAME, note_taken, settle_runs
+from era_dagster.domain.errors import EraError
 from era_dagster.domain.stages import STAGES, UPSTREAM, with_upstream
 from era_dagster.pipeline.drop import look_at_drop
 from era_dagster.pipeline.ingest import refresh_combined_index, run_stages, stamp_rules
 from era_dagster.pipeline.receipt import Receipt
 from era_dagster.pipeline.runner import StageDone
 from era_dagster.settings import Settings
+from era_dagster.storage.chapters import set_recorded
 from era_dagster.storage.database import Database
 from era_dagster.storage.drops import KnownChapter, find_chapters, pending_chapters
 
@@ -132,26 +136,52 @@ def _run(
         chapters, problems = _everything_pending(context, config, settings, database, selected)
     for problem in problems:
         context.log.error(problem)
-    with MaterializationLog(context, ASSET_ORDER) as log:
-        try:
-            receipt = run_stages(
-                settings,
-                database,
-                chapters=chapters,
-                selected=selected,
-                run_id=context.run.run_id,
-                listener=_DagsterListener(log, on_progress),
-            )
-        finally:
-            _forget_retired(context.instance, database, chapters)
-        if {"minister_files", "vector_tables"} & set(selected):
-            log.add(COMBINED_INDEX, None, {"receipt": dg.MetadataValue.json(receipt.as_json())})
-    context.log.info("Receipt: %s", receipt.as_json())
+    run_chapters(context, settings, database, chapters=chapters, selected=selected, on_progress=on_progress)
     if problems:
         more = f" And {len(problems) - 10} more." if len(problems) > 10 else ""
         raise dg.Failure(
             description=f"Everything else is done, but: {' '.join(problems[:10])}{more}", allow_retries=False
         )
+
+
+def run_chapters(
+    context: dg.OpExecutionContext | dg.AssetExecutionContext,
+    settings: Settings,
+    database: Database,
+    *,
+    chapters: Sequence[KnownChapter],
+    selected: Sequence[str],
+    on_progress: Progress | None = None,
+) -> Receipt:
+    """Run the selected stages of these chapters, record what is done of each, then judge the claims about the whole.
+
+    Raises as `pipeline.ingest.run_stages`, after everything that is true is recorded.
+    """
+    try:
+        with MaterializationLog(context, ASSET_ORDER) as log:
+            listener = _DagsterListener(log, on_progress)
+            try:
+                receipt = run_stages(
+                    settings,
+                    database,
+                    chapters=chapters,
+                    selected=selected,
+                    run_id=context.run.run_id,
+                    listener=listener,
+                )
+            finally:
+                _forget_retired(context.instance, database, chapters)
+            if {"minister_files", "vector_tables"} & set(selected):
+                log.add(COMBINED_INDEX, None, {"receipt": dg.MetadataValue.json(receipt.as_json())})
+        set_recorded(database, sorted(listener.told))
+    except EraError:
+        # The trouble of the run is what counts, should the checks meet the same.
+        with suppress(EraError):
+            record_checks(context, settings, database)
+        raise
+    record_checks(context, settings, database)
+    context.log.info("Receipt: %s", receipt.as_json())
+    return receipt
 
 
 def _forget_retired(instance: dg.DagsterInstance, database: Database, chapters: Sequence[KnownChapter]) -> None:
@@ -204,13 +234,15 @@ def _everything_pending(
 
 
 class _DagsterListener:
-    """Turns finished stages into materializations and passes totals on."""
+    """Turns finished stages into materializations and passes totals on; `told` are the chapters it heard of."""
 
     def __init__(self, log: MaterializationLog, on_progress: Progress | None) -> None:
         self._log = log
         self._on_progress = on_progress
+        self.told: set[str] = set()
 
     def stages_done(self, done: Sequence[StageDone]) -> None:
+        self.told.update(stage.partition_key for stage in done)
         for stage in done:
             self._log.add(stage.stage, stage.partition_key, stage.metadata)
         self._log.flush_if_due()

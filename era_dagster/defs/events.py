@@ -34,7 +34,7 @@ class MaterializationLog:
 
     def __init__(
         self,
-        context: dg.AssetExecutionContext,
+        context: dg.OpExecutionContext | dg.AssetExecutionContext,
         order: Sequence[str],
         *,
         clock: Callable[[], float] = time.monotonic,

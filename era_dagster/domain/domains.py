@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from era_dagster.domain.doctrine import DomainName
+from era_dagster.domain.errors import ConfigurationError
 from era_dagster.domain.text import clean_line
 
 # The 18 names that hold 94.6 % of the rows of the 59 measured books, and `intelligence`, the minister without doctrine.
@@ -79,6 +80,38 @@ def slugify_domain(name: str) -> str:
         digest = hashlib.sha256(slug.encode("ascii")).hexdigest()[:_HASH_DIGITS]
         return f"{slug[: _SLUG_CHARS - _HASH_DIGITS - 1].rstrip('_')}_{digest}"
     return slug
+
+
+def fold_aliases(table: Mapping[str, str]) -> dict[str, str]:
+    """An alias table (domain name -> name to use instead, in any spelling) as slug -> final slug; chains are followed.
+
+    Raises `ConfigurationError` for a name that folds to nothing, a name with two targets, and names in a circle.
+    """
+    direct: dict[str, str] = {}
+    for name, target in table.items():
+        slug, wanted = slugify_domain(clean_line(name)), slugify_domain(clean_line(target))
+        if not slug or not wanted:
+            raise ConfigurationError(
+                f"The domain alias {name!r} = {target!r} names no usable domain.", hint="Correct or remove that pair."
+            )
+        if direct.setdefault(slug, wanted) != wanted:
+            raise ConfigurationError(
+                f"The domain {slug} has two aliases, {direct[slug]} and {wanted}.", hint="Keep one of them."
+            )
+    folded: dict[str, str] = {}
+    for slug, first in direct.items():
+        target, seen = first, {slug}
+        while target in direct and direct[target] != target:
+            if target in seen:
+                raise ConfigurationError(
+                    f"The domain aliases {' and '.join(sorted(seen))} lead to each other.",
+                    hint="Remove one of the pairs.",
+                )
+            seen.add(target)
+            target = direct[target]
+        if target != slug:
+            folded[slug] = target
+    return folded
 
 
 def parsed_object(text: str) -> object:

@@ -4,8 +4,9 @@ A stamp names everything a stage's result depends on: the chapter's content, the
 stored stamp equals the one computed here is up to date; nothing else decides that. Pure.
 """
 
+import hashlib
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from era_dagster.domain.chunking import ChunkRules
@@ -25,10 +26,14 @@ CHUNKER_VERSION = 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StampRules:
-    """What stamps depend on besides the chapter: the chunk rules and the model (None where no stage needs one)."""
+    """What stamps depend on besides the chapter: the chunk rules, the model (None where no stage needs one), the aliases.
+
+    `aliases` maps domain slugs to the slugs to use instead. Only stages that store domains depend on them.
+    """
 
     chunk_rules: ChunkRules
     model_stamp: str | None
+    aliases: Mapping[str, str] = field(default_factory=dict[str, str])
 
     @property
     def suffixes(self) -> dict[Stage, str]:
@@ -37,14 +42,21 @@ class StampRules:
         chunks = (
             f":{CHUNKER_VERSION}/{rules.mode}/{rules.min_chars}/{rules.max_chars}/{rules.overlap_chars}/{rules.words}"
         )
-        suffixes: dict[Stage, str] = {"chapters": "", "chunks": chunks, "minister_files": ""}
+        aliases = f":aliases {_digest(self.aliases)}" if self.aliases else ""
+        suffixes: dict[Stage, str] = {"chapters": aliases, "chunks": chunks, "minister_files": aliases}
         if self.model_stamp is not None:
-            suffixes["embeddings"] = suffixes["vector_tables"] = f"{chunks}:{self.model_stamp}"
+            suffixes["embeddings"] = f"{chunks}:{self.model_stamp}"
+            suffixes["vector_tables"] = suffixes["embeddings"] + aliases
         return suffixes
 
     def stamps(self, content_hash: bytes) -> dict[Stage, str]:
         """The stamp each stage has when it is up to date for this content."""
         return {stage: content_hash.hex() + suffix for stage, suffix in self.suffixes.items()}
+
+
+def _digest(aliases: Mapping[str, str]) -> str:
+    pairs = "\n".join(f"{slug}={target}" for slug, target in sorted(aliases.items()))
+    return hashlib.sha256(pairs.encode("utf-8")).hexdigest()[:12]
 
 
 def with_upstream(selected: Collection[str]) -> frozenset[Stage]:

@@ -5,11 +5,12 @@ all look through here, so that they agree on what there is.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from era_dagster.domain.errors import CorruptInput
+from era_dagster.domain.errors import ConfigurationError, CorruptInput
+from era_dagster.domain.identity import partition_key
 from era_dagster.intake.plan import ChapterPlan, DropPlan, Look, plan_chapters, plan_drop, signature
 from era_dagster.intake.reader import BookRead, read_source
 from era_dagster.intake.snapshot import SourceStat, scan_drop
@@ -22,6 +23,7 @@ from era_dagster.storage.drops import (
     known_sources,
     record_look,
     source_troubles,
+    sources_elsewhere,
 )
 
 
@@ -92,48 +94,112 @@ def look_at_drop(
         settle_seconds=settings.settle_seconds if patient else 0.0,
         unsettled={path: Look(signature=seen, since_ns=since) for path, (seen, since) in (settling or {}).items()},
     )
-    books: list[BookRead] = []
-    unreadable: dict[str, CorruptInput] = {}
-    for source in plan.read:
-        try:
-            books.extend(read_source(Path(source.path)))
-        except CorruptInput as error:
-            unreadable[source.path] = error
-    chapters = plan_chapters(snapshot, books, known)
-    looks = _looks(plan, books, unreadable, chapters)
+    books, unreadable = _read(plan.read)
+    elsewhere = _elsewhere(database, root, books, plan) if plan.read or plan.gone else _NOWHERE
+    books += elsewhere.books
+    chapters = plan_chapters((*snapshot, *elsewhere.stats), books, {**known, **elsewhere.known})
+    looks = _looks((*plan.read, *elsewhere.read), plan.waiting, books, unreadable, chapters)
     if record:
-        record_look(database, looks=looks, vanished=plan.gone, gone=chapters.gone, shadowed=chapters.shadowed)
+        record_look(
+            database,
+            looks=looks,
+            vanished=(*plan.gone, *elsewhere.vanished),
+            gone=chapters.gone,
+            shadowed=chapters.shadowed,
+        )
     troubles = source_troubles(database, root) if record else _troubles(looks)
-    held = sum(len(source.chapters) for path, source in known.items() if path not in chapters.owned)
+    owned = {path: held for path, held in chapters.owned.items() if path not in elsewhere.known}
+    held = sum(len(source.chapters) for path, source in known.items() if path not in owned)
+    own_paths = {source.path for source in snapshot}
     return DropLook(
         root=root,
-        chapters=held + sum(len(owned) for owned in chapters.owned.values()) - _retired(known, chapters),
+        chapters=held + sum(len(keys) for keys in owned.values()) - _retired(known, owned, chapters),
         new=tuple(chapter.partition_key for chapter in chapters.new),
         changed=tuple(chapter.partition_key for chapter in chapters.changed),
         gone=chapters.gone,
         troubles=tuple(troubles),
         waiting=tuple((source.path, reason) for source, reason in plan.waiting)
         + tuple((path, "still being written") for path in plan.unsettled),
-        notes=tuple(f"{book.book}: {note.message}" for book in books for note in book.notes),
+        notes=tuple(f"{book.book}: {note.message}" for book in books for note in book.notes)
+        + tuple(f"{path}: {reason}" for path, reason in chapters.shadowed.items() if path in own_paths),
         settling={path: (look.signature, look.since_ns) for path, look in plan.unsettled.items()},
     )
 
 
-def _retired(known: Mapping[str, KnownSource], chapters: ChapterPlan) -> int:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Elsewhere:
+    """Sources of other folders that hold chapters of this look too.
+
+    `stats` and `known` are those that are there, `read` those read again because a newer drop had hidden them, `vanished`
+    the hidden ones that are away: they are forgotten, so that they are read when they return.
+    """
+
+    stats: tuple[SourceStat, ...] = ()
+    known: Mapping[str, KnownSource]
+    read: tuple[SourceStat, ...] = ()
+    books: tuple[BookRead, ...] = ()
+    vanished: tuple[str, ...] = ()
+
+
+_NOWHERE = _Elsewhere(known={})
+
+
+def _elsewhere(database: Database, root: Path, books: list[BookRead], plan: DropPlan) -> _Elsewhere:
+    keys = [partition_key(book.slug, chapter.chapter) for book in books for chapter in book.chapters]
+    known = sources_elsewhere(database, root, keys)
+    stats = {path: stat for path in known if (stat := _source_at(path)) is not None}
+    hidden = {path for path, source in known.items() if source.reason}
+    again = [stat for path, stat in stats.items() if path in hidden and signature(stat) == known[path].signature]
+    found, _ = _read(again)
+    readable = {str(book.path) for book in found}
+    return _Elsewhere(
+        stats=tuple(stats.values()),
+        known={path: known[path] for path in stats},
+        read=tuple(stat for stat in again if stat.path in readable),
+        books=tuple(found),
+        vanished=tuple(sorted(hidden - stats.keys())) if plan.gone else (),
+    )
+
+
+def _source_at(path: str) -> SourceStat | None:
+    """The source at `path`, when it is there and whole."""
+    try:
+        found = scan_drop(Path(path))
+    except ConfigurationError:
+        return None
+    return next((stat for stat in found if stat.path == path and not stat.obstacle), None)
+
+
+def _read(sources: Sequence[SourceStat]) -> tuple[list[BookRead], dict[str, CorruptInput]]:
+    """The books of these sources, and by path why a source cannot be read."""
+    books: list[BookRead] = []
+    unreadable: dict[str, CorruptInput] = {}
+    for source in sources:
+        try:
+            books.extend(read_source(Path(source.path)))
+        except CorruptInput as error:
+            unreadable[source.path] = error
+    return books, unreadable
+
+
+def _retired(known: Mapping[str, KnownSource], owned: Mapping[str, Mapping[str, bytes]], chapters: ChapterPlan) -> int:
     """Chapters still counted with a vanished or superseded source."""
-    kept = {key for path, source in known.items() if path not in chapters.owned for key in source.chapters}
-    owned = {key for held in chapters.owned.values() for key in held}
-    return len(kept & (set(chapters.gone) | owned))
+    kept = {key for path, source in known.items() if path not in owned for key in source.chapters}
+    return len(kept & {*chapters.gone, *(key for held in chapters.owned.values() for key in held)})
 
 
 def _looks(
-    plan: DropPlan, books: list[BookRead], unreadable: Mapping[str, CorruptInput], chapters: ChapterPlan
+    read: Sequence[SourceStat],
+    waiting: Sequence[tuple[SourceStat, str]],
+    books: list[BookRead],
+    unreadable: Mapping[str, CorruptInput],
+    chapters: ChapterPlan,
 ) -> list[SourceLook]:
     by_path: dict[str, list[BookRead]] = {}
     for book in books:
         by_path.setdefault(str(book.path), []).append(book)
-    looks = [_read_look(source, by_path[source.path], chapters) for source in plan.read if source.path in by_path]
-    for source in plan.read:
+    looks = [_read_look(source, by_path[source.path], chapters) for source in read if source.path in by_path]
+    for source in read:
         error = unreadable.get(source.path)
         if error is not None:
             looks.append(
@@ -148,8 +214,7 @@ def _looks(
                 )
             )
     looks += [
-        SourceLook(source_path=source.path, signature="", state="waiting", reason=reason)
-        for source, reason in plan.waiting
+        SourceLook(source_path=source.path, signature="", state="waiting", reason=reason) for source, reason in waiting
     ]
     return looks
 
@@ -168,6 +233,7 @@ def _read_look(source: SourceStat, books: list[BookRead], chapters: ChapterPlan)
             for book in books
             for problem in book.problems
         ),
+        notes=tuple(note.message for book in books for note in book.notes),
     )
 
 

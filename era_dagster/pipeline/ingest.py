@@ -10,11 +10,13 @@ from dataclasses import replace
 
 import httpx
 
-from era_dagster.domain.errors import EraError
+from era_dagster.domain.errors import EndpointRefused, EndpointUnavailable, EraError, TransientError
 from era_dagster.domain.stages import Stage, StampRules, stale_stages, with_upstream
+from era_dagster.embedding.embedder import Embedder
 from era_dagster.embedding.factory import configured_model, open_embedder
+from era_dagster.embedding.vectors import ModelIdentity
 from era_dagster.pipeline.receipt import Receipt
-from era_dagster.pipeline.rules import chunk_rules
+from era_dagster.pipeline.rules import chunk_rules, domain_aliases
 from era_dagster.pipeline.runner import (
     ChapterRunner,
     Listener,
@@ -32,15 +34,21 @@ from era_dagster.storage.indexes import build_vector_indexes
 from era_dagster.storage.minister_files import render_due, write_combined_index
 from era_dagster.storage.spaces import Space, check_configured, ensure_space, live_space
 
+_ASK_AGAIN_SECONDS = 1.0
+
 
 def stamp_rules(settings: Settings, database: Database) -> StampRules:
-    """What stamps depend on now: the chunk rules and the live model, if there is one.
+    """What stamps depend on now: the chunk rules, the live model, if there is one, and the domain aliases.
 
     Raises `ConfigurationError` when the settings name another model than the live one.
     """
     live = live_space(database)
     check_configured(live, model=configured_model(settings))
-    return StampRules(chunk_rules=chunk_rules(settings), model_stamp=live.stamp if live else None)
+    return StampRules(
+        chunk_rules=chunk_rules(settings),
+        model_stamp=live.stamp if live else None,
+        aliases=domain_aliases(settings),
+    )
 
 
 def run_stages(
@@ -102,13 +110,21 @@ async def _run(
         for chapter in work.chapters
         if not chapter.gone
     )
+    without_vectors = ChapterRunner(database, None, listener=listener, settings=settings, model=None)
     if not needs_vectors:
-        return await ChapterRunner(database, None, listener=listener, settings=settings, model=None).run(work, stamps)
+        return await without_vectors.run(work, stamps)
     live = await asyncio.to_thread(live_space, database)
     async with open_embedder(
         settings, known=live, cache=lambda model: PostgresVectorCache(database, model=model), transport=transport
     ) as embedder:
-        identity = await embedder.identify()
+        try:
+            identity = await _identify(embedder, settings.retry_budget_seconds if live else 0.0)
+        except (TransientError, EndpointRefused) as error:
+            # No model is at hand: what needs none is done all the same, so that only the vectors are left to the next run.
+            outcome = await without_vectors.run(replace(work, stages=work.stages - vector_stages), stamps)
+            outcome.fatal = outcome.fatal or error
+            outcome.finished.clear()
+            return outcome
         space = Space(
             provider=identity.provider,
             model=identity.model,
@@ -121,6 +137,19 @@ async def _run(
         work = replace(work, rules=replace(work.rules, model_stamp=space.stamp))
         runner = ChapterRunner(database, embedder, listener=listener, settings=settings, model=identity.model)
         return await runner.run(work, stamps)
+
+
+async def _identify(embedder: Embedder, patience_seconds: float) -> ModelIdentity:
+    """Ask which model answers; a server that has worked before and is away now gets so long to come back."""
+    loop = asyncio.get_running_loop()
+    until = loop.time() + patience_seconds
+    while True:
+        try:
+            return await embedder.identify()
+        except EndpointUnavailable:
+            if loop.time() + _ASK_AGAIN_SECONDS > until:
+                raise
+        await asyncio.sleep(_ASK_AGAIN_SECONDS)
 
 
 def _files(settings: Settings, database: Database, work: Work, outcome: Outcome, listener: Listener) -> None:

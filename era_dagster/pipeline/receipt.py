@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from era_dagster.domain.receipt import ItemCounts
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AssetCounts:
@@ -20,22 +22,6 @@ class AssetCounts:
     def plus(self, **more: int) -> "AssetCounts":
         """These counts with `more` added."""
         return replace(self, **{name: getattr(self, name) + number for name, number in more.items()})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ItemCounts:
-    """The items of the chapters that were worked on; `seen == stored + unchanged + dead + unusable` when all is well."""
-
-    seen: int = 0
-    stored: int = 0
-    unchanged: int = 0
-    dead: int = 0
-    unusable: int = 0
-
-    @property
-    def adds_up(self) -> bool:
-        """No item was lost on the way."""
-        return self.seen == self.stored + self.unchanged + self.dead + self.unusable
 
 
 @dataclass(slots=True)

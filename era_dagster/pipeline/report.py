@@ -2,7 +2,7 @@
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,11 @@ import numpy.typing as npt
 from era_dagster.domain.doctrine import Chapter, Chunk
 from era_dagster.embedding.report import EmbedReport
 from era_dagster.pipeline.receipt import Receipt
-from era_dagster.storage.chapters import ChapterWritten, DeadText
+from era_dagster.storage.chapters import ChapterWritten
+from era_dagster.storage.dead_letters import DeadText
+
+# Of the unusable items; all of them are in `doctrine_sources`.
+_MOST_NAMED = 20
 
 
 @dataclass(slots=True, kw_only=True)
@@ -68,14 +72,8 @@ def count_chapter(
         receipt.count(
             "vector_tables", stored=difference.written, unchanged=difference.unchanged, removed=difference.removed
         )
-    items = (written.chunk_vectors, written.entry_vectors)
-    receipt.add_items(
-        seen=vectors.texts + len(chapter.unusable),
-        stored=sum(difference.written for difference in items),
-        unchanged=sum(difference.unchanged for difference in items),
-        dead=len(vectors.dead),
-        unusable=len(chapter.unusable),
-    )
+    if written.items is not None:
+        receipt.add_items(**asdict(written.items))
 
 
 def stage_metadata(
@@ -87,7 +85,9 @@ def stage_metadata(
 ) -> dict[str, Any]:
     # Each value costs a tenth of a millisecond in Dagster's event log: what is empty is left out.
     extras: dict[str, Any] = {
-        "unusable_items": len(chapter.unusable),
+        "unusable_items": [
+            f"{item.category}[{item.position}]: {item.reason}" for item in chapter.unusable[:_MOST_NAMED]
+        ],
         "repairs": dict(chapter.repairs),
         "notes": [note.message for note in chapter.notes],
     }
@@ -114,6 +114,7 @@ def stage_metadata(
         rows = (written.chunk_vectors, written.entry_vectors, written.domain_vectors)
         found["vector_tables"] = {
             "rows_written": sum(difference.written for difference in rows),
+            **({"items": asdict(written.items)} if written.items is not None else {}),
             **{
                 name: number
                 for name, number in (

@@ -308,5 +308,5 @@ def _concerns_every_chapter(error: EraError) -> bool:
 
 
 def _prepare(source: SourceChapter, work: Work) -> tuple[Chapter, tuple[Chunk, ...] | None]:
-    chapter = clean_chapter(source)
+    chapter = clean_chapter(source, work.rules.aliases)
     return chapter, cut_chunks(chapter.text, work.rules.chunk_rules) if "chunks" in work.stages else None

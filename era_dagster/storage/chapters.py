@@ -6,7 +6,6 @@ written; a stage's stamp is set in the same transaction as its rows, so a kill a
 
 import hashlib
 import json
-import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -18,11 +17,12 @@ from pgvector import HalfVector
 from psycopg import sql
 
 from era_dagster.domain.doctrine import Chapter, Chunk
+from era_dagster.domain.receipt import ItemCounts
 from era_dagster.domain.stages import Stage
 from era_dagster.storage.database import Database
+from era_dagster.storage.dead_letters import DeadText, write_letters
 from era_dagster.storage.vectors import CHUNK_TABLE, DOMAIN_TABLE, EVERY_TABLE, Difference, replace_rows
 
-_DEAD_LETTERS = uuid.UUID("5a1e8a52-6c4e-5f0e-9a63-2f1c9d0b7e11")
 STAMP_COLUMNS: Mapping[Stage, str] = {
     "chapters": "chapters_stamp",
     "chunks": "chunks_stamp",
@@ -30,17 +30,6 @@ STAMP_COLUMNS: Mapping[Stage, str] = {
     "vector_tables": "vector_tables_stamp",
     "minister_files": "minister_files_stamp",
 }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeadText:
-    """A text that got no vector, and why; `fingerprint` is equal for equal errors."""
-
-    text: str
-    error_class: str
-    message: str
-    fingerprint: str
-    attempts: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +56,10 @@ class ChapterWrite:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChapterWritten:
-    """The outcome of one `ChapterWrite`; `domains` are those whose entries changed, so whose files are due."""
+    """The outcome of one `ChapterWrite`; `domains` are those whose entries changed, so whose files are due.
+
+    `items` is the chapter's receipt, as stored; None when no vectors were written.
+    """
 
     entries: Difference = field(default_factory=Difference)
     chunks: Difference = field(default_factory=Difference)
@@ -75,6 +67,7 @@ class ChapterWritten:
     entry_vectors: Difference = field(default_factory=Difference)
     domain_vectors: Difference = field(default_factory=Difference)
     domains: frozenset[str] = frozenset()
+    items: ItemCounts | None = None
 
 
 def stored_stamps(database: Database, keys: Sequence[str]) -> dict[str, dict[str, str | None]]:
@@ -101,6 +94,26 @@ def set_stamp(database: Database, stage: Stage, stamps: Mapping[str, str]) -> No
         )
 
 
+def set_recorded(database: Database, keys: Sequence[str]) -> None:
+    """Note that Dagster shows what is stored of these chapters; a killed run leaves the others unrecorded."""
+    with database.connection() as connection:
+        connection.execute(
+            "UPDATE doctrine_sources SET recorded = true WHERE partition_key = ANY(%s) AND NOT recorded",
+            (sorted(keys),),
+        )
+
+
+def redo_chapters(database: Database, keys: Sequence[str]) -> None:
+    """Make every stage of these chapters pending: the next run compares each row with what the source says."""
+    with database.connection() as connection:
+        connection.execute(
+            sql.SQL("UPDATE doctrine_sources SET {} WHERE partition_key = ANY(%s)").format(
+                sql.SQL(", ").join(sql.SQL("{} = NULL").format(sql.Identifier(name)) for name in STAMP_COLUMNS.values())
+            ),
+            (sorted(keys),),
+        )
+
+
 def write_chapter(database: Database, write: ChapterWrite) -> ChapterWritten:
     """Write one chapter; see the module. Domain tables must exist (`spaces.ensure_domain_tables`)."""
     chapter = write.chapter
@@ -110,7 +123,9 @@ def write_chapter(database: Database, write: ChapterWrite) -> ChapterWritten:
         entries, domains = _write_entries(connection, chapter)
         chunks = _write_chunks(connection, chapter, write.chunks) if write.chunks is not None else Difference()
         vectors = _write_vectors(connection, write)
-        _write_dead_letters(connection, write)
+        if write.entry_vectors is not None:
+            write_letters(connection, chapter.partition_key, write.dead)
+        items = _write_receipt(connection, write, vectors[:2])
         _mark_changed(connection, domains)
     return ChapterWritten(
         entries=entries,
@@ -119,6 +134,7 @@ def write_chapter(database: Database, write: ChapterWrite) -> ChapterWritten:
         entry_vectors=vectors[1],
         domain_vectors=vectors[2],
         domains=frozenset(domains),
+        items=items,
     )
 
 
@@ -172,6 +188,7 @@ def _write_source(connection: psycopg.Connection, write: ChapterWrite) -> None:
         "repairs": json.dumps(dict(chapter.repairs)),
         "entry_count": len(chapter.entries),
         "pair_count": sum(len(entry.domains) for entry in chapter.entries),
+        "recorded": False,
     }
     if write.chunks is not None:
         values["chunk_count"] = len(write.chunks)
@@ -231,10 +248,13 @@ def _write_entries(connection: psycopg.Connection, chapter: Chapter) -> tuple[Di
         " SELECT i.*, i.id, %s, %s, %s"
         " FROM unnest(%s::uuid[], %s::text[], %s::text[], %s::int[], %s::text[], %s::bytea[], %s::jsonb[])"
         " AS i (id, domain, category, position, text, content_hash, details)"
+        # The id is made of book, chapter, category and text: those differ only where somebody edited the row.
         " ON CONFLICT (doctrine_id, domain) DO UPDATE SET position = excluded.position, details = excluded.details,"
-        " partition_key = excluded.partition_key, updated_at = now()"
-        " WHERE (e.position, e.details, e.partition_key)"
-        " IS DISTINCT FROM (excluded.position, excluded.details, excluded.partition_key)"
+        " partition_key = excluded.partition_key, embedding_id = excluded.embedding_id, category = excluded.category,"
+        " text = excluded.text, book = excluded.book, chapter = excluded.chapter, updated_at = now()"
+        " WHERE (e.position, e.details, e.partition_key, e.embedding_id, e.category, e.text, e.book, e.chapter)"
+        " IS DISTINCT FROM (excluded.position, excluded.details, excluded.partition_key, excluded.embedding_id,"
+        " excluded.category, excluded.text, excluded.book, excluded.chapter)"
         " RETURNING e.domain",
         (chapter.book, chapter.chapter, chapter.partition_key, *columns),
     ).fetchall()
@@ -305,33 +325,36 @@ def _write_vectors(connection: psycopg.Connection, write: ChapterWrite) -> tuple
     )
 
 
-def _write_dead_letters(connection: psycopg.Connection, write: ChapterWrite) -> None:
-    if write.entry_vectors is None:
-        return
-    key = write.chapter.partition_key
-    letters = {uuid.uuid5(_DEAD_LETTERS, f"embeddings\n{key}\n{dead.text}"): dead for dead in write.dead}
-    for identifier, dead in sorted(letters.items(), key=lambda pair: str(pair[0])):
-        connection.execute(
-            "INSERT INTO dead_letters AS d (dead_letter_id, stage, partition_key, payload, error_class, message,"
-            " fingerprint, attempts) VALUES (%s, 'embeddings', %s, %s, %s, %s, %s, %s)"
-            " ON CONFLICT (dead_letter_id) DO UPDATE SET error_class = excluded.error_class,"
-            " message = excluded.message, fingerprint = excluded.fingerprint,"
-            " attempts = d.attempts + excluded.attempts, state = 'open', last_at = now()",
-            (
-                identifier,
-                key,
-                dead.text,
-                dead.error_class,
-                dead.message,
-                dead.fingerprint,
-                dead.attempts,
-            ),
-        )
-    connection.execute(
-        "UPDATE dead_letters SET state = 'resolved', last_at = now()"
-        " WHERE partition_key = %s AND state = 'open' AND NOT dead_letter_id = ANY(%s)",
-        (key, list(letters)),
+def _write_receipt(
+    connection: psycopg.Connection, write: ChapterWrite, tables: Sequence[Difference]
+) -> ItemCounts | None:
+    """Account for every item: what the chapter has on one side, what the tables and letters took on the other."""
+    if not write.write_vector_tables or write.chunks is None or write.entry_vectors is None:
+        return None
+    unusable = len(write.chapter.unusable)
+    items = ItemCounts(
+        seen=len(write.chunks) + len(write.chapter.entries) + unusable,
+        stored=sum(difference.written for difference in tables),
+        unchanged=sum(difference.unchanged for difference in tables),
+        dead=len(write.dead),
+        unusable=unusable,
     )
+    connection.execute(
+        "INSERT INTO chapter_receipts (partition_key, run_id, seen, stored, unchanged, dead, unusable)"
+        " VALUES (%s, %s, %s, %s, %s, %s, %s) ON CONFLICT (partition_key, run_id) DO UPDATE SET seen = excluded.seen,"
+        " stored = excluded.stored, unchanged = excluded.unchanged, dead = excluded.dead,"
+        " unusable = excluded.unusable, written_at = now()",
+        (
+            write.chapter.partition_key,
+            write.run_id,
+            items.seen,
+            items.stored,
+            items.unchanged,
+            items.dead,
+            items.unusable,
+        ),
+    )
+    return items
 
 
 def _mark_changed(connection: psycopg.Connection, domains: Iterable[str]) -> None:

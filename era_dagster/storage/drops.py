@@ -7,7 +7,7 @@ chapter is pending when a stage's stored stamp differs from the stamp its conten
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, LiteralString
 
 import psycopg
 from psycopg import sql
@@ -48,6 +48,7 @@ class SourceLook:
     """How one source looked: the signature of its files and how the look ended.
 
     `chapters` maps partition key to content hash; None keeps what the register holds (the source could not be read).
+    `notes` are sentences about the source as a whole.
     """
 
     source_path: str
@@ -58,6 +59,7 @@ class SourceLook:
     priority: int | None = None
     chapters: Mapping[str, bytes] | None = None
     quarantined: Sequence[QuarantineRecord] = ()
+    notes: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,19 +81,37 @@ _CHAPTER_COLUMNS = (
 def known_sources(database: Database, root: Path) -> dict[str, KnownSource]:
     """The recorded sources that lie in `root` (or are `root`, when one book is looked at alone), by path."""
     with database.connection() as connection:
-        sources = connection.execute(
-            "SELECT f.source_path, f.signature, f.state, f.reason FROM drop_sources AS f"
-            " WHERE (f.folder = %(root)s OR f.source_path = %(root)s)",
-            {"root": str(root)},
-        ).fetchall()
-        chapters: dict[str, dict[str, bytes]] = {}
-        for path, key, digest in connection.execute(
+        return _sources(connection, "(f.folder = %(root)s OR f.source_path = %(root)s)", {"root": str(root)})
+
+
+def sources_elsewhere(database: Database, root: Path, keys: Sequence[str]) -> dict[str, KnownSource]:
+    """The recorded sources outside `root` that own one of the chapters in `keys`, or that a newer drop hides, by path."""
+    with database.connection() as connection:
+        return _sources(
+            connection,
+            "f.folder <> %(root)s AND f.source_path <> %(root)s AND f.state = 'read' AND (f.reason <> ''"
+            " OR EXISTS (SELECT FROM drop_chapters AS o"
+            " WHERE o.source_path = f.source_path AND o.partition_key = ANY(%(keys)s)))",
+            {"root": str(root), "keys": list(keys)},
+        )
+
+
+def _sources(connection: psycopg.Connection, where: LiteralString, values: dict[str, Any]) -> dict[str, KnownSource]:
+    sources = connection.execute(
+        sql.SQL("SELECT f.source_path, f.signature, f.state, f.reason FROM drop_sources AS f WHERE {}").format(
+            sql.SQL(where)
+        ),
+        values,
+    ).fetchall()
+    chapters: dict[str, dict[str, bytes]] = {}
+    for path, key, digest in connection.execute(
+        sql.SQL(
             "SELECT d.source_path, d.partition_key, d.content_hash FROM drop_chapters AS d"
-            " JOIN drop_sources AS f USING (source_path) WHERE NOT d.gone"
-            " AND (f.folder = %(root)s OR f.source_path = %(root)s)",
-            {"root": str(root)},
-        ):
-            chapters.setdefault(path, {})[key] = bytes(digest)
+            " JOIN drop_sources AS f USING (source_path) WHERE NOT d.gone AND {}"
+        ).format(sql.SQL(where)),
+        values,
+    ):
+        chapters.setdefault(path, {})[key] = bytes(digest)
     return {
         path: KnownSource(signature=signature, state=state, reason=reason, chapters=chapters.get(path, {}))
         for path, signature, state, reason in sources
@@ -139,12 +159,12 @@ def record_look(
 
 def _record_source(connection: psycopg.Connection, look: SourceLook) -> None:
     connection.execute(
-        "INSERT INTO drop_sources AS s (source_path, folder, signature, sha256, priority, state, reason)"
-        " VALUES (%s, %s, %s, %s, %s, %s, %s) ON CONFLICT (source_path) DO UPDATE SET"
-        " signature = excluded.signature, sha256 = coalesce(excluded.sha256, s.sha256),"
-        " priority = excluded.priority, state = excluded.state, reason = excluded.reason, seen_at = now()"
-        " WHERE (s.signature, s.priority, s.state, s.reason)"
-        " IS DISTINCT FROM (excluded.signature, excluded.priority, excluded.state, excluded.reason)",
+        "INSERT INTO drop_sources AS s (source_path, folder, signature, sha256, priority, state, reason, notes)"
+        " VALUES (%s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT (source_path) DO UPDATE SET"
+        " signature = excluded.signature, sha256 = coalesce(excluded.sha256, s.sha256), priority = excluded.priority,"
+        " state = excluded.state, reason = excluded.reason, notes = excluded.notes, seen_at = now()"
+        " WHERE (s.signature, s.priority, s.state, s.reason, s.notes)"
+        " IS DISTINCT FROM (excluded.signature, excluded.priority, excluded.state, excluded.reason, excluded.notes)",
         (
             look.source_path,
             str(Path(look.source_path).parent),
@@ -153,6 +173,7 @@ def _record_source(connection: psycopg.Connection, look: SourceLook) -> None:
             look.priority,
             look.state,
             look.reason,
+            list(look.notes),
         ),
     )
     if look.state != "waiting":
@@ -207,15 +228,34 @@ def find_chapters(database: Database, keys: Sequence[str]) -> list[KnownChapter]
         return _chapters(connection, sql.SQL("d.partition_key = ANY(%(keys)s)"), {"keys": list(keys)})
 
 
+def registered_chapters(database: Database) -> list[KnownChapter]:
+    """Every chapter of the register, by partition key."""
+    with database.connection() as connection:
+        return _chapters(connection, sql.SQL("true"), {})
+
+
+def source_paths(database: Database) -> list[Path]:
+    """Where every recorded source lies, or lay."""
+    with database.connection() as connection:
+        return [Path(path) for (path,) in connection.execute("SELECT source_path FROM drop_sources ORDER BY 1")]
+
+
 def pending_chapters(
-    database: Database, *, stages: Collection[Stage], suffixes: Mapping[Stage, str], root: Path | None
+    database: Database,
+    *,
+    stages: Collection[Stage],
+    suffixes: Mapping[Stage, str],
+    root: Path | None,
+    unrecorded: bool = False,
 ) -> list[KnownChapter]:
     """Chapters that are gone or have a stale stage among `stages`; `suffixes` as in `domain.stages.StampRules`.
 
     A stage without a suffix (its model is not known yet) is stale for every chapter. `root` limits the answer to
-    sources found under that folder.
+    sources found under that folder; `unrecorded` adds what a killed run stored and did not live to record in Dagster.
     """
     conditions: list[sql.Composable] = [sql.SQL("d.gone"), sql.SQL("s.partition_key IS NULL")]
+    if unrecorded:
+        conditions.append(sql.SQL("NOT s.recorded"))
     values: dict[str, str] = {}
     for stage in stages:
         if stage not in suffixes:

@@ -24,7 +24,7 @@ from era_dagster.storage.database import Database
 
 COMBINED_INDEX = "combined_vector.index"
 _SUMMARY = "doctrine.json"
-_FILES = (*(f"{category}.json" for category in CATEGORIES), _SUMMARY)
+DOMAIN_FILES = (*(f"{category}.json" for category in CATEGORIES), _SUMMARY)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +35,15 @@ class RenderReport:
     files_written: int
     files_unchanged: int
     domains_removed: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DomainContent:
+    """What the database says of one domain: the bytes of its five files by name, none for a domain without entries."""
+
+    files: dict[str, bytes]
+    changed_at: datetime
+    rendered_at: datetime | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,17 +103,9 @@ def write_combined_index(database: Database, data_dir: Path) -> bool:
     """
     with database.connection() as connection:
         _lock(connection, COMBINED_INDEX)
-        rows = connection.execute(
-            "SELECT d.domain, d.changed_at, count(e.doctrine_id)"
-            " FROM minister_domains AS d LEFT JOIN minister_entries AS e USING (domain)"
-            " WHERE d.changed_at IS NOT NULL GROUP BY d.domain"
-        ).fetchall()
-        if not rows:
+        content = combined_index_content(connection)
+        if content is None:
             return False
-        content = render_combined_index(
-            {domain: (count, _iso(changed_at)) for domain, changed_at, count in rows if count},
-            created=_iso(max(changed_at for _, changed_at, _ in rows)),
-        )
         path = data_dir / COMBINED_INDEX
         with _file_errors(path):
             data_dir.mkdir(parents=True, exist_ok=True)
@@ -113,6 +114,53 @@ def write_combined_index(database: Database, data_dir: Path) -> bool:
             if written:
                 _sync_folder(data_dir)
     return written
+
+
+def combined_index_content(connection: psycopg.Connection) -> bytes | None:
+    """The bytes of the totals file as the database has it now; None before the first entry."""
+    rows = connection.execute(
+        "SELECT d.domain, d.changed_at, count(e.doctrine_id)"
+        " FROM minister_domains AS d LEFT JOIN minister_entries AS e USING (domain)"
+        " WHERE d.changed_at IS NOT NULL GROUP BY d.domain"
+    ).fetchall()
+    if not rows:
+        return None
+    return render_combined_index(
+        {domain: (count, _iso(changed_at)) for domain, changed_at, count in rows if count},
+        created=_iso(max(changed_at for _, changed_at, _ in rows)),
+    )
+
+
+def domain_content(connection: psycopg.Connection, domain: str) -> DomainContent | None:
+    """What the files of a domain (a slug) have to say now; None for a domain that never had an entry."""
+    rows = connection.execute(
+        "SELECT d.changed_at, d.rendered_at, e.category, e.doctrine_id::text, e.text, e.book, e.chapter, e.weight,"
+        " e.embedding_id::text"
+        " FROM minister_domains AS d LEFT JOIN minister_entries AS e USING (domain)"
+        " WHERE d.domain = %s AND d.changed_at IS NOT NULL"
+        ' ORDER BY e.book COLLATE "C", e.chapter, e.position, e.doctrine_id',
+        (domain,),
+    ).fetchall()
+    if not rows:
+        return None
+    changed_at: datetime = rows[0][0]
+    entries: dict[Category, list[MinisterEntry]] = {category: [] for category in CATEGORIES}
+    for _, _, category, doctrine_id, text, book, chapter, weight, embedding_id in rows:
+        if category is not None:
+            entries[category].append(
+                MinisterEntry(
+                    id=doctrine_id, text=text, book=book, chapter=chapter, weight=weight, embedding_id=embedding_id
+                )
+            )
+    files: dict[str, bytes] = {}
+    if rows[0][2] is not None:
+        last_updated = _iso(changed_at)
+        files = {
+            f"{category}.json": render_category(domain, category, entries[category], last_updated)
+            for category in CATEGORIES
+        }
+        files[_SUMMARY] = render_summary(domain, entries, last_updated)
+    return DomainContent(files=files, changed_at=changed_at, rendered_at=rows[0][1])
 
 
 def _due(database: Database, ministers_dir: Path) -> list[str]:
@@ -125,7 +173,8 @@ def _due(database: Database, ministers_dir: Path) -> list[str]:
     return [
         domain
         for domain, changed, has_entries in rows
-        if changed or (has_entries and not all((_folder(ministers_dir, domain) / name).is_file() for name in _FILES))
+        if changed
+        or (has_entries and not all((_folder(ministers_dir, domain) / name).is_file() for name in DOMAIN_FILES))
     ]
 
 
@@ -134,28 +183,14 @@ def _render(database: Database, ministers_dir: Path, domain: str) -> _Rendered:
     with database.connection() as connection:
         _lock(connection, domain)
         # One statement is one snapshot, taken after the lock is held: never the state before the last writer's.
-        rows = connection.execute(
-            "SELECT d.changed_at, d.rendered_at, e.category, e.doctrine_id::text, e.text, e.book, e.chapter, e.weight,"
-            " e.embedding_id::text"
-            " FROM minister_domains AS d LEFT JOIN minister_entries AS e USING (domain)"
-            " WHERE d.domain = %s AND d.changed_at IS NOT NULL"
-            ' ORDER BY e.book COLLATE "C", e.chapter, e.position, e.doctrine_id',
-            (domain,),
-        ).fetchall()
-        if not rows:
+        content = domain_content(connection, domain)
+        if content is None:
             return _Rendered()
-        changed_at: datetime = rows[0][0]
-        entries: dict[Category, list[MinisterEntry]] = {category: [] for category in CATEGORIES}
-        for _, _, category, doctrine_id, text, book, chapter, weight, embedding_id in rows:
-            if category is not None:
-                entries[category].append(
-                    MinisterEntry(
-                        id=doctrine_id, text=text, book=book, chapter=chapter, weight=weight, embedding_id=embedding_id
-                    )
-                )
-        rendered = _write_files(folder, domain, entries, _iso(changed_at)) if rows[0][2] else _remove_files(folder)
-        if rows[0][1] != changed_at:
-            connection.execute("UPDATE minister_domains SET rendered_at = %s WHERE domain = %s", (changed_at, domain))
+        rendered = _write_files(folder, content.files) if content.files else _remove_files(folder)
+        if content.rendered_at != content.changed_at:
+            connection.execute(
+                "UPDATE minister_domains SET rendered_at = %s WHERE domain = %s", (content.changed_at, domain)
+            )
     return rendered
 
 
@@ -173,19 +208,12 @@ def _folder(ministers_dir: Path, domain: str) -> Path:
     return ministers_dir / domain
 
 
-def _write_files(
-    folder: Path, domain: str, entries: dict[Category, list[MinisterEntry]], last_updated: str
-) -> _Rendered:
-    contents = {
-        f"{category}.json": render_category(domain, category, entries[category], last_updated)
-        for category in CATEGORIES
-    }
-    contents[_SUMMARY] = render_summary(domain, entries, last_updated)
+def _write_files(folder: Path, contents: dict[str, bytes]) -> _Rendered:
     with _file_errors(folder):
         if not folder.is_dir():
             folder.mkdir(parents=True, exist_ok=True)
             _sync_folder(folder.parent)
-        _clear_leftovers(folder, _FILES)
+        _clear_leftovers(folder, DOMAIN_FILES)
     written = 0
     for name, content in contents.items():
         with _file_errors(folder / name):
@@ -200,9 +228,9 @@ def _remove_files(folder: Path) -> _Rendered:
     with _file_errors(folder):
         if not folder.is_dir():
             return _Rendered()
-        _clear_leftovers(folder, _FILES)
+        _clear_leftovers(folder, DOMAIN_FILES)
         removed = False
-        for name in _FILES:
+        for name in DOMAIN_FILES:
             if (folder / name).is_file():
                 (folder / name).unlink()
                 removed = True

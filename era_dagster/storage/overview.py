@@ -27,15 +27,16 @@ SELECT s.book, s.book_slug, count(*) AS chapters, coalesce(sum(s.chunk_count), 0
 FROM doctrine_sources AS s GROUP BY s.book, s.book_slug ORDER BY s.book
 """
 _NOTES = """
-SELECT note ->> 'code' AS code, count(*) AS chapters, min(s.partition_key) AS example,
-       min(note ->> 'message') AS message
+SELECT note ->> 'code' AS code, count(*) AS chapters,
+       (array_agg(s.partition_key ORDER BY s.partition_key))[:3] AS examples,
+       (array_agg(note ->> 'message' ORDER BY s.partition_key))[1] AS message
 FROM doctrine_sources AS s, jsonb_array_elements(s.notes) AS note GROUP BY 1 ORDER BY 2 DESC, 1
 """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Overview:
-    """Totals, one row per book, the notes by kind, the sources that are not read, and failed chapters."""
+    """Totals, one row per book, the notes by kind, the sources that need a look, and failed chapters."""
 
     totals: dict[str, int]
     books: list[dict[str, Any]]
@@ -56,7 +57,8 @@ def overview(database: Database) -> Overview:
             books=cursor.execute(_BOOKS).fetchall(),
             notes=cursor.execute(_NOTES).fetchall(),
             sources=cursor.execute(
-                "SELECT source_path, state, reason FROM drop_sources WHERE state <> 'read' ORDER BY source_path"
+                "SELECT source_path, state, reason, notes FROM drop_sources"
+                " WHERE state <> 'read' OR reason <> '' OR notes <> '{}' ORDER BY source_path"
             ).fetchall(),
             quarantine=cursor.execute(
                 "SELECT source_path, file, location, reason FROM quarantine ORDER BY source_path, file, location"

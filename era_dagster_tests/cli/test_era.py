@@ -1,105 +1,18 @@
 """The `era` command as a user types it: real processes, a real database, a real loopback embedding server."""
 
 import json
-import os
 import random
 import re
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import psycopg
-import pytest
 
 from era_dagster.storage.database import Database
-from era_dagster_tests.fakes.embedding_server import FakeEmbeddingServer, Fault, serving
+from era_dagster_tests.cli.shell import Shell, write_book
+from era_dagster_tests.fakes.embedding_server import FakeEmbeddingServer, Fault
 from era_dagster_tests.pipeline.workbench import PER_RUN, dump_tables
-
-TEXT = "The keeper wrote the level down every morning. He said that a number without a date is a rumour. " * 3
-DOCTRINE = {
-    "principles": ["A dated record beats a good memory."],
-    "rules": ["Write the level down before breakfast."],
-    "claims": ["Records shorten the next crisis."],
-    "warnings": ["A number without a date is a rumour."],
-}
-
-
-def write_book(folder: Path, name: str, chapters: int = 2, domains: tuple[str, ...] = ("truth", "risk")) -> Path:
-    book = folder / name
-    book.mkdir(parents=True)
-    texts = [
-        {"chapter_index": i, "chapter_title": None, "raw_text": f"{name} {i}. {TEXT}"} for i in range(1, chapters + 1)
-    ]
-    doctrine = [
-        {
-            "chapter_index": i,
-            "domains": list(domains),
-            **{category: [f"{text} {name} {i}." for text in items] for category, items in DOCTRINE.items()},
-        }
-        for i in range(1, chapters + 1)
-    ]
-    (book / "01_chapters.json").write_text(json.dumps(texts), encoding="utf-8")
-    (book / "02_doctrine.json").write_text(json.dumps(doctrine), encoding="utf-8")
-    return book
-
-
-class Shell:
-    """Runs `era` in a process with the given variables and nothing else of ours."""
-
-    def __init__(self, folder: Path, variables: dict[str, str]) -> None:
-        self.folder = folder
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("ERA_", "DAGSTER_"))}
-        self.environment = inherited | {"COLUMNS": "200"} | variables
-
-    def era(self, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "era_dagster.cli", *words],
-            cwd=self.folder,
-            env=self.environment | variables,
-            capture_output=True,
-            encoding="utf-8",
-            timeout=120,
-            check=False,
-        )
-
-    def start(self, *words: str) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
-            [sys.executable, "-m", "era_dagster.cli", *words],
-            cwd=self.folder,
-            env=self.environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-
-    def json(self, *words: str, **variables: str) -> dict:
-        done = self.era(*words, "--json", **variables)
-        assert done.stdout, done.stderr
-        return json.loads(done.stdout)
-
-
-@pytest.fixture(scope="module")
-def embedding_server() -> Iterator[tuple[FakeEmbeddingServer, str]]:
-    server = FakeEmbeddingServer()
-    with serving(server) as url:
-        yield server, url
-
-
-@pytest.fixture
-def shell(
-    tmp_path: Path, new_database_url: Callable[[], str], embedding_server: tuple[FakeEmbeddingServer, str]
-) -> Shell:
-    (tmp_path / "data" / "drop").mkdir(parents=True)
-    return Shell(
-        tmp_path,
-        {
-            "ERA_DATABASE_URL": new_database_url(),
-            "ERA_EMBEDDING_PROVIDER": "ollama",
-            "ERA_EMBEDDING_URLS": embedding_server[1],
-            "ERA_EMBEDDING_MODEL": "test-model",
-        },
-    )
 
 
 def test_a_dropped_book_is_ingested_found_and_counted_and_a_second_run_does_nothing(

@@ -64,14 +64,16 @@ def test_a_chapter_nobody_dropped_is_named_and_the_others_of_the_run_are_done(de
     assert desk.marked("vector_tables") == {"level/0001"}
 
 
-def test_an_embedding_server_that_is_away_fails_the_run_and_leaves_its_chapters_pending(
+def test_an_embedding_server_that_is_away_fails_the_run_after_what_needs_no_vectors(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     desk.drop("level", [1])
     desk.tick()
     monkeypatch.setenv("ERA_EMBEDDING_URLS", "http://127.0.0.1:9")
     assert "127.0.0.1:9" in failure_of(desk.execute())
-    assert desk.marked("chapters") == set()
+    for stage in ("chapters", "chunks", "minister_files"):
+        assert desk.marked(stage) == {"level/0001"}
+    assert desk.marked("embeddings") == desk.marked("vector_tables") == set()
     monkeypatch.setenv("ERA_EMBEDDING_URLS", desk.variables["ERA_EMBEDDING_URLS"])
     assert desk.run(["level/0001"]).success
 

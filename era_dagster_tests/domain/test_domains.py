@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from era_dagster.domain.domains import CANONICAL_DOMAINS, fold_domain, slugify_domain
+from era_dagster.domain.domains import CANONICAL_DOMAINS, fold_aliases, fold_domain, slugify_domain
+from era_dagster.domain.errors import ConfigurationError
 
 
 @pytest.mark.parametrize(
@@ -84,3 +85,17 @@ def test_every_slug_is_safe_as_folder_and_table_and_folds_to_itself(raw: str) ->
         assert slugify_domain(found.slug) == found.slug
         assert 0 < len(found.spelling) <= 200
         found.spelling.encode("utf-8")
+
+
+NAMES = st.sampled_from(["risk", "Risk", "Risk Management", "hazard", "timing", "Time/Existence", "truth", "A & B"])
+
+
+@given(st.dictionaries(NAMES, NAMES, max_size=6))
+def test_an_alias_table_ends_at_names_that_have_no_alias_or_is_refused(table: dict[str, str]) -> None:
+    try:
+        folded = fold_aliases(table)
+    except ConfigurationError:
+        return
+    assert not set(folded.values()) & set(folded)
+    assert all(slugify_domain(slug) == slug for slug in (*folded, *folded.values()))
+    assert fold_aliases(folded) == folded

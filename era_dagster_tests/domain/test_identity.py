@@ -68,6 +68,11 @@ def test_every_name_gives_a_safe_key_that_reads_back(name: str, chapter: int) ->
     assert not re.search(r"\.\.\.|[,:\\\x00-\x1f]", key)
 
 
+@given(st.lists(ANY_TEXT | st.sampled_from(["The Ledger!", "the-ledger", "THE LEDGER", "the ledger"]), unique=True))
+def test_no_two_names_share_a_key(names: list[str]) -> None:
+    assert len({partition_key(book_slug(name), 1) for name in names}) == len(names)
+
+
 @pytest.mark.parametrize(
     "key", ["", "a", "a/1", "a/00001", "a//0001", "A/0001", "a-/0001", "a/0001\n", "a" * 61 + "/0001"]
 )

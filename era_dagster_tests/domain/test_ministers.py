@@ -105,3 +105,13 @@ def test_reading_a_rendered_file_gives_the_entries_back(entries: list[MinisterEn
     assert sorted(found, key=repr) == sorted(entries, key=repr)
     assert [(e.book, e.chapter) for e in found] == sorted((e.book, e.chapter) for e in found)
     assert render_category("risk", category, found, NOW) == content
+
+
+@given(st.dictionaries(st.sampled_from(CATEGORIES), ENTRIES))
+def test_reading_a_rendered_summary_gives_ids_texts_and_totals_back(entries: dict[Any, list[MinisterEntry]]) -> None:
+    read = json.loads(render_summary("risk", entries, NOW))
+    for category in CATEGORIES:
+        given_entries = entries.get(category, [])
+        assert sorted((e["id"], e["text"]) for e in read[category]) == sorted((e.id, e.text) for e in given_entries)
+        assert read["meta"][category] == len(given_entries)
+    assert read["meta"]["total_entries"] == sum(len(found) for found in entries.values())

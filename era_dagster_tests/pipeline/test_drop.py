@@ -1,5 +1,6 @@
 """Looks at the drop folder: what the register holds afterwards, and what becomes pending."""
 
+import json
 import os
 import shutil
 from dataclasses import replace
@@ -234,3 +235,76 @@ def test_the_priority_of_a_drop_reaches_its_chapters(bench: Workbench) -> None:
     bench.write("ferry.json", [{"book": "ferry", "priority": 7, **chapter(1)[0], **chapter(1)[1]}])
     bench.look()
     assert [known.priority for known in bench.pending()] == [7]
+
+
+def _second_folder(bench: Workbench, rule: str, *, at: int) -> Path:
+    """The book "ferry" in another drop folder, changed at this time."""
+    text, doctrine = chapter(1, rules=[rule])
+    folder = bench.settings.drop_dir.with_name("other drop") / "ferry"
+    folder.mkdir(parents=True)
+    for name, content in (("01_chapters.json", [text]), ("02_doctrine.json", [doctrine])):
+        (folder / name).write_text(json.dumps(content), encoding="utf-8")
+        os.utime(folder / name, (at, at))
+    return folder
+
+
+def _look_elsewhere(bench: Workbench, folder: Path) -> DropLook:
+    return look_at_drop(bench.settings, bench.database, folder.parent, patient=False)
+
+
+def test_a_book_in_two_drop_folders_survives_the_removal_of_the_copy_that_owns_it(bench: Workbench) -> None:
+    """The chapters were retired, although the other folder still held the book."""
+    _two_drops(bench, both=False)
+    bench.ingest()
+    folder = _second_folder(bench, "The rule of the other folder.", at=1_000_000_200)
+    assert _look_elsewhere(bench, folder).changed == ("ferry/0001",)
+    bench.run()
+    assert bench.rows("SELECT text FROM minister_entries") == ["The rule of the other folder."]
+    assert bench.look().chapters == 0
+    shutil.rmtree(folder)
+    look = _look_elsewhere(bench, folder)
+    assert (look.gone, look.chapters) == ((), 0)
+    assert bench.run().chapters_retired == 0
+    assert bench.rows("SELECT text FROM minister_entries") == ["The older rule."]
+    assert bench.look().chapters == 1
+    assert bench.rows("SELECT DISTINCT reason FROM drop_sources WHERE state = 'read'") == [""]
+
+
+def test_the_newer_copy_counts_whichever_folder_is_looked_at(bench: Workbench) -> None:
+    _two_drops(bench, both=False)
+    bench.ingest()
+    folder = _second_folder(bench, "An old rule.", at=999_999_999)
+    look = _look_elsewhere(bench, folder)
+    assert (look.new, look.changed) == ((), ())
+    assert any("newer drops hold chapters of it" in note for note in look.notices())
+    bench.drop("inn", chapter(1))
+    bench.ingest()
+    _look_elsewhere(bench, folder)
+    assert bench.pending() == []
+    assert bench.rows("SELECT text FROM minister_entries") == ["The older rule."]
+
+
+def test_a_copy_in_a_folder_that_is_unplugged_is_read_when_it_returns(bench: Workbench) -> None:
+    _two_drops(bench, both=False)
+    bench.ingest()
+    folder = _second_folder(bench, "The rule of the other folder.", at=1_000_000_200)
+    _look_elsewhere(bench, folder)
+    bench.run()
+    unplugged = bench.settings.drop_dir.rename(bench.settings.drop_dir.with_name("unplugged"))
+    shutil.rmtree(folder)
+    assert _look_elsewhere(bench, folder).gone == ("ferry/0001",)
+    bench.run()
+    assert bench.count("minister_entries") == 0
+    unplugged.rename(bench.settings.drop_dir)
+    bench.ingest()
+    assert bench.rows("SELECT text FROM minister_entries") == ["The older rule."]
+
+
+def test_what_is_odd_about_a_whole_source_is_kept_until_it_changes(bench: Workbench) -> None:
+    bench.write("empty.json", [])
+    bench.look()
+    bench.look()
+    assert bench.rows("SELECT notes FROM drop_sources") == [["no chapters in empty"]]
+    bench.write("empty.json", one_file("empty", chapter(1, rules=["Wait."])))
+    bench.look()
+    assert bench.rows("SELECT notes FROM drop_sources") == [[]]

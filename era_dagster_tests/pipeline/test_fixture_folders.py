@@ -1,7 +1,7 @@
-"""The shared fixtures of messy input, from the drop folder to tables and files, and a second pass over the same drop.
+"""Fixtures of messy input, from the drop folder to tables and files, and a second pass over the same drop.
 
-They lie beside the checkout as `../shared/fixtures`, or where ERA_TEST_FIXTURES says; without them these tests are
-skipped. A new fixture needs no code here: its `expect` block says what must be found.
+Our own lie in `era_dagster_tests/fixtures/messy`, further ones beside the checkout as `../shared/fixtures`, or in the folder
+that ERA_TEST_FIXTURES names. A new fixture needs no code here: its `expect` block says what must be found.
 """
 
 import json
@@ -14,12 +14,16 @@ from typing import Any
 
 import pytest
 
+from era_dagster.pipeline.checks import run_checks
 from era_dagster.pipeline.drop import DropLook
+from era_dagster.pipeline.verify import inspect
+from era_dagster.storage.overview import overview
 from era_dagster_tests.fakes.fixture_files import write_step
 from era_dagster_tests.pipeline.workbench import CATEGORIES, Workbench
 
-FOLDER = Path(os.environ.get("ERA_TEST_FIXTURES") or Path(__file__).resolve().parents[3] / "shared" / "fixtures")
-FIXTURES = sorted(FOLDER.glob("*.json"))
+OWN = Path(__file__).resolve().parents[1] / "fixtures" / "messy"
+SHARED = Path(os.environ.get("ERA_TEST_FIXTURES") or Path(__file__).resolve().parents[3] / "shared" / "fixtures")
+FIXTURES = [path for folder in (OWN, SHARED) for path in sorted(folder.glob("*.json"))]
 WINDOWS_UNSAFE = re.compile(r'^(con|prn|aux|nul|com\d|lpt\d)(\.|$)|[<>:"/\\|?*\x00-\x1f]|[. ]$', re.IGNORECASE)
 
 
@@ -28,9 +32,14 @@ def touch(drop: Path) -> None:
         os.utime(path, ns=(time.time_ns(), time.time_ns()))
 
 
-def everything_said(bench: Workbench, look: DropLook) -> list[str]:
+def everything_said(bench: Workbench) -> list[str]:
+    """What `era status` and the asset checks show, now and later: not only what one look printed."""
+    found = overview(bench.database)
+    sources = [text for source in found.sources for text in (source["reason"], *source["notes"])]
     notes = bench.rows("SELECT note ->> 'message' FROM doctrine_sources, jsonb_array_elements(notes) AS note")
-    return [*look.messages(), *notes]
+    quarantine = [record["reason"] for record in found.quarantine]
+    checks = [verdict.said for _, verdict in run_checks(bench.settings, bench.database) if not verdict.passed]
+    return [*sources, *notes, *quarantine, *checks]
 
 
 def everything_stored(bench: Workbench) -> str:
@@ -118,8 +127,7 @@ def check_files_agree(bench: Workbench) -> None:
     assert len(rows) == bench.count("minister_entries") == bench.count("doctrine_embeddings")
 
 
-@pytest.mark.skipif(not FIXTURES, reason="the shared fixtures are not beside the checkout")
-@pytest.mark.parametrize("path", FIXTURES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", FIXTURES, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_a_class_of_messy_input_ends_in_the_right_tables_and_files(path: Path, bench: Workbench) -> None:
     fixture = json.loads(path.read_text(encoding="utf-8"))
     expect = fixture["expect"]
@@ -133,8 +141,10 @@ def test_a_class_of_messy_input_ends_in_the_right_tables_and_files(path: Path, b
         bench.run()
         if number and "second_pass_embedding_calls" in expect:
             assert len(bench.asked) == expect["second_pass_embedding_calls"]
-    check(expect, bench, look, everything_said(bench, look))
+    check(expect, bench, look, everything_said(bench))
     check_files_agree(bench)
+    assert bench.heard.receipt.items.adds_up
+    assert inspect(bench.settings, bench.database).findings == ()
     tables, files = bench.tables(versions=True), bench.files()
     assert bench.ingest().chapters_seen == 0
     assert bench.run(chapters=bench.known()).chapters_stored == 0

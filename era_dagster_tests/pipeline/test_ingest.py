@@ -463,3 +463,15 @@ def test_the_same_book_in_the_other_form_changes_no_row_of_the_knowledge_base(be
     assert (receipt.chapters_seen, bench.server.batches, bench.files()) == (0, [], files)
     after = bench.tables(versions=True)
     assert [name for name in before if before[name] != after[name]] == ["public.drop_chapters", "public.drop_sources"]
+
+
+def test_a_renamed_folder_is_the_same_text_under_another_name(bench: Workbench) -> None:
+    folder = bench.drop("ferry", *FERRY)
+    bench.ingest()
+    folder.rename(folder.with_name("lighter"))
+    receipt = bench.ingest()
+    assert bench.asked == []
+    assert (receipt.chapters_stored, receipt.chapters_retired) == (3, 3)
+    assert set(bench.rows("SELECT book FROM minister_entries")) == {"lighter"}
+    assert bench.count("doctrine_embeddings_all") == counted(FERRY)["entries"]
+    assert_sound(bench)

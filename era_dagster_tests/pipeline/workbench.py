@@ -25,7 +25,7 @@ from era_dagster_tests.fakes.embedding_server import FakeEmbeddingServer, FakeTr
 CATEGORIES = ("principles", "rules", "claims", "warnings")
 # What differs between two runs that did the same: times, and the name of the run.
 PER_RUN = frozenset({"run_id", "created_at", "updated_at", "seen_at", "applied_at", "changed_at", "rendered_at"})
-PER_RUN |= {"first_at", "last_at", "requested_at"}
+PER_RUN |= {"first_at", "last_at", "requested_at", "written_at"}
 
 
 @dataclass

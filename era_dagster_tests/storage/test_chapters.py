@@ -50,7 +50,10 @@ def test_the_same_chapter_again_writes_no_row(database: Database) -> None:
     again = store(database, chapter, run_id="another run")
     assert again.entries == again.entry_vectors == Difference(unchanged=3)
     assert again.domains == frozenset()
-    assert dump_tables(database, versions=True) == before
+    after = dump_tables(database, versions=True)
+    receipts = "public.chapter_receipts"
+    assert [row for row in after.pop(receipts) if "another run" not in row] == before.pop(receipts)
+    assert after == before
 
 
 def test_only_rows_that_differ_are_written(database: Database) -> None:

@@ -1,0 +1,97 @@
+"""`era verify`: do source, tables and files say the same? And if not, what mends it."""
+
+import click
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from era_dagster.cli.ingest import run_pending
+from era_dagster.cli.knowledge_base import open_knowledge_base
+from era_dagster.cli.output import (
+    FAILED,
+    print_json,
+    print_table,
+    settings_from_environment,
+    stderr,
+    stdout,
+)
+from era_dagster.pipeline.verify import MENDS, Finding, Inspection, as_json, finish, inspect, mend
+from era_dagster.settings import Settings
+
+_EXAMPLES = 3
+
+
+@click.command()
+@click.option("--fix", is_flag=True, help="Mend what was found; asks first.")
+@click.option("--yes", is_flag=True, help="With --fix: do not ask.")
+@click.option("--json", "as_json_", is_flag=True, help="Print as JSON; with --fix it needs --yes.")
+def verify(fix: bool, yes: bool, as_json_: bool) -> int:
+    """Compare source, tables and files in both directions; exit 1 when they differ.
+
+    Looks for what is missing, orphaned, doubled or different, for vectors that are none or of another model, and for
+    files that are not what the database would render. Changes nothing without --fix.
+    """
+    if fix and as_json_ and not yes:
+        raise click.UsageError("With --json nothing can be asked: add --yes.")
+    settings = settings_from_environment()
+    found = _inspect(settings, quiet=as_json_)
+    if not fix or found.clean:
+        return _tell(found, as_json_)
+    if not as_json_:
+        _tell(found, False)
+    if all(finding.mend == "by hand" for finding in found.findings):
+        return _tell(found, as_json_) if as_json_ else FAILED
+    if not yes:
+        click.confirm("Mend this?", abort=True)
+    with open_knowledge_base(settings) as database:
+        pending = mend(settings, database, found.findings)
+    failure = run_pending(settings, pending, quiet=as_json_)[1] if pending else None
+    with open_knowledge_base(settings) as database:
+        finish(settings, database)
+    if failure:
+        stderr.print(failure, style="red", markup=False)
+    after = _inspect(settings, quiet=as_json_)
+    if not as_json_:
+        stdout.print(f"{len(found.findings) - len(after.findings):,} of {len(found.findings):,} mended.")
+    return _tell(after, as_json_)
+
+
+def _inspect(settings: Settings, *, quiet: bool) -> Inspection:
+    with (
+        Progress(
+            TextColumn("Chapters read again"), BarColumn(), MofNCompleteColumn(), console=stderr, disable=quiet
+        ) as bar,
+        open_knowledge_base(settings) as database,
+    ):
+        task = bar.add_task("chapters", total=None)
+        return inspect(settings, database, progress=lambda done, total: bar.update(task, completed=done, total=total))
+
+
+def _tell(found: Inspection, as_json_output: bool) -> int:
+    if as_json_output:
+        print_json(as_json(found))
+        return 0 if found.clean else FAILED
+    kinds: dict[tuple[str, str], list[Finding]] = {}
+    for finding in found.findings:
+        kinds.setdefault((finding.kind, finding.mend), []).append(finding)
+    if kinds:
+        print_table(
+            "Differences",
+            ("kind", "count", "examples", "what mends it"),
+            [
+                (
+                    kind.replace("_", " "),
+                    len(members),
+                    "\n".join(f"{member.subject}: {member.said}" for member in members[:_EXAMPLES]),
+                    MENDS[members[0].mend],
+                )
+                for (kind, _), members in kinds.items()
+            ],
+        )
+        stdout.print("`era verify --fix` mends what can be mended; `--json` lists every difference.")
+    else:
+        stdout.print(f"Source, tables and files agree: {found.chapters:,} chapters.")
+    if found.unreadable:
+        stdout.print(
+            f"{len(found.unreadable):,} chapters could not be compared, because their source cannot be read now;"
+            " `era status` names it."
+        )
+    return 0 if found.clean else FAILED

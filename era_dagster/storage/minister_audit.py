@@ -1,0 +1,96 @@
+"""Compares the minister files on disk with what the database would render, byte by byte, and changes nothing.
+
+Finds what `storage.minister_files` never makes: somebody else's edits, deletions, copies and leftovers.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from era_dagster.domain.errors import StorageError
+from era_dagster.storage.database import Database
+from era_dagster.storage.minister_files import COMBINED_INDEX, DOMAIN_FILES, combined_index_content, domain_content
+
+FileFaultKind = Literal["missing", "different", "orphan", "foreign"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileFault:
+    """One file or folder that is not as the database has it; `domain` is its folder's name, None for the totals file.
+
+    "orphan": one of our files for a domain without entries. "foreign": nothing of ours, so only its owner may remove it.
+    """
+
+    kind: FileFaultKind
+    path: Path
+    domain: str | None
+
+
+def compare_files(database: Database, data_dir: Path) -> list[FileFault]:
+    """Every difference between `<data>/ministers`, `<data>/combined_vector.index` and the database, in order of path.
+
+    The hidden temporary files of a killed writer are no difference: readers pass over them, the next writer clears them.
+    Raises `StorageError` for a file or folder that cannot be read.
+    """
+    try:
+        return _differences(database, data_dir)
+    except OSError as error:
+        raise StorageError(
+            f"{error.filename or data_dir} cannot be read: {error.strerror or error}.",
+            hint="Grant the rights, then try again.",
+        ) from error
+
+
+def _differences(database: Database, data_dir: Path) -> list[FileFault]:
+    ministers = data_dir / "ministers"
+    faults: list[FileFault] = []
+    with database.connection() as connection:
+        connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        domains = [name for (name,) in connection.execute("SELECT domain FROM minister_domains ORDER BY domain")]
+        with_files: set[str] = set()
+        for domain in domains:
+            content = domain_content(connection, domain)
+            if content is None or not content.files:
+                continue
+            with_files.add(domain)
+            for name, wanted in content.files.items():
+                faults += _compared(ministers / domain / name, wanted, domain)
+        index = combined_index_content(connection)
+        if index is not None:
+            faults += _compared(data_dir / COMBINED_INDEX, index, None)
+    faults += _others(ministers, with_files)
+    return sorted(faults, key=lambda fault: fault.path)
+
+
+def remove_orphans(faults: list[FileFault]) -> None:
+    """Delete the orphaned files among `faults`, and their folders where nothing else is in them."""
+    for fault in faults:
+        if fault.kind == "orphan":
+            fault.path.unlink(missing_ok=True)
+    for folder in {fault.path.parent for fault in faults if fault.kind == "orphan"}:
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def _compared(path: Path, wanted: bytes, domain: str | None) -> Iterator[FileFault]:
+    if not path.is_file():
+        yield FileFault(kind="missing", path=path, domain=domain)
+    elif path.read_bytes() != wanted:
+        yield FileFault(kind="different", path=path, domain=domain)
+
+
+def _others(ministers: Path, with_files: set[str]) -> Iterator[FileFault]:
+    for path in sorted(ministers.iterdir()) if ministers.is_dir() else ():
+        if not path.is_dir():
+            if not path.name.startswith("."):
+                yield FileFault(kind="foreign", path=path, domain=None)
+            continue
+        for file in sorted(path.iterdir()):
+            if file.name in DOMAIN_FILES and file.is_file():
+                if path.name not in with_files:
+                    yield FileFault(kind="orphan", path=file, domain=path.name)
+            elif not file.name.startswith("."):
+                yield FileFault(kind="foreign", path=file, domain=path.name)
+        if path.name not in with_files and not any(path.iterdir()):
+            yield FileFault(kind="foreign", path=path, domain=path.name)
