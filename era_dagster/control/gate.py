@@ -102,10 +102,10 @@ class EndpointController:
             return Decision(batch_items=1, batch_tokens=1, probe=True) if now >= probe_at else WaitUntil(probe_at)
         counted = len(self._tickets) - len(self._late)
         concurrency = self._limit.point.concurrency
-        if self._throttle.half_open and counted:
+        if (self._throttle.half_open and counted) or self._limit.must_empty:
             return WaitUntil(math.inf)
         if counted >= concurrency:
-            self._limit.reached()
+            self._limit.reached(now)
             silent_until = self._silent_until()
             if now < silent_until:
                 return WaitUntil(silent_until)
@@ -163,6 +163,7 @@ class EndpointController:
         """A request ended; `tokens` is the server's own count, `headers` those of its answer, where it gave any."""
         late = ticket.number in self._late
         self._leave(ticket)
+        self._limit.freed(now)
         self._heard_at, self._silence_broken = now, False
         if headers:
             self._pacer.announced(now, ticket.sent, announced_allowances(headers))

@@ -12,34 +12,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from era_dagster.control.ceilings import PRICE, Ceilings
+from era_dagster.control.ceilings import Ceilings
 from era_dagster.control.measure import Epoch, Measurement, together
+from era_dagster.control.probes import HIGH_PRICE, Probe, ProbeSchedule, gain_wanted
 from era_dagster.control.startup import FIRST_CONCURRENCY, Landing, Startup
 
-Probe = Literal["up", "down", "wider", "narrower"]
 Phase = Literal["start", "hold", "probe"]
 
 STEP = 1.3
 """How far a probe changes the work; further when the one before it was kept."""
+FULL_SHARE = 0.5
+"""An epoch in which less of the time was spent at the limit measures the sender."""
 SHORTEST_EPOCH_SECONDS = 0.4
 """However fast the answers come, a judgement waits this long: scheduling noise lives below it."""
-REGRET = 0.01
-"""The throughput that probing may cost: one that lost much comes again late, one that lost nothing soon."""
-LATE_COST = 0.5
-"""A probe that missed the latency target counts as so much lost throughput."""
-SHORTEST_REST_SECONDS = 2.0
-LONGEST_REST_SECONDS = 60.0
 FAIR_ITEMS = 1
 """On target, requests grow by a text each epoch and shrink by shares: clients of one server drift to equal shares."""
 MOST_MOVES = 4
 """After so many moves in a row the target is hidden by noise: as good as reached."""
 TOLERANCE = 0.14
 """A mean latency this close to the target, in ln, is on target."""
-HIGH_PRICE = 0.75
-"""Beyond the latency target only a server that does not queue at all may have more: competing clients stop here."""
-WIDER_GAIN = 0.03
-NARROWER_LOSS = 0.015
-"""More requests for the same work must gain this much; fewer may lose this much, for the overhead they save."""
 REFUSED_SHARE = 0.25
 FLIGHT = 8
 CEILING_SECONDS = 60.0
@@ -82,6 +73,7 @@ class AdaptiveLimit:
         self._number = 0
         self._items = 0
         self._epoch = Epoch(0.0)
+        self._full_since: float | None = None
         self._settling = 0
         self._moved_at = -math.inf
         self._refused_share = 0.0
@@ -90,22 +82,17 @@ class AdaptiveLimit:
         self._came_from: tuple[Point, Measurement] | None = None
         self._size_before: tuple[int, int] | None = None
         self._moves = 0
-        self._probe: Probe | None = None
-        self._last_probe: Probe = "up"
+        self._probes = ProbeSchedule()
         self._origin = self.point
-        self._probed_at = 0.0
-        self._kept_in_a_row = 0
         self._light_latency = math.inf
         self._over = 0
-        self._undone: dict[Probe, int] = {"up": 0, "down": 0, "wider": 0, "narrower": 0}
-        self._due: dict[Probe, float] = {"up": 0.0, "wider": 0.0, "down": 1.0, "narrower": 5.0}
 
     # --- what the gate asks and tells ----------------------------------------------------------------------------
 
     @property
     def phase(self) -> Phase:
         """Where the law is: in the first waves, holding a point, or trying another."""
-        return "start" if self._startup is not None else "hold" if self._probe is None else "probe"
+        return "start" if self._startup is not None else "hold" if self._probes.running is None else "probe"
 
     @property
     def most_items(self) -> int:
@@ -126,7 +113,7 @@ class AdaptiveLimit:
 
     def paced(self, now: float) -> Judgement | None:
         """Only the pace holds requests back: the server is not asked for more, and what it shows is all there is."""
-        self._epoch.full = True
+        self.reached(now)
         if self._startup is None or not self.item_tokens:
             return None
         self.point = Point(max(FIRST_CONCURRENCY, len(self._in_flight)), self.point.work)
@@ -138,9 +125,22 @@ class AdaptiveLimit:
         self._answers = {}
         self._settling = self.point.concurrency
 
-    def reached(self) -> None:
-        """The requests in flight have reached the limit: what follows measures the server, not the sender."""
-        self._epoch.full = True
+    @property
+    def must_empty(self) -> bool:
+        """Whether nothing may be sent until everything has come back: the next wave is measured by itself."""
+        early = self._startup is not None and self._startup.alone
+        return early and any(sent_at < self._moved_at for sent_at, _ in self._in_flight.values())
+
+    def reached(self, now: float) -> None:
+        """The requests in flight are as many as may be, and more would go: this time measures the server, not the sender."""
+        if self._full_since is None:
+            self._full_since = now
+
+    def freed(self, now: float) -> None:
+        """A request ended: until `reached` again the sender may be what is slow."""
+        if self._full_since is not None:
+            self._epoch.full_seconds += now - max(self._full_since, self._epoch.began_at)
+            self._full_since = None
 
     def sent(self, now: float, tokens: int) -> int:
         """A request with `tokens` tokens goes out; returns the number under which it ends."""
@@ -163,7 +163,7 @@ class AdaptiveLimit:
         if self._startup is not None:
             self._startup.bound(self._ceilings)
             return None
-        self._probe = None
+        self._probes.dropped()
         return self._go(now, self._bounded(now, self.point), "the request was too large (413)")
 
     def overloaded(self, now: float, number: int) -> Judgement | None:
@@ -178,7 +178,7 @@ class AdaptiveLimit:
         if self._startup is not None:
             self._startup = None
             self._answers = {}
-        self._probe = None
+        self._probes.dropped()
         self._most_requests = (max(1, int(0.9 * refused_at)), now + CEILING_SECONDS)
         fewer = max(1, int(0.7 * refused_at))
         work = max(self.point.work, refused_at * self.item_tokens)
@@ -194,11 +194,15 @@ class AdaptiveLimit:
         self._refused_share *= 1.0 - 1.0 / max(self.point.concurrency, FLIGHT)
         self._items += items
         self.item_tokens += max(0.02, items / self._items) * (tokens / items - self.item_tokens)
+        if self._startup is not None and self._startup.alone:
+            self._settling = 0
+            if sent_at < self._moved_at:
+                return None
         if self._settling > 0:
             # Until a flight has passed, the server still works on what was sent under the point before.
             self._settling -= 1
             if self._settling == 0:
-                self._epoch = Epoch(now, full=self._epoch.full)
+                self._epoch = Epoch(now)
             return None
         self._epoch.add(now, sent_at=sent_at, tokens=tokens)
         if self._startup is not None:
@@ -208,7 +212,7 @@ class AdaptiveLimit:
                 return self._judge_wave(now, self._startup, self._measured(now))
         if len(self._epoch.latencies) < self._fewest_samples():
             return None
-        if not self._epoch.full:
+        if self._epoch.full_seconds < FULL_SHARE * (now - self._epoch.began_at):
             # The sender was slow: its latencies say nothing about a fuller server.
             self._epoch = Epoch(now)
             return None
@@ -228,7 +232,7 @@ class AdaptiveLimit:
         count = self.point.concurrency
         if self._startup is not None:
             return count if self._startup.is_first else max(count, 8)
-        if self._probe:
+        if self._probes.running:
             return max(count, 4)
         # Fewer are enough for the news that everything takes far longer.
         return max(count // 2, 4)
@@ -236,8 +240,8 @@ class AdaptiveLimit:
     def _judge(self, now: float, measured: Measurement) -> Judgement | None:
         if self._startup is not None:
             return self._judge_wave(now, self._startup, measured)
-        if self._probe is not None:
-            return self._judge_probe(now, self._probe, measured)
+        if self._probes.running is not None:
+            return self._judge_probe(now, self._probes.running, measured)
         return self._judge_hold(now, measured)
 
     def _judge_wave(self, now: float, startup: Startup, measured: Measurement) -> Judgement:
@@ -254,9 +258,7 @@ class AdaptiveLimit:
         self._light_latency = self._startup.fastest
         self._startup, self._answers = None, {}
         self._target = landing.target_seconds
-        self._due = {probe: now + after for probe, after in self._due.items()}
-        if landing.concurrency <= 2:
-            self._due["wider"] = -math.inf  # a parallel server taken for a serial one would lose most of what it can do
+        self._probes.begin(now, check_width=landing.concurrency <= 2)
         work = self.point.work or self.point.concurrency * self.item_tokens
         if measured is not None:
             work *= max(0.5, min(2.0, self._target / measured.latency))
@@ -274,7 +276,7 @@ class AdaptiveLimit:
         undone = self._undo_harm(now, measured)
         if undone is not None:
             return undone
-        if self._due["wider"] == -math.inf:
+        if self._probes.urgent:
             self._held = [measured]
             return self._try(now, measured)
         if abs(off) > TOLERANCE and (self._moves < MOST_MOVES or abs(off) > 0.7):
@@ -327,18 +329,16 @@ class AdaptiveLimit:
         return None
 
     def _try(self, now: float, measured: Measurement) -> Judgement:
-        """Start the probe that is due, the last one again if it was kept; else grow by a little, for fairness."""
-        again = self._last_probe if self._kept_in_a_row else None
-        probe = again or min(self._due, key=lambda each: self._due[each])
-        few = 1 if again or self._due[probe] == -math.inf else 2
-        if len(self._held) < few or self._due[probe] > now:
+        """Start the probe that is due."""
+        probe = self._probes.next(now, held=len(self._held))
+        if probe is None:
             return self._go(now, self.point, "on target", measured)
         tried = self._bounded(now, self._tried(probe))
         if tried == self.point:
-            self._kept_in_a_row = 0
-            self._postpone(now, probe, 0.0)
+            self._probes.undone(now, probe)
             return self._go(now, self.point, "on target", measured)
-        self._probe, self._last_probe, self._origin, self._probed_at = probe, probe, self.point, now
+        self._probes.started(now, probe)
+        self._origin = self.point
         return self._go(now, tried, f"probe {probe}", measured, held=self._held)
 
     def _tried(self, probe: Probe) -> Point:
@@ -347,29 +347,34 @@ class AdaptiveLimit:
             latency, highest = together(self._held).latency, self._highest_latency()
             if highest < 1.05 * latency < 2.0 * highest:
                 return self.point
-            step = STEP ** min(3, 1 + self._kept_in_a_row)
+            step = STEP ** min(3, 1 + self._probes.kept_in_a_row)
             return Point(c, max(work * step, work + c * self.item_tokens))
         if probe == "down":
             return Point(c, work / STEP)
         if probe == "wider":
-            return Point(c * (2 if c > 2 else 4), work)
+            return Point(2 * c, work)
         return Point(max(1, c // 2), work)
 
     def _judge_probe(self, now: float, probe: Probe, measured: Measurement) -> Judgement | None:
         reference = together(self._held)
         gain = math.log(measured.throughput / reference.throughput)
         noise = math.hypot(measured.error, reference.error)
-        threshold = self._threshold(probe, measured, reference)
+        threshold = gain_wanted(
+            probe,
+            step=math.log(self.point.work / self._origin.work),
+            latency=measured.latency,
+            before=reference.latency,
+            lowest=self._ceilings.lowest_latency,
+            highest=self._highest_latency(),
+            concurrency=self.point.concurrency,
+        )
         enough = measured.samples >= min(120, 6 * self.point.concurrency) and measured.seconds >= SHORTEST_EPOCH_SECONDS
         if not enough and abs(gain - threshold) < 2.5 * noise:
             return None
-        self._probe = None
         if gain <= threshold:
-            self._kept_in_a_row = 0
-            self._postpone(now, probe, gain, late=measured.latency > self._ceilings.latency_seconds)
+            self._probes.undone(now, probe, gain=gain, late=measured.latency > self._ceilings.latency_seconds)
             return self._go(now, self._origin, f"probe {probe} undone", measured, gain)
-        self._kept_in_a_row += 1
-        self._undone[probe], self._due[probe] = 0, now
+        self._probes.kept(now, probe)
         low = self._ceilings.lowest_latency
         if probe == "up":
             self._target = max(self._target, measured.latency)
@@ -382,26 +387,6 @@ class AdaptiveLimit:
             self._most_work = self.point.work
         self._held = [measured]
         return self._go(now, self.point, f"probe {probe} kept", measured, gain)
-
-    def _threshold(self, probe: Probe, measured: Measurement, reference: Measurement) -> float:
-        """The gain in ln(throughput) above which a probe is kept."""
-        low, step = self._ceilings.lowest_latency, math.log(self.point.work / self._origin.work)
-        if probe == "up":
-            if measured.latency < low:
-                return -0.05 * step
-            return step * (PRICE if measured.latency < self._highest_latency() else HIGH_PRICE)
-        if probe == "down":
-            return 0.1 * step if reference.latency > 1.2 * low else 0.02
-        return WIDER_GAIN if probe == "wider" or self.point.concurrency == 1 else -NARROWER_LOSS
-
-    def _postpone(self, now: float, probe: Probe, gain: float, *, late: bool = False) -> None:
-        """Its next turn: when what this one cost is a small share of the time between."""
-        cost = -min(0.0, gain) * 2.0 * (now - self._probed_at)
-        if late:
-            cost += LATE_COST * (now - self._probed_at)
-        self._undone[probe] = min(3, self._undone[probe] + 1)
-        rest = max(SHORTEST_REST_SECONDS * self._undone[probe], cost / REGRET)
-        self._due[probe] = now + min(LONGEST_REST_SECONDS, rest)
 
     def _highest_latency(self) -> float:
         """The most mean latency that keeps the 95th percentile under its target."""

@@ -38,9 +38,9 @@ class Epoch:
     move the throughput. Requests are not chosen by when they were sent: that would favour the quick ones.
     """
 
-    def __init__(self, began_at: float, *, full: bool = False) -> None:
+    def __init__(self, began_at: float) -> None:
         self.began_at = began_at
-        self.full = full
+        self.full_seconds = 0.0
         self.latencies: list[float] = []
         self._work = 0.0
 

@@ -1,7 +1,7 @@
 """The first waves: how a controller comes from knowing nothing to a point worth refining, in a second or two.
 
-A few single texts first, told apart by how their answers come: one by one (a serial server), all at once (a parallel one),
-or late and together (a model that was still loading). Then requests grow while that raises throughput, and only when it
+A few single texts first, twice unless the first time is clear: connections are opened, and a model may be loading. Answers
+that come one by one, evenly, are those of a serial server. Else requests grow while that raises throughput, and only when it
 does not, their number. By Little's law throughput is the work in flight over its latency, so that latency alone decides.
 """
 
@@ -14,8 +14,12 @@ from era_dagster.control.ceilings import PRICE, Ceilings
 
 FIRST_CONCURRENCY = 4
 COLD_SECONDS = 1.0
-"""First answers that take longer than this, and come together, waited for the model."""
+ALIKE = 1.3
+"""First answers that take longer than this, or differ by more than this, may tell of connections and loading."""
 SERIAL_SHARE = 0.5
+CERTAIN = 1.25
+LIKELY = 2.0
+"""Gaps as even as the first are a serial server's; up to the second they may be chance, and the wave is repeated."""
 FREE = 0.8
 """An elasticity of throughput from here on means that nothing queues yet: the next wave is four times as large."""
 LEAST_GROWTH = 1.5
@@ -46,7 +50,7 @@ class Landing:
 
 
 class Startup:
-    """`wave` is what to send; `answered` judges it and changes it, or lands."""
+    """`wave` is what to send; `answered` judges it and changes it, or lands. `alone`: nothing else may be under way."""
 
     def __init__(self, ceilings: Ceilings) -> None:
         self._ceilings = ceilings
@@ -55,7 +59,7 @@ class Startup:
         self._before: tuple[Wave, float] | None = None
         self._larger = True
         self._fastest = math.inf
-        self._forgave_cold = False
+        self.alone = False
 
     @property
     def is_first(self) -> bool:
@@ -86,16 +90,19 @@ class Startup:
         """A wave came back with this mean latency; `answers` are (sent at, done at) in the order of sending."""
         if self._before is None:
             first = min(done - sent for sent, done in answers)
-            last = max(done - sent for sent, done in answers)
-            if not self._forgave_cold and first > COLD_SECONDS and first > 0.5 * last:
-                self._forgave_cold = True
-                self.reason = "the first answers waited for the model"
-                return None
-            self._fastest = first
-            if _one_by_one(answers):
+            unevenness = _one_by_one(answers)
+            if unevenness < CERTAIN or (unevenness < LIKELY and self.alone):
                 # A second request only waits; where waiting alone misses the target, it is not worth its gap.
                 waits = 2.0 * first > self._ceilings.latency_seconds
+                self._fastest = first
                 return self._land(1 if waits else 2, first, "answers came one by one: the server is serial")
+            last = max(done - sent for sent, done in answers)
+            if not self.alone and (last > ALIKE * first or first > COLD_SECONDS or unevenness < LIKELY):
+                self.alone = True
+                self.reason = "the first answers paid for connections, and for a model that was loading"
+                return None
+            self.alone = False
+            self._fastest = first
         self._fastest = min(self._fastest, latency_seconds)
         factor = 2.0
         if self._before is not None:
@@ -147,13 +154,15 @@ class Startup:
         return Landing(concurrency=min(concurrency, self._ceilings.concurrency), target_seconds=target, reason=reason)
 
 
-def _one_by_one(answers: Sequence[tuple[float, float]]) -> bool:
-    """Whether the answers came in the order of sending, evenly spread over the time that the last one took.
+def _one_by_one(answers: Sequence[tuple[float, float]]) -> float:
+    """How unevenly the answers of a serial server came: the largest gap over the mean one; infinite for another server.
 
     The gaps tell, not the first answer: it pays for the connection as well.
     """
     if len(answers) < 3:
-        return False
+        return math.inf
     gaps = [other[1] - one[1] for one, other in pairwise(answers)]
     span, last = sum(gaps), answers[-1][1] - answers[-1][0]
-    return min(gaps) >= 0.0 and span >= SERIAL_SHARE * last and max(gaps) <= 2.0 * span / len(gaps)
+    if min(gaps) < 0.0 or span < SERIAL_SHARE * last or span == 0.0:
+        return math.inf
+    return max(gaps) * len(gaps) / span

@@ -37,16 +37,26 @@ def test_answers_out_of_order_are_no_serial_server() -> None:
     assert answers(Startup(Ceilings()), [0.08, 0.02, 0.06, 0.04]) is None
 
 
-def test_a_model_that_was_loading_is_forgiven_once() -> None:
+def test_a_model_that_was_loading_is_forgotten_and_a_slow_server_is_not() -> None:
     startup = Startup(Ceilings())
     assert even(startup, 15.0) is None
     assert startup.wave == Wave(4, 1)
+    assert startup.alone
     assert even(startup, 0.02) is None
     assert startup.wave == Wave(4, 2)
+    assert not startup.alone
     slow = Startup(Ceilings())
     even(slow, 15.0)
     assert even(slow, 15.0) is None
     assert slow.wave == Wave(4, 2), "it is slow, not cold"
+
+
+def test_a_serial_server_that_was_loading_is_recognised_by_the_second_wave() -> None:
+    startup = Startup(Ceilings())
+    assert answers(startup, [15.0, 15.02, 15.04, 15.06]) is None
+    landing = answers(startup, [0.02, 0.04, 0.06, 0.08])
+    assert landing is not None
+    assert landing.concurrency == 2
 
 
 def test_a_server_that_works_on_whole_requests_gets_more_of_them() -> None:

@@ -1,0 +1,95 @@
+"""Which change is tried next, and when: four kinds of probe, paid from a budget of lost throughput.
+
+Knows no measurements and no points; `control.limit` tries, judges and tells. Pure: the caller passes its clock.
+"""
+
+import math
+from typing import Literal
+
+from era_dagster.control.ceilings import PRICE
+
+Probe = Literal["up", "down", "wider", "narrower"]
+
+REGRET = 0.01
+"""The throughput that probing may cost: one that lost much comes again late, one that lost nothing soon."""
+LATE_COST = 0.5
+"""A probe that missed the latency target counts as so much lost throughput."""
+SHORTEST_REST_SECONDS = 2.0
+LONGEST_REST_SECONDS = 60.0
+FIRST_SECONDS: dict[Probe, float] = {"up": 0.0, "wider": 0.0, "down": 1.0, "narrower": 5.0}
+"""After the first waves: what may gain much comes first, what only saves overhead last."""
+HIGH_PRICE = 0.75
+"""Beyond the latency target only a server that does not queue at all may have more: competing clients stop here."""
+WIDER_GAIN = 0.03
+NARROWER_LOSS = 0.015
+"""More requests for the same work must gain this much; fewer may lose this much, for the overhead they save."""
+
+
+def gain_wanted(
+    probe: Probe, *, step: float, latency: float, before: float, lowest: float, highest: float, concurrency: int
+) -> float:
+    """The gain in ln(throughput) above which a probe is kept.
+
+    `step`: the change in ln(work). `latency` and `before`: the mean latency at the probe and before it; `lowest` costs
+    nobody anything, `highest` is the most that keeps the latency target. `concurrency` is that of the probe.
+    """
+    if probe == "up":
+        return step * (-0.05 if latency < lowest else PRICE if latency < highest else HIGH_PRICE)
+    if probe == "down":
+        return 0.1 * step if before > 1.2 * lowest else 0.02
+    return WIDER_GAIN if probe == "wider" or concurrency == 1 else -NARROWER_LOSS
+
+
+class ProbeSchedule:
+    """`running` is the probe under way; `kept_in_a_row` counts those kept since the last that was undone."""
+
+    def __init__(self) -> None:
+        self.running: Probe | None = None
+        self.kept_in_a_row = 0
+        self._last: Probe = "up"
+        self._began_at = 0.0
+        self._undone: dict[Probe, int] = {"up": 0, "wider": 0, "down": 0, "narrower": 0}
+        self._due: dict[Probe, float] = dict(FIRST_SECONDS)
+
+    def begin(self, now: float, *, check_width: bool) -> None:
+        """The first waves are over. `check_width`: they found a serial server; the first probe makes sure of that."""
+        self._due = {probe: now + FIRST_SECONDS[probe] for probe in self._due}
+        if check_width:
+            self._due["wider"] = -math.inf
+
+    @property
+    def urgent(self) -> bool:
+        """Whether the next probe waits for nothing: a parallel server taken for a serial one would lose most it can do."""
+        return self._due["wider"] == -math.inf
+
+    def next(self, now: float, *, held: int) -> Probe | None:
+        """What to try after `held` epochs on target; the last one again if it was kept. None: nothing is due."""
+        again = self.kept_in_a_row > 0
+        probe = self._last if again else min(self._due, key=lambda each: self._due[each])
+        needed = 1 if again or self.urgent else 2
+        return probe if held >= needed and self._due[probe] <= now else None
+
+    def started(self, now: float, probe: Probe) -> None:
+        """It is under way."""
+        self.running = self._last = probe
+        self._began_at = now
+
+    def kept(self, now: float, probe: Probe) -> None:
+        """It paid."""
+        self.running = None
+        self.kept_in_a_row += 1
+        self._undone[probe], self._due[probe] = 0, now
+
+    def undone(self, now: float, probe: Probe, *, gain: float = 0.0, late: bool = False) -> None:
+        """It did not pay, or could not be tried; next when what it cost is a small share of the time between."""
+        seconds = now - self._began_at if self.running else 0.0
+        cost = (-2.0 * min(0.0, gain) + (LATE_COST if late else 0.0)) * seconds
+        self.running = None
+        self.kept_in_a_row = 0
+        self._undone[probe] = min(3, self._undone[probe] + 1)
+        rest = max(SHORTEST_REST_SECONDS * self._undone[probe], cost / REGRET)
+        self._due[probe] = now + min(LONGEST_REST_SECONDS, rest)
+
+    def dropped(self) -> None:
+        """It was overtaken by events."""
+        self.running = None

@@ -1,0 +1,67 @@
+"""Servers drawn at random: what the controller is judged on must not be in any file.
+
+Each seed is one server of one of ten kinds, with its speed, its fixed costs and its texts drawn over orders of magnitude.
+"""
+
+from random import Random
+from typing import Any
+
+from era_dagster.simulation.spec import Course, ServerSpec
+from era_dagster_tests.bench.engine import Texts
+
+KINDS = ("serial", "texts", "requests", "batching", "batching", "inflating", "step", "remote", "tail", "queue")
+BY_SLOT = ("texts", "requests")
+FASTEST = 1200.0
+"""Texts a second; more is more than a client on two cores can take anyway."""
+TIMES = ("seconds_per_text", "seconds_per_token", "seconds_per_request", "step_seconds")
+
+
+def draw(seed: int) -> tuple[str, Course, Texts]:
+    """(kind, server, texts) of this seed."""
+    random = Random(seed)
+    kind = random.choice(KINDS)
+    mean = random.choice([20, 60, 150, 300])
+    cv = random.choice([0.0, 0.0, 0.5, 1.0])
+    text_seconds = 10 ** random.uniform(-3.0, -0.8)
+    fixed = random.choice([0.1, 0.5, 1.0])
+    fields: dict[str, Any] = {
+        "seconds_per_text": text_seconds * fixed,
+        "seconds_per_token": text_seconds * (1 - fixed) / mean,
+        "seconds_per_request": 10 ** random.uniform(-4, -2.3),
+        "rtt_seconds": 10 ** random.uniform(-3.5, -2),
+        "jitter": random.choice([0.0, 0.05, 0.2, 0.4]),
+    }
+    changes: tuple[tuple[float, dict[str, Any]], ...] = ()
+    if kind == "serial":
+        fields |= {"discipline": "texts", "slots": 1}
+    elif kind == "texts":
+        fields |= {"discipline": "texts", "slots": random.choice([2, 4, 8, 16, 32])}
+    elif kind == "requests":
+        fields |= {"discipline": "requests", "slots": random.choice([1, 2, 4, 8, 16, 32])}
+    elif kind == "batching":
+        fields |= {"discipline": "batching", "step_seconds": 10 ** random.uniform(-2.3, -1)}
+        fields |= {"step_tokens": random.choice([2048, 8192, 32768])}
+        fields["seconds_per_text"] /= 10
+        fields["seconds_per_token"] /= 10
+    elif kind == "inflating":
+        slots = random.choice([4, 8, 16])
+        fields |= {"discipline": random.choice(BY_SLOT), "slots": slots}
+        fields |= {"knee": slots * random.choice([2, 4, 8]), "inflation": random.choice([0.3, 1.0])}
+    elif kind == "step":
+        slots = random.choice([4, 8, 16])
+        fields |= {"discipline": random.choice(BY_SLOT), "slots": slots}
+        changes = ((20.0, {"slots": max(1, slots // 4)}), (40.0, {"slots": slots}))
+    elif kind == "remote":
+        fields |= {"discipline": random.choice(BY_SLOT), "slots": random.choice([4, 16])}
+        fields |= {"rtt_seconds": random.uniform(0.05, 0.3)}
+    elif kind == "tail":
+        fields |= {"discipline": random.choice(BY_SLOT), "slots": random.choice([1, 4, 16])}
+        fields |= {"tail_share": 0.02, "tail_factor": 8.0}
+    else:
+        fields |= {"discipline": random.choice(BY_SLOT), "slots": random.choice([1, 4, 8])}
+        fields |= {"queue_limit": random.choice([4, 8, 16, 32])}
+    limit = ServerSpec(**fields).texts_per_second_limit(mean)
+    if limit > FASTEST:
+        for name in TIMES:
+            fields[name] = fields.get(name, 0.0) * limit / FASTEST
+    return kind, Course(spec=ServerSpec(**fields), changes=changes), Texts(mean_tokens=mean, cv=cv)

@@ -1,0 +1,101 @@
+"""What is claimed of the controller, as tests, on the first and last scenario of every kind; the table holds all of them.
+
+Baselines are compared by `worth`, the ratio to the oracle less in proportion to how far the P95 is over its target: the
+oracle itself counts only within that target, and whoever lets ten seconds of requests wait reaches any throughput.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from statistics import mean
+
+import pytest
+
+from era_dagster_tests.bench.baselines import BASELINES
+from era_dagster_tests.bench.oracle import known, remembered
+from era_dagster_tests.bench.scenarios import FOLDER, Scenario, all_scenarios
+from era_dagster_tests.bench.score import OURS, Score, controllers_for, measured
+from era_dagster_tests.bench.table import CONTROLLERS, mean_ratios, of, rendered, shortfalls, summary, timely, worth
+
+BEST = remembered()
+SCENARIOS = all_scenarios()
+SEED = 1
+SHORT = {scenario.name for scenario in SCENARIOS if "ratio" in scenario.short}
+"""Where the files say that the throughput expected is not reached yet."""
+
+
+def first_and_last_of_each_kind() -> list[Scenario]:
+    files = [json.loads(path.read_text()) for path in FOLDER.glob("*.json")]
+    names = {each["name"] for file in files for each in (file[0], file[-1])}
+    return [scenario for scenario in SCENARIOS if scenario.name in names]
+
+
+def scored(scenario: Scenario, name: str, *, goodput: float | None = None) -> Score:
+    """One run; `goodput` of the oracle where the scenario is not one of the files."""
+    goodput = known(scenario, BEST).goodput if goodput is None else goodput
+    return measured(scenario, controllers_for(scenario, name), name=name, seed=SEED, oracle_goodput=goodput)
+
+
+def all_scores(scenarios: Sequence[Scenario]) -> list[Score]:
+    return [scored(scenario, name) for scenario in scenarios for name in CONTROLLERS]
+
+
+@pytest.fixture(scope="module")
+def scores() -> list[Score]:
+    return all_scores(first_and_last_of_each_kind())
+
+
+def mean_worth(scores: Sequence[Score], name: str) -> float:
+    return mean(worth(score, BEST[score.scenario]) for score in of(scores, name))
+
+
+def behind(scores: Sequence[Score]) -> list[tuple[str, float, str]]:
+    """Where a baseline that is in time gives more than .03 more."""
+    return [each for each in shortfalls(scores, BEST, only_timely=True) if each[1] < -0.03]
+
+
+def test_it_reaches_the_oracle_within_seven_percent_on_the_mean(scores: list[Score]) -> None:
+    assert mean(mean_ratios(scores, OURS).values()) >= 0.93
+
+
+def test_it_is_below_four_fifths_of_the_oracle_only_where_the_scenario_says_so(scores: list[Score]) -> None:
+    assert {name for name, ratio in mean_ratios(scores, OURS).items() if ratio < 0.8} <= SHORT
+
+
+@pytest.mark.parametrize("baseline", BASELINES)
+def test_it_is_better_than_a_law_of_the_field(scores: list[Score], baseline: str) -> None:
+    assert mean_worth(scores, OURS) >= mean_worth(scores, baseline) + 0.10
+
+
+def test_nowhere_is_a_law_that_keeps_the_latency_much_better(scores: list[Score]) -> None:
+    assert {name for name, _, _ in behind(scores)} <= SHORT | {"rate_changes"}
+
+
+def test_it_keeps_the_latency_target_more_often_than_any_law(scores: list[Score]) -> None:
+    in_time = {name: mean(timely(score, BEST[score.scenario]) for score in of(scores, name)) for name in CONTROLLERS}
+    assert in_time[OURS] == max(in_time.values())
+
+
+def test_the_table_shows_every_scenario_and_the_summary_every_controller(scores: list[Score]) -> None:
+    table, told = rendered(first_and_last_of_each_kind(), scores, BEST), summary(scores, BEST)
+    assert all(scenario.name in table for scenario in first_and_last_of_each_kind())
+    assert all(name in table and name in told for name in CONTROLLERS)
+
+
+@pytest.mark.parametrize("name", ["four_slots_by_text", "sixteen_slots_by_text", "sixteen_slots_by_request"])
+def test_five_percent_of_random_500s_do_not_lower_what_is_in_flight(name: str) -> None:
+    scenario = next(each for each in SCENARIOS if each.name == name)
+    course = replace(scenario.course, spec=replace(scenario.course.spec, share_500=0.05))
+    healthy = scored(scenario, OURS)
+    faulty = scored(replace(scenario, course=course), OURS, goodput=known(scenario, BEST).goodput)
+    assert faulty.work_end >= 0.75 * healthy.work_end
+    assert faulty.ratio >= 0.95 * healthy.ratio
+
+
+@pytest.mark.parametrize("per_second", [5.0, 40.0, 150.0])
+def test_a_slow_sender_does_not_raise_the_limit(per_second: float) -> None:
+    scenario = next(each for each in SCENARIOS if each.name == "slow_sender")
+    slow = replace(scenario, texts=replace(scenario.texts, per_second=per_second))
+    score = scored(slow, OURS, goodput=per_second)
+    assert score.ratio >= 0.98
+    assert score.concurrency_end <= 8
