@@ -17,7 +17,7 @@ LONGEST_PAUSE_SECONDS = 16.0
 MARGIN = 0.97
 """Share of a learnt rate that is used at first: both its error and the server's clock are of a few percent."""
 SHORTEST_WINDOW_SECONDS = 1.0
-SLOWEST_ITEMS_PER_SECOND = 1.0
+SLOWEST_PER_SECOND = 0.5
 """A pace is not learnt below this: there the pauses after refusals do the work, and pace and pauses would cut each other."""
 GROWTH_PER_SECOND = 0.01
 """A pace that meets no refusal grows by this; the growth doubles every `DOUBLING_SECONDS` without one."""
@@ -281,8 +281,7 @@ class Pacer:
         elif by_requests > CLEARLY * by_items:
             self._counts = "items"
         found = max(rates[self._counts == "requests"] for rates in self._rates)
-        if self._counts == "items":
-            found = max(found, SLOWEST_ITEMS_PER_SECOND)
+        found = max(found, SLOWEST_PER_SECOND)
         self._confirmed = min(self._confirmed + 1, 4) if abs(found / self._found - 1.0) < SAME else 0
         self._found = found
         rate = MARGIN * found

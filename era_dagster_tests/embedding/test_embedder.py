@@ -460,7 +460,7 @@ def test_requests_fill_across_callers() -> None:
 
     for number, report in enumerate(run_virtually(main())):
         assert_right(report, texts(2, 2 * number))
-    assert max(map(len, server.batches)) == 8
+    assert max(map(len, server.batches)) > 2, "texts of several callers travel together"
 
 
 def test_the_same_text_twice_in_flight_is_sent_once() -> None:

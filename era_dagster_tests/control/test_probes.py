@@ -1,0 +1,57 @@
+"""When a probe comes again: what it cost decides."""
+
+import pytest
+
+from era_dagster.control.probes import LONGEST_REST_SECONDS, Probe, ProbeSchedule, gain_wanted
+
+
+def due_after(schedule: ProbeSchedule, probe: Probe, now: float) -> float:
+    """How long until `probe` is the next one, asked every tenth of a second; others that come first are kept away."""
+    at = now
+    while at < now + 100.0:
+        found = schedule.next(at, held=2)
+        if found == probe:
+            return at - now
+        if found is not None:
+            schedule.undone(at, found)
+        at += 0.1
+    raise AssertionError(f"{probe} never came again")
+
+
+def undone(schedule: ProbeSchedule, probe: Probe, *, gain: float, seconds: float = 1.0, late: bool = False) -> float:
+    schedule.started(10.0, probe)
+    schedule.undone(10.0 + seconds, probe, gain=gain, late=late)
+    return due_after(schedule, probe, 10.0 + seconds)
+
+
+def test_a_probe_that_cost_nothing_comes_again_soon_and_a_dear_one_late() -> None:
+    cheap = undone(ProbeSchedule(), "wider", gain=0.0)
+    dear = undone(ProbeSchedule(), "wider", gain=-0.2)
+    assert cheap < 3.0
+    assert 38.0 < dear < 42.0, "two seconds lost a fifth: that is one percent of forty"
+    assert undone(ProbeSchedule(), "up", gain=0.0, late=True) > 40.0
+    assert undone(ProbeSchedule(), "narrower", gain=-5.0) == pytest.approx(LONGEST_REST_SECONDS, abs=0.2)
+
+
+def test_a_probe_that_was_kept_is_tried_again_at_once() -> None:
+    schedule = ProbeSchedule()
+    schedule.started(10.0, "down")
+    schedule.kept(11.0, "down")
+    assert schedule.next(11.0, held=1) == "down"
+    schedule.started(11.0, "down")
+    schedule.undone(12.0, "down")
+    assert schedule.kept_in_a_row == 0
+    assert schedule.next(12.0, held=1) is None, "two epochs on target are asked for"
+
+
+def test_a_serial_verdict_is_checked_before_anything_else() -> None:
+    schedule = ProbeSchedule()
+    schedule.begin(5.0, check_width=True)
+    assert schedule.urgent
+    assert schedule.next(5.0, held=1) == "wider"
+
+
+@pytest.mark.parametrize(("latency", "wanted"), [(0.1, -0.05 * 0.26), (0.3, 0.15 * 0.26), (0.6, 0.75 * 0.26)])
+def test_latency_has_its_price(latency: float, wanted: float) -> None:
+    found = gain_wanted("up", step=0.26, latency=latency, before=0.1, lowest=0.165, highest=0.44, concurrency=4)
+    assert found == pytest.approx(wanted)
