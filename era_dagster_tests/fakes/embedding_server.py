@@ -268,9 +268,12 @@ def serving(server: FakeEmbeddingServer) -> Iterator[str]:
         ready.set()
         async with listening:
             await stop.wait()
-        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in left:
             task.cancel()
-        await asyncio.sleep(0)
+        if left:
+            # A task that is destroyed while it waits fails whatever test runs by then.
+            await asyncio.wait(left, timeout=5)
 
     stop = asyncio.Event()
     thread = threading.Thread(target=loop.run_until_complete, args=(main(),), daemon=True)
