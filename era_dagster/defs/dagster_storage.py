@@ -14,6 +14,7 @@ from dagster._serdes import ConfigurableClassData
 from dagster_postgres import DagsterPostgresStorage
 from psycopg import sql
 
+from era_dagster.defs.dagster_tables import complete_tables
 from era_dagster.domain.errors import ConfigurationError
 from era_dagster.settings import Settings, load_settings
 from era_dagster.storage.database import database_url, driver_errors, with_database
@@ -32,7 +33,9 @@ class KnowledgeBaseDagsterStorage(DagsterPostgresStorage):
         cls, inst_data: ConfigurableClassData | None, config_value: Mapping[str, Any]
     ) -> "KnowledgeBaseDagsterStorage":
         """Called by Dagster when it opens the instance."""
-        return cls(postgres_url=dagster_url(load_settings(os.environ)), inst_data=inst_data)
+        url = dagster_url(load_settings(os.environ))
+        complete_tables(url)
+        return cls(postgres_url=url, should_autocreate_tables=False, inst_data=inst_data)
 
 
 class HomeComputeLogs(LocalComputeLogManager):

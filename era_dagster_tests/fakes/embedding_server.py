@@ -229,14 +229,21 @@ class FakeTransport(httpx.AsyncBaseTransport):
 async def start(server: FakeEmbeddingServer, port: int = 0) -> asyncio.Server:
     """Listen on loopback; HTTP/1.1 with keep-alive, as far as an embedding client needs it."""
 
+    # asyncio itself holds no task: a stalled one, whose client is gone, would be collected with its open connection.
+    tasks: set[asyncio.Task[None] | None] = set()
+
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        tasks.add(asyncio.current_task())
         try:
             while await _serve_one(server, reader, writer):
                 pass
         except (ConnectionError, asyncio.IncompleteReadError, ConnectionBroken):
             writer.transport.abort()
+        except asyncio.CancelledError:
+            writer.transport.abort()  # not raised again: asyncio prints what a connection's task raises
         finally:
             writer.close()
+            tasks.discard(asyncio.current_task())
 
     return await asyncio.start_server(serve, "127.0.0.1", port, limit=1 << 20)
 
@@ -268,12 +275,14 @@ def serving(server: FakeEmbeddingServer) -> Iterator[str]:
         ready.set()
         async with listening:
             await stop.wait()
+        # A task or a transport that its loop leaves behind fails whatever test runs by then.
+        await asyncio.sleep(0.01)  # what was just accepted has begun
         left = asyncio.all_tasks() - {asyncio.current_task()}
         for task in left:
             task.cancel()
         if left:
-            # A task that is destroyed while it waits fails whatever test runs by then.
             await asyncio.wait(left, timeout=5)
+        await asyncio.sleep(0.01)  # what was just closed is closed
 
     stop = asyncio.Event()
     thread = threading.Thread(target=loop.run_until_complete, args=(main(),), daemon=True)
