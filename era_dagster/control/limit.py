@@ -15,7 +15,7 @@ from typing import Literal
 from era_dagster.control.ceilings import Ceilings
 from era_dagster.control.measure import Epoch, Measurement, together
 from era_dagster.control.probes import HIGH_PRICE, Probe, ProbeSchedule, gain_wanted
-from era_dagster.control.startup import FIRST_CONCURRENCY, Landing, Startup
+from era_dagster.control.startup import FEWEST_SAMPLES, FIRST_CONCURRENCY, Landing, Startup
 
 Phase = Literal["start", "hold", "probe"]
 
@@ -231,7 +231,7 @@ class AdaptiveLimit:
     def _fewest_samples(self) -> int:
         count = self.point.concurrency
         if self._startup is not None:
-            return count if self._startup.is_first else max(count, 8)
+            return count if self._startup.is_first else max(count, FEWEST_SAMPLES)
         if self._probes.running:
             return max(count, 4)
         # Fewer are enough for the news that everything takes far longer.
@@ -244,10 +244,13 @@ class AdaptiveLimit:
             return self._judge_probe(now, self._probes.running, measured)
         return self._judge_hold(now, measured)
 
-    def _judge_wave(self, now: float, startup: Startup, measured: Measurement) -> Judgement:
+    def _judge_wave(self, now: float, startup: Startup, measured: Measurement) -> Judgement | None:
+        error = measured.cv / math.sqrt(measured.samples)
+        if self._over < 4 and startup.unclear(measured.latency, error=error, samples=measured.samples):
+            return None
         answers = [self._answers[number] for number in sorted(self._answers)]
         self._answers = {}
-        landing = startup.answered(measured.latency, answers)
+        landing = startup.answered(measured.latency, answers, error=error)
         if landing is not None:
             return self._land(now, landing, measured)
         wave = startup.wave

@@ -26,6 +26,12 @@ LEAST_GROWTH = 1.5
 WORTH_IT = 0.5
 """Growth goes on while doubling the work raises throughput by at least the square root of two."""
 
+CONFIDENCE = 1.5
+"""Standard errors by which an elasticity must differ from `WORTH_IT` to be believed."""
+FLIGHTS = 4
+FEWEST_SAMPLES = 8
+"""A wave has at least so many answers, and where noise hides what it shows, up to so many flights of them."""
+
 
 @dataclass(frozen=True, slots=True)
 class Wave:
@@ -56,7 +62,7 @@ class Startup:
         self._ceilings = ceilings
         self.wave = Wave(min(FIRST_CONCURRENCY, ceilings.concurrency), 1)
         self.reason = "first wave"
-        self._before: tuple[Wave, float] | None = None
+        self._before: tuple[Wave, float, float] | None = None
         self._larger = True
         self._fastest = math.inf
         self.alone = False
@@ -86,7 +92,21 @@ class Startup:
         self._ceilings = ceilings
         self.wave = Wave(min(self.wave.concurrency, ceilings.concurrency), min(self.wave.items, ceilings.items))
 
-    def answered(self, latency_seconds: float, answers: Sequence[tuple[float, float]]) -> Landing | None:
+    def unclear(self, latency_seconds: float, *, error: float, samples: int) -> bool:
+        """Whether noise may hide if more work gave more: the wave goes on until it can be told, or `FLIGHTS` have passed.
+
+        `error`: the standard error of ln(latency) over `samples` answers.
+        """
+        if self._before is None or samples >= FLIGHTS * max(self.wave.concurrency, FEWEST_SAMPLES):
+            return False
+        wave, before, error_before = self._before
+        step = math.log(self.wave.texts / wave.texts)
+        elasticity = 1.0 - math.log(latency_seconds / before) / step
+        return abs(elasticity - WORTH_IT) < CONFIDENCE * math.hypot(error, error_before) / step
+
+    def answered(
+        self, latency_seconds: float, answers: Sequence[tuple[float, float]], *, error: float = 0.0
+    ) -> Landing | None:
         """A wave came back with this mean latency; `answers` are (sent at, done at) in the order of sending."""
         if self._before is None:
             first = min(done - sent for sent, done in answers)
@@ -106,7 +126,7 @@ class Startup:
         self._fastest = min(self._fastest, latency_seconds)
         factor = 2.0
         if self._before is not None:
-            wave, before = self._before
+            wave, before, _ = self._before
             if self.wave.texts <= wave.texts:
                 return self._land(self.wave.concurrency, 0.0, "at the ceiling")
             step = math.log(self.wave.texts / wave.texts)
@@ -128,9 +148,9 @@ class Startup:
             if elasticity < FREE:
                 # If it is saturated by now, the latency will grow with the work: little more than the target is risked.
                 factor = min(factor, max(LEAST_GROWTH, self._ceilings.highest_latency / latency_seconds))
-        return self._grow(factor, latency_seconds)
+        return self._grow(factor, latency_seconds, error)
 
-    def _grow(self, factor: float, latency_seconds: float) -> Landing | None:
+    def _grow(self, factor: float, latency_seconds: float, error: float) -> Landing | None:
         wave = self.wave
         items = min(max(wave.items + 1, int(factor * wave.items)), self._ceilings.items)
         if self._larger and items > wave.items:
@@ -141,7 +161,7 @@ class Startup:
             grown = Wave(min(wider, self._ceilings.concurrency), wave.items)
         if grown == wave:
             return self._land(wave.concurrency, 0.0, "at the ceiling")
-        self._before, self.wave, self.reason = (wave, latency_seconds), grown, "more work, more throughput"
+        self._before, self.wave, self.reason = (wave, latency_seconds, error), grown, "more work, more throughput"
         return None
 
     def _land(self, concurrency: int, latency_seconds: float, reason: str) -> Landing:
