@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from era_dagster.control.breaker import Breaker
 from era_dagster.control.ceilings import Ceilings
 from era_dagster.control.limit import AdaptiveLimit, Judgement
+from era_dagster.control.measure import Measurement
 from era_dagster.control.outcome import Outcome
 from era_dagster.control.rate import Pacer, Sent, Throttle, announced_allowances
 from era_dagster.control.trace import Mode, TraceRecord
@@ -85,6 +86,7 @@ class EndpointController:
         self._items_in_flight = 0
         self._heard_at = math.inf
         self._silence_broken = False
+        self._still_at: Measurement | None = None
 
     @property
     def in_flight(self) -> int:
@@ -106,19 +108,19 @@ class EndpointController:
             return WaitUntil(math.inf)
         if counted >= concurrency:
             self._limit.reached(now)
-            silent_until = self._silent_until()
+            silent_until = math.inf if self._silence_broken else self._silent_until()
             if now < silent_until:
                 return WaitUntil(silent_until)
             self._silence_broken = True
         ready_at = self._pacer.ready_at(now)
         if ready_at > now:
-            self._tell(now, self._limit.paced(now))
+            self._tell(now, self._limit.paced(now, by_requests=self._pacer.by_requests))
             return WaitUntil(ready_at)
         return self._sized(pending, concurrency)
 
     def _silent_until(self) -> float:
-        """When one request more may go although the limit is reached: if all under way are stuck, nothing overtakes them."""
-        if self._limit.last is None or self._silence_broken:
+        """When everything counts as stuck: one request more may go then, because nothing overtakes the others."""
+        if self._limit.last is None:
             return math.inf
         return self._heard_at + max(LATE_SECONDS, SILENT_FACTOR * self._limit.last.latency)
 
@@ -164,6 +166,10 @@ class EndpointController:
         late = ticket.number in self._late
         self._leave(ticket)
         self._limit.freed(now)
+        if now >= self._silent_until() and self._limit.last is not self._still_at:
+            # Everything stood still: one event, not what requests take. If it comes again, it is what they take.
+            self._still_at = self._limit.last
+            self._limit.interrupted(now)
         self._heard_at, self._silence_broken = now, False
         if headers:
             self._pacer.announced(now, ticket.sent, announced_allowances(headers))

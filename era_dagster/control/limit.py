@@ -111,9 +111,13 @@ class AdaptiveLimit:
         """The tokens of one request at this point; only the ceiling in the first waves, which count texts."""
         return self._ceilings.tokens if self._startup is not None else self.point.work / self.point.concurrency
 
-    def paced(self, now: float) -> Judgement | None:
-        """Only the pace holds requests back: the server is not asked for more, and what it shows is all there is."""
+    def paced(self, now: float, *, by_requests: bool) -> Judgement | None:
+        """Only the pace holds requests back: the server is not asked for more, and what it shows is all there is.
+
+        `by_requests`: it counts requests, so that larger ones are the way to more.
+        """
         self.reached(now)
+        self._epoch.pace = "requests" if by_requests else "items"
         if self._startup is None or not self.item_tokens:
             return None
         self.point = Point(max(FIRST_CONCURRENCY, len(self._in_flight)), self.point.work)
@@ -269,6 +273,8 @@ class AdaptiveLimit:
 
     def _judge_hold(self, now: float, measured: Measurement) -> Judgement | None:
         highest = self._highest_latency()
+        if self._epoch.pace == "requests":
+            self._target = max(self._target, highest)
         target = self._target if self._target > 1.5 * highest else min(self._target, highest)
         off = math.log(target / measured.latency)
         enough = measured.samples >= min(60, 4 * self.point.concurrency) and measured.seconds >= SHORTEST_EPOCH_SECONDS
@@ -283,7 +289,8 @@ class AdaptiveLimit:
             self._held = [measured]
             return self._try(now, measured)
         if abs(off) > TOLERANCE and (self._moves < MOST_MOVES or abs(off) > 0.7):
-            work = self.point.work * max(0.25, min(2.0, math.exp(off)))
+            # At a pace nothing queues: the latency grows no faster than the work.
+            work = self.point.work * max(0.25, min(2.0 if self._epoch.pace is None else 8.0, math.exp(off)))
             moved = self._bounded(now, Point(self.point.concurrency, min(work, max(self._most_work, self.point.work))))
             if moved != self.point and self._size(moved) != self._size_before and self._affordable(moved, measured):
                 before, self._size_before, self._moves = self.point, self._size(self.point), self._moves + 1
@@ -317,6 +324,8 @@ class AdaptiveLimit:
         if self._came_from is None:
             return None
         (point, before), self._came_from = self._came_from, None
+        if self._epoch.pace is not None:
+            return None
         gain = math.log(measured.throughput / before.throughput)
         step = math.log(self.point.work / point.work)
         noise = math.hypot(measured.error, before.error)
@@ -346,6 +355,8 @@ class AdaptiveLimit:
 
     def _tried(self, probe: Probe) -> Point:
         c, work = self.point.concurrency, self.point.work
+        if self._epoch.pace == "requests" or (self._epoch.pace and probe == "wider"):
+            return self.point
         if probe == "up":
             latency, highest = together(self._held).latency, self._highest_latency()
             if highest < 1.05 * latency < 2.0 * highest:
@@ -355,7 +366,7 @@ class AdaptiveLimit:
         if probe == "down":
             return Point(c, work / STEP)
         if probe == "wider":
-            return Point(2 * c, work)
+            return Point(4 * c if self._probes.kept_in_a_row else 2 * c, work)
         return Point(max(1, c // 2), work)
 
     def _judge_probe(self, now: float, probe: Probe, measured: Measurement) -> Judgement | None:

@@ -6,6 +6,7 @@ An epoch is a stretch of time at one operating point, from when the change to it
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +42,7 @@ class Epoch:
     def __init__(self, began_at: float) -> None:
         self.began_at = began_at
         self.full_seconds = 0.0
+        self.pace: Literal["requests", "items"] | None = None
         self.latencies: list[float] = []
         self._work = 0.0
 

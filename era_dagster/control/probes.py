@@ -82,6 +82,11 @@ class ProbeSchedule:
 
     def undone(self, now: float, probe: Probe, *, gain: float = 0.0, late: bool = False) -> None:
         """It did not pay, or could not be tried; next when what it cost is a small share of the time between."""
+        if self.running == "wider" and self.kept_in_a_row:
+            # The step was too large; the way was right.
+            self.running, self.kept_in_a_row = None, 0
+            self._due[probe] = now + SHORTEST_REST_SECONDS
+            return
         seconds = now - self._began_at if self.running else 0.0
         cost = (-2.0 * min(0.0, gain) + (LATE_COST if late else 0.0)) * seconds
         self.running = None

@@ -170,6 +170,8 @@ class Pacer:
         self._cut_at = -math.inf
         self._grown_at = -math.inf
         self._held_back = False
+        self.by_requests = False
+        """Whether what holds the next request back counts requests, whatever is in them."""
 
     @property
     def rate(self) -> float | None:
@@ -195,15 +197,18 @@ class Pacer:
 
     def ready_at(self, now: float) -> float:
         """When the next request, if it is like the last, may go; at or before `now`: at once."""
-        ready = now
+        times: list[tuple[float, bool]] = [(now, False)]
         if self._decided is not None:
-            ready = max(ready, self._decided.ready_at(now, 1.0))
+            times.append((self._decided.ready_at(now, 1.0), False))
         if self._learnt is not None:
             self._grow(now, self._learnt)
-            units = 1.0 if self._counts == "requests" else float(self._last.items)
-            ready = max(ready, self._learnt.ready_at(now, units))
+            by_requests = self._counts == "requests"
+            units = 1.0 if by_requests else float(self._last.items)
+            times.append((self._learnt.ready_at(now, units), by_requests))
         for kind, bucket in self._announced.items():
-            ready = max(ready, bucket.ready_at(now, 1.0 if kind == "requests" else self._last.tokens))
+            by_requests = kind == "requests"
+            times.append((bucket.ready_at(now, 1.0 if by_requests else self._last.tokens), by_requests))
+        ready, self.by_requests = max(times)
         self._held_back = self._held_back or ready > now
         return ready
 

@@ -99,10 +99,16 @@ class Startup:
         """
         if self._before is None or samples >= FLIGHTS * max(self.wave.concurrency, FEWEST_SAMPLES):
             return False
-        wave, before, error_before = self._before
+        elasticity, doubt = self._elasticity(self._before, latency_seconds, error)
+        return abs(elasticity - WORTH_IT) < doubt
+
+    def _elasticity(
+        self, before: tuple[Wave, float, float], latency_seconds: float, error: float
+    ) -> tuple[float, float]:
+        """That of throughput, from the wave before to this one, and how far it may be off."""
+        wave, latency_before, error_before = before
         step = math.log(self.wave.texts / wave.texts)
-        elasticity = 1.0 - math.log(latency_seconds / before) / step
-        return abs(elasticity - WORTH_IT) < CONFIDENCE * math.hypot(error, error_before) / step
+        return 1.0 - math.log(latency_seconds / latency_before) / step, CONFIDENCE * math.hypot(error, error_before) / step
 
     def answered(
         self, latency_seconds: float, answers: Sequence[tuple[float, float]], *, error: float = 0.0
@@ -130,13 +136,15 @@ class Startup:
             if self.wave.texts <= wave.texts:
                 return self._land(self.wave.concurrency, 0.0, "at the ceiling")
             step = math.log(self.wave.texts / wave.texts)
-            elasticity = 1.0 - math.log(latency_seconds / before) / step
+            elasticity, doubt = self._elasticity(self._before, latency_seconds, error)
+            # What cannot be told is taken for growth in number: the next wave, with more answers, will tell.
+            worth_it = elasticity >= WORTH_IT - (0.0 if self._larger else doubt)
             full = latency_seconds > max(self._ceilings.highest_latency, 1.3 * self._fastest)
-            if not self._larger and (full or elasticity < WORTH_IT):
+            if not self._larger and (full or not worth_it):
                 wide = math.ceil(wave.concurrency * math.exp(step * max(0.0, min(1.0, elasticity))))
                 spent = latency_seconds if elasticity >= PRICE else before
                 return self._land(wide, spent, f"saturated, e = {elasticity:.2f}")
-            if full or elasticity < WORTH_IT:
+            if full or not worth_it:
                 self._larger = False
                 if wave.concurrency == self._ceilings.concurrency:
                     return self._land(wave.concurrency, latency_seconds if full else 0.0, "at the ceiling")

@@ -230,3 +230,14 @@ def test_delays_grow_to_their_ceiling_and_attempts_or_time_end_the_retries() -> 
     assert not policy.is_exhausted(failures=2, seconds=99.0)
     assert policy.is_exhausted(failures=3, seconds=0.0)
     assert policy.is_exhausted(failures=0, seconds=100.0)
+
+
+def test_a_server_that_stood_still_once_gets_no_less_and_one_that_stays_slow_does() -> None:
+    gate = controller(limit=4, items=8)
+    now = flights(gate, 0.0, 60)
+    before = (gate.concurrency, gate.batch_items)
+    now = flights(gate, now, 1, seconds=4.0)
+    now = flights(gate, now, 20)
+    assert (gate.concurrency, gate.batch_items) == before
+    now = flights(gate, now, 4, seconds=4.0)
+    assert gate.concurrency * gate.batch_items < before[0] * before[1]
