@@ -108,7 +108,9 @@ class Startup:
         """That of throughput, from the wave before to this one, and how far it may be off."""
         wave, latency_before, error_before = before
         step = math.log(self.wave.texts / wave.texts)
-        return 1.0 - math.log(latency_seconds / latency_before) / step, CONFIDENCE * math.hypot(error, error_before) / step
+        return 1.0 - math.log(latency_seconds / latency_before) / step, CONFIDENCE * math.hypot(
+            error, error_before
+        ) / step
 
     def answered(
         self, latency_seconds: float, answers: Sequence[tuple[float, float]], *, error: float = 0.0
