@@ -9,20 +9,17 @@ I/O; numbers in, numbers out.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import replace
 
 from era_dagster.control.ceilings import Ceilings
-from era_dagster.control.measure import Epoch, Measurement, together
+from era_dagster.control.flight import Flight
+from era_dagster.control.measure import Measurement, together
+from era_dagster.control.point import Judgement, Phase, Point
 from era_dagster.control.probes import HIGH_PRICE, Probe, ProbeSchedule, gain_wanted
 from era_dagster.control.startup import FEWEST_SAMPLES, FIRST_CONCURRENCY, Landing, Startup
 
-Phase = Literal["start", "hold", "probe"]
-
 STEP = 1.3
 """How far a probe changes the work; further when the one before it was kept."""
-FULL_SHARE = 0.5
-"""An epoch in which less of the time was spent at the limit measures the sender."""
 SHORTEST_EPOCH_SECONDS = 0.4
 """However fast the answers come, a judgement waits this long: scheduling noise lives below it."""
 FAIR_ITEMS = 1
@@ -37,25 +34,6 @@ CEILING_SECONDS = 60.0
 """A quarter of a flight (of at least eight) refused as too many (503): the concurrency is cut, for so long."""
 
 
-@dataclass(frozen=True, slots=True)
-class Point:
-    """An operating point: requests in flight, tokens in flight."""
-
-    concurrency: int
-    work: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Judgement:
-    """What moved the point, or kept it, at the end of an epoch."""
-
-    phase: Phase
-    reason: str
-    measured: Measurement | None
-    target_seconds: float
-    gain: float | None
-
-
 class AdaptiveLimit:
     """The law. `point` is where it stands; requests are told to it by number when they go out and when they end."""
 
@@ -68,13 +46,9 @@ class AdaptiveLimit:
         self._target = ceilings.lowest_latency
         self._most_work = math.inf
         self._most_requests = (ceilings.concurrency, -math.inf)
-        self._in_flight: dict[int, tuple[float, float]] = {}
+        self._flight = Flight()
         self._answers: dict[int, tuple[float, float]] = {}
-        self._number = 0
         self._items = 0
-        self._epoch = Epoch(0.0)
-        self._full_since: float | None = None
-        self._settling = 0
         self._moved_at = -math.inf
         self._refused_share = 0.0
         self._p95_ratio = 1.2
@@ -117,46 +91,38 @@ class AdaptiveLimit:
         `by_requests`: it counts requests, so that larger ones are the way to more.
         """
         self.reached(now)
-        self._epoch.pace = "requests" if by_requests else "items"
+        self._flight.epoch.pace = "requests" if by_requests else "items"
         if self._startup is None or not self.item_tokens:
             return None
-        self.point = Point(max(FIRST_CONCURRENCY, len(self._in_flight)), self.point.work)
+        self.point = Point(max(FIRST_CONCURRENCY, len(self._flight)), self.point.work)
         return self._land(now, self._startup.paced(self.point.concurrency), None)
 
     def interrupted(self, now: float) -> None:
         """The server closes the gate for a while: what was seen until now is no measure of what comes after."""
-        self._epoch = Epoch(now)
+        self._flight.begin(now, settling=self.point.concurrency)
         self._answers = {}
-        self._settling = self.point.concurrency
 
     @property
     def must_empty(self) -> bool:
         """Whether nothing may be sent until everything has come back: the next wave is measured by itself."""
         early = self._startup is not None and self._startup.alone
-        return early and any(sent_at < self._moved_at for sent_at, _ in self._in_flight.values())
+        return early and self._flight.sent_before(self._moved_at)
 
     def reached(self, now: float) -> None:
-        """The requests in flight are as many as may be, and more would go: this time measures the server, not the sender."""
-        if self._full_since is None:
-            self._full_since = now
+        """The requests in flight are as many as may be, and more would go."""
+        self._flight.reached(now)
 
     def freed(self, now: float) -> None:
         """A request ended: until `reached` again the sender may be what is slow."""
-        if self._full_since is not None:
-            self._epoch.full_seconds += now - max(self._full_since, self._epoch.began_at)
-            self._full_since = None
+        self._flight.freed(now)
 
     def sent(self, now: float, tokens: int) -> int:
         """A request with `tokens` tokens goes out; returns the number under which it ends."""
-        self._number += 1
-        if not self._in_flight and not self._epoch.latencies:
-            self._epoch.began_at = now
-        self._in_flight[self._number] = (now, tokens)
-        return self._number
+        return self._flight.sent(now, tokens)
 
     def forget(self, number: int) -> None:
         """A request ended without vectors, or says nothing about the server any more."""
-        self._in_flight.pop(number, None)
+        self._flight.ended(number)
 
     def too_large(self, now: float, number: int, *, items: int) -> Judgement | None:
         """A request of `items` texts was refused for its size (413): no request is that large again."""
@@ -172,8 +138,8 @@ class AdaptiveLimit:
 
     def overloaded(self, now: float, number: int) -> Judgement | None:
         """A request was refused because too much is waiting (503); a judgement if that cuts the concurrency."""
-        sent_at, _ = self._in_flight.pop(number, (-math.inf, 0.0))
-        if sent_at < self._moved_at:
+        known = self._flight.ended(number)
+        if known is None or known[0] < self._moved_at:
             return None
         self._refused_share += (1.0 - self._refused_share) / max(self.point.concurrency, FLIGHT)
         if self._refused_share < REFUSED_SHARE or self.point.concurrency == 1 or not self.item_tokens:
@@ -191,34 +157,30 @@ class AdaptiveLimit:
 
     def succeeded(self, now: float, number: int, *, items: int) -> Judgement | None:
         """A request of `items` texts was answered; a judgement if that ended an epoch."""
-        known = self._in_flight.pop(number, None)
+        known = self._flight.ended(number)
         if known is None:
             return None
         sent_at, tokens = known
         self._refused_share *= 1.0 - 1.0 / max(self.point.concurrency, FLIGHT)
         self._items += items
         self.item_tokens += max(0.02, items / self._items) * (tokens / items - self.item_tokens)
-        if self._startup is not None and self._startup.alone:
-            self._settling = 0
-            if sent_at < self._moved_at:
-                return None
-        if self._settling > 0:
-            # Until a flight has passed, the server still works on what was sent under the point before.
-            self._settling -= 1
-            if self._settling == 0:
-                self._epoch = Epoch(now)
+        alone = self._startup is not None and self._startup.alone
+        if alone and sent_at < self._moved_at:
             return None
-        self._epoch.add(now, sent_at=sent_at, tokens=tokens)
+        if not self._flight.settled(now, at_once=alone):
+            return None
+        epoch = self._flight.epoch
+        epoch.add(now, sent_at=sent_at, tokens=tokens)
         if self._startup is not None:
             self._answers[number] = (sent_at, now)
             self._over += now - sent_at > self._startup.too_slow_seconds
             if self._over >= max(4, self.point.concurrency // 8):
                 return self._judge_wave(now, self._startup, self._measured(now))
-        if len(self._epoch.latencies) < self._fewest_samples():
+        if len(epoch.latencies) < self._fewest_samples():
             return None
-        if self._epoch.full_seconds < FULL_SHARE * (now - self._epoch.began_at):
+        if not self._flight.was_full(now):
             # The sender was slow: its latencies say nothing about a fuller server.
-            self._epoch = Epoch(now)
+            self._flight.begin(now)
             return None
         measured = self._measured(now)
         judgement = self._judge(now, measured)
@@ -230,7 +192,7 @@ class AdaptiveLimit:
     # --- the law -------------------------------------------------------------------------------------------------
 
     def _measured(self, now: float) -> Measurement:
-        return self._epoch.measurement(now, self._in_flight.values(), self.point.concurrency)
+        return self._flight.measured(now, self.point.concurrency)
 
     def _fewest_samples(self) -> int:
         count = self.point.concurrency
@@ -273,7 +235,7 @@ class AdaptiveLimit:
 
     def _judge_hold(self, now: float, measured: Measurement) -> Judgement | None:
         highest = self._highest_latency()
-        if self._epoch.pace == "requests":
+        if self._flight.epoch.pace == "requests":
             self._target = max(self._target, highest)
         target = self._target if self._target > 1.5 * highest else min(self._target, highest)
         off = math.log(target / measured.latency)
@@ -290,10 +252,14 @@ class AdaptiveLimit:
             return self._try(now, measured)
         if abs(off) > TOLERANCE and (self._moves < MOST_MOVES or abs(off) > 0.7):
             # At a pace nothing queues: the latency grows no faster than the work.
-            work = self.point.work * max(0.25, min(2.0 if self._epoch.pace is None else 8.0, math.exp(off)))
+            work = self.point.work * max(0.25, min(2.0 if self._flight.epoch.pace is None else 8.0, math.exp(off)))
             moved = self._bounded(now, Point(self.point.concurrency, min(work, max(self._most_work, self.point.work))))
-            if moved != self.point and self._size(moved) != self._size_before and self._affordable(moved, measured):
-                before, self._size_before, self._moves = self.point, self._size(self.point), self._moves + 1
+            if (
+                moved != self.point
+                and moved.size(self.item_tokens) != self._size_before
+                and self._affordable(moved, measured)
+            ):
+                before, self._size_before, self._moves = self.point, self.point.size(self.item_tokens), self._moves + 1
                 judgement = self._go(now, moved, "towards the latency target", measured)
                 self._came_from = (before, measured)
                 return judgement
@@ -310,13 +276,9 @@ class AdaptiveLimit:
             self.point = Point(self.point.concurrency, fair.work)
         return self._try(now, measured)
 
-    def _size(self, point: Point) -> tuple[int, int]:
-        """Requests and texts in each: between two neighbours there is nothing, so that going back and forth is no use."""
-        return point.concurrency, round(point.work / point.concurrency / self.item_tokens)
-
     def _affordable(self, point: Point, measured: Measurement) -> bool:
         """Texts are whole: whether one more in each request would keep the latency target, if the server is saturated."""
-        (_, items), (_, more) = self._size(self.point), self._size(point)
+        (_, items), (_, more) = self.point.size(self.item_tokens), point.size(self.item_tokens)
         return more <= items or measured.latency * more / max(items, 1) < 1.05 * self._ceilings.latency_seconds
 
     def _undo_harm(self, now: float, measured: Measurement) -> Judgement | None:
@@ -324,7 +286,7 @@ class AdaptiveLimit:
         if self._came_from is None:
             return None
         (point, before), self._came_from = self._came_from, None
-        if self._epoch.pace is not None:
+        if self._flight.epoch.pace is not None:
             return None
         gain = math.log(measured.throughput / before.throughput)
         step = math.log(self.point.work / point.work)
@@ -355,7 +317,7 @@ class AdaptiveLimit:
 
     def _tried(self, probe: Probe) -> Point:
         c, work = self.point.concurrency, self.point.work
-        if self._epoch.pace == "requests" or (self._epoch.pace and probe == "wider"):
+        if self._flight.epoch.pace == "requests" or (self._flight.epoch.pace and probe == "wider"):
             return self.point
         if probe == "up":
             latency, highest = together(self._held).latency, self._highest_latency()
@@ -407,14 +369,9 @@ class AdaptiveLimit:
         return min(self._ceilings.highest_latency, 0.92 * self._ceilings.latency_seconds / self._p95_ratio)
 
     def _bounded(self, now: float, point: Point) -> Point:
-        """The nearest point within the ceilings, with at least one text in a request."""
         requests, until = self._most_requests
         most_requests = min(self._ceilings.concurrency, requests) if now < until else self._ceilings.concurrency
-        item = max(self.item_tokens, 1.0)
-        most = min(self._ceilings.items * item, float(self._ceilings.tokens))
-        concurrency = min(most_requests, max(point.concurrency, math.ceil(point.work / most)))
-        concurrency = max(1, min(concurrency, int(point.work / item)))
-        return Point(concurrency, max(item, min(point.work, concurrency * most)))
+        return point.bounded(self._ceilings, most_requests=most_requests, item_tokens=self.item_tokens)
 
     def _go(
         self,
@@ -428,12 +385,13 @@ class AdaptiveLimit:
     ) -> Judgement:
         """End the epoch; the next one is at `point`. `held`: what a probe will be compared with."""
         if point != self.point or self._startup is not None:
-            self._settling = max(point.concurrency, len(self._in_flight))
+            self._flight.begin(now, settling=max(point.concurrency, len(self._flight)))
             self._moved_at = now
             self._over = 0
             self._held = list(held)
             self._came_from = None
+        else:
+            self._flight.begin(now)
         self.point = point
-        self._epoch = Epoch(now)
         self._refused_share = 0.0
         return Judgement(phase=self.phase, reason=reason, measured=measured, target_seconds=self._target, gain=gain)
