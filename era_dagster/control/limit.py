@@ -328,7 +328,7 @@ class AdaptiveLimit:
         if probe == "down":
             return Point(c, work / STEP)
         if probe == "wider":
-            return Point(4 * c if self._probes.kept_in_a_row else 2 * c, work)
+            return Point(2 * c, work)
         return Point(max(1, c // 2), work)
 
     def _judge_probe(self, now: float, probe: Probe, measured: Measurement) -> Judgement | None:
