@@ -21,11 +21,11 @@ import numpy.typing as npt
 from era_dagster.domain.doctrine import CATEGORIES
 from era_dagster.domain.domains import fold_domain
 from era_dagster.domain.errors import BadVectors, ConfigurationError
-from era_dagster.settings import Settings, load_settings
+from era_dagster.settings import Settings, configured_model, load_settings
 from era_dagster.storage.database import Database, database_url
 from era_dagster.storage.migrations import migrate
-from era_dagster.storage.search import SearchHit, search_chunks, search_entries
-from era_dagster.storage.spaces import Space, check_configured, ensure_space, live_space
+from era_dagster.storage.search import OtherModel, SearchHit, search_chunks, search_entries
+from era_dagster.storage.spaces import Space, check_configured, check_same_model, live_space
 
 if TYPE_CHECKING:
     from era_dagster.embedding.embedder import Embedder
@@ -36,6 +36,9 @@ Vector = Sequence[float] | npt.NDArray[np.floating]
 # Somebody waits for the answer: a dead embedding server is said after seconds, not after a run's patience.
 _LONGEST_RETRY_SECONDS = 10.0
 _JUDGED_ENTRIES = 20
+# A switch of the model between embedding a text and looking its vector up is met by embedding it again; two in a row
+# within one search are an accident that deserves its error.
+_SWITCHES_PER_SEARCH = 2
 
 
 class KnowledgeBase:
@@ -46,7 +49,9 @@ class KnowledgeBase:
 
     def __init__(self, database: Database, settings: Settings) -> None:
         self._database = database
+        self._settings = settings
         self._queries = _QueryEmbedder(settings)
+        self._vectors_of: Space | None = None
 
     @classmethod
     def open(cls, settings: Settings | None = None, *, url: str | None = None) -> Self:
@@ -89,7 +94,31 @@ class KnowledgeBase:
         `domain` in any spelling, `book` by its name or slug; `within` is "entries" (doctrine) or "chunks" (chapter
         text, which has no category). An unknown domain or book, or an empty database, gives an empty list. Raises
         `ConfigurationError` for a vector that cannot be compared with the stored ones.
+
+        A vector does not say which model made it: it is taken to be of the model that was live at the first look-up by
+        vector. Once another is promoted, `OtherModel` (a `ConfigurationError`) says so instead of comparing what cannot
+        be compared; embed with the new model then, and open the knowledge base anew. `search` follows by itself.
         """
+        return self._lookup(query_embedding, domain, top_k, category, book, within, made_by=self._expected_model())
+
+    def _expected_model(self) -> Space | None:
+        if self._vectors_of is None:
+            live = live_space(self._database)
+            check_configured(live, model=configured_model(self._settings))
+            self._vectors_of = live
+        return self._vectors_of
+
+    def _lookup(
+        self,
+        query_embedding: Vector,
+        domain: str | None,
+        top_k: int,
+        category: str | None,
+        book: str | None,
+        within: Within,
+        *,
+        made_by: Space | None,
+    ) -> list[SearchHit]:
         slug = None if domain is None else _slug(domain)
         if within not in ("entries", "chunks"):
             raise ConfigurationError(f"Nothing is stored under {within!r}.", hint="Use 'entries' or 'chunks'.")
@@ -97,8 +126,10 @@ class KnowledgeBase:
             raise ConfigurationError("Chunks of text have no category.", hint="Search the entries, or leave it out.")
         with self._database.connection() as connection:
             if within == "chunks":
-                return search_chunks(connection, query_embedding, domain=slug, book=book, top_k=top_k)
-            return search_entries(connection, query_embedding, domain=slug, category=category, book=book, top_k=top_k)
+                return search_chunks(connection, query_embedding, domain=slug, book=book, top_k=top_k, made_by=made_by)
+            return search_entries(
+                connection, query_embedding, domain=slug, category=category, book=book, top_k=top_k, made_by=made_by
+            )
 
     def search(
         self,
@@ -109,19 +140,26 @@ class KnowledgeBase:
         book: str | None = None,
         within: Within = "entries",
     ) -> list[SearchHit]:
-        """As `lookup`, for a text: it is embedded as a query by the model whose vectors the database holds.
+        """As `lookup`, for a text: it is embedded as a query by the model whose vectors the database holds, also when
+        that changes between two searches or during one.
 
         Raises `ConfigurationError` for a blank text and when the settings name another model, and what the embedding
         server's trouble calls for (`EndpointUnavailable`, `EndpointRefused`, ...).
         """
         if not text.strip():
             raise ConfigurationError("The text to search for is blank.", hint="Pass a question or a sentence.")
-        space = live_space(self._database)
-        if space is None:
-            return []
-        vector, made_by = self._queries.embed(text, space)
-        ensure_space(self._database, made_by)
-        return self.lookup(vector, domain, top_k, category, book, within)
+        for switches_left in reversed(range(_SWITCHES_PER_SEARCH + 1)):
+            space = live_space(self._database)
+            if space is None:
+                return []
+            vector, made_by = self._queries.embed(text, space)
+            check_same_model(space, made_by)
+            try:
+                return self._lookup(vector, domain, top_k, category, book, within, made_by=made_by)
+            except OtherModel:
+                if not switches_left:
+                    raise
+        return []
 
 
 class AsyncKnowledgeBase:
@@ -255,20 +293,31 @@ def _slug(domain: str) -> str:
     return "" if name is None else name.slug
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class _OpenEmbedder:
-    """An open embedder, the space it was opened for, the model it turned out to be, and what closes it."""
+    """An open embedder, the space it was opened for, the model it turned out to be, and what closes it.
+
+    `waiting` callers have a text in it; `closing` says that the last of them shall close it.
+    """
 
     embedder: "Embedder"
     asked_for: Space
     made_by: Space
     stack: AsyncExitStack
+    waiting: int = 0
+    closing: bool = False
+
+    async def close_when_idle(self) -> None:
+        """Close it now, or when the last waiting caller has its answer: another model's vector is no loss to them."""
+        self.closing = True
+        if not self.waiting:
+            await self.stack.aclose()
 
 
 async def _open(settings: Settings, space: Space) -> _OpenEmbedder:
     """Open an embedder for `space`: the one place that knows how that is done."""
     # Imported here: httpx and its like cost a consumer who brings vectors a tenth of a second for nothing.
-    from era_dagster.embedding.factory import configured_model, open_embedder
+    from era_dagster.embedding.factory import open_embedder
 
     check_configured(space, model=configured_model(settings))
     patience = min(settings.retry_budget_seconds, _LONGEST_RETRY_SECONDS)
@@ -334,7 +383,13 @@ class _QueryEmbedder:
                 await self._close_embedder()
                 self._opened = await _open(self._settings, space)
             opened = self._opened
-        report = await opened.embedder.embed([text], role="query")
+            opened.waiting += 1
+        try:
+            report = await opened.embedder.embed([text], role="query")
+        finally:
+            opened.waiting -= 1
+            if opened.closing and not opened.waiting:
+                await opened.stack.aclose()
         vector = report.vectors[0]
         if vector is None:
             raise BadVectors(
@@ -346,7 +401,7 @@ class _QueryEmbedder:
     async def _close_embedder(self) -> None:
         if self._opened is not None:
             opened, self._opened = self._opened, None
-            await opened.stack.aclose()
+            await opened.close_when_idle()
 
 
 def _run_loop(started: "Future[asyncio.AbstractEventLoop]") -> None:

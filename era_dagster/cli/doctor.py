@@ -11,8 +11,8 @@ import click
 
 from era_dagster.cli.output import FAILED, print_json, print_table, settings_from_environment, stdout
 from era_dagster.domain.errors import EraError
-from era_dagster.embedding.factory import configured_model, open_embedder
-from era_dagster.settings import Settings
+from era_dagster.embedding.factory import open_embedder
+from era_dagster.settings import Settings, configured_model
 from era_dagster.storage.database import Database, database_url
 from era_dagster.storage.migrations import migrate
 from era_dagster.storage.overview import overview

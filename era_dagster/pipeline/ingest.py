@@ -13,7 +13,7 @@ import httpx
 from era_dagster.domain.errors import EndpointRefused, EndpointUnavailable, EraError, TransientError
 from era_dagster.domain.stages import Stage, StampRules, stale_stages, with_upstream
 from era_dagster.embedding.embedder import Embedder
-from era_dagster.embedding.factory import configured_model, open_embedder
+from era_dagster.embedding.factory import open_embedder
 from era_dagster.embedding.vectors import ModelIdentity
 from era_dagster.pipeline.receipt import Receipt
 from era_dagster.pipeline.rules import chunk_rules, domain_aliases
@@ -25,7 +25,7 @@ from era_dagster.pipeline.runner import (
     Work,
     raise_failures,
 )
-from era_dagster.settings import Settings
+from era_dagster.settings import Settings, configured_model
 from era_dagster.storage.cache import PostgresVectorCache
 from era_dagster.storage.chapters import set_stamp, stored_stamps
 from era_dagster.storage.database import Database
@@ -110,7 +110,7 @@ async def _run(
         for chapter in work.chapters
         if not chapter.gone
     )
-    without_vectors = ChapterRunner(database, None, listener=listener, settings=settings, model=None)
+    without_vectors = ChapterRunner(database, None, listener=listener, settings=settings, space=None)
     if not needs_vectors:
         return await without_vectors.run(work, stamps)
     live = await asyncio.to_thread(live_space, database)
@@ -125,18 +125,23 @@ async def _run(
             outcome.fatal = outcome.fatal or error
             outcome.finished.clear()
             return outcome
-        space = Space(
-            provider=identity.provider,
-            model=identity.model,
-            digest=identity.digest,
-            dimension=identity.dimension,
-            document_prefix=identity.document_prefix,
-            query_prefix=identity.query_prefix,
-        )
+        space = space_of(identity)
         await asyncio.to_thread(ensure_space, database, space)
         work = replace(work, rules=replace(work.rules, model_stamp=space.stamp))
-        runner = ChapterRunner(database, embedder, listener=listener, settings=settings, model=identity.model)
+        runner = ChapterRunner(database, embedder, listener=listener, settings=settings, space=space)
         return await runner.run(work, stamps)
+
+
+def space_of(identity: ModelIdentity) -> Space:
+    """The space that vectors of this model belong in."""
+    return Space(
+        provider=identity.provider,
+        model=identity.model,
+        digest=identity.digest,
+        dimension=identity.dimension,
+        document_prefix=identity.document_prefix,
+        query_prefix=identity.query_prefix,
+    )
 
 
 async def _identify(embedder: Embedder, patience_seconds: float) -> ModelIdentity:

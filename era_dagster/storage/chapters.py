@@ -21,6 +21,7 @@ from era_dagster.domain.receipt import ItemCounts
 from era_dagster.domain.stages import Stage
 from era_dagster.storage.database import Database
 from era_dagster.storage.dead_letters import DeadText, write_letters
+from era_dagster.storage.spaces import SWITCH_LOCK, Space, check_still_live
 from era_dagster.storage.vectors import CHUNK_TABLE, DOMAIN_TABLE, EVERY_TABLE, Difference, replace_rows
 
 STAMP_COLUMNS: Mapping[Stage, str] = {
@@ -37,15 +38,15 @@ class ChapterWrite:
     """Everything one transaction writes. None means: this stage is not written now.
 
     `chunk_vectors[i]` belongs to `chunks[i]`, `entry_vectors[i]` to `chapter.entries[i]`; a None in them is a dead text.
-    `write_vector_tables` puts the vectors into the vector tables too; `stamps` holds the stages that are complete with this
-    write.
+    `space` is the model that made the vectors. `write_vector_tables` puts them into the vector tables too; `stamps`
+    holds the stages that are complete with this write.
     """
 
     chapter: Chapter
     path: str
     file_hash: bytes | None
     run_id: str
-    model: str | None
+    space: Space | None
     chunks: Sequence[Chunk] | None
     chunk_vectors: Sequence[np.ndarray | None] | None
     entry_vectors: Sequence[np.ndarray | None] | None
@@ -58,7 +59,8 @@ class ChapterWrite:
 class ChapterWritten:
     """The outcome of one `ChapterWrite`; `domains` are those whose entries changed, so whose files are due.
 
-    `items` is the chapter's receipt, as stored; None when no vectors were written.
+    `items` is the chapter's receipt, as stored, and `space_id` the space that its vectors went into; None when none were
+    written.
     """
 
     entries: Difference = field(default_factory=Difference)
@@ -68,6 +70,7 @@ class ChapterWritten:
     domain_vectors: Difference = field(default_factory=Difference)
     domains: frozenset[str] = frozenset()
     items: ItemCounts | None = None
+    space_id: int | None = None
 
 
 def stored_stamps(database: Database, keys: Sequence[str]) -> dict[str, dict[str, str | None]]:
@@ -115,10 +118,16 @@ def redo_chapters(database: Database, keys: Sequence[str]) -> None:
 
 
 def write_chapter(database: Database, write: ChapterWrite) -> ChapterWritten:
-    """Write one chapter; see the module. Domain tables must exist (`spaces.ensure_domain_tables`)."""
+    """Write one chapter; see the module. Domain tables must exist (`spaces.ensure_domain_tables`).
+
+    Raises `ConfigurationError` when vectors are to be written and `write.space` is no longer the live one.
+    """
     chapter = write.chapter
     with database.connection() as connection:
-        _lock(connection, chapter.partition_key)
+        lock_chapter(connection, chapter.partition_key)
+        space_id = None
+        if write.space is not None and write.entry_vectors is not None:
+            space_id = check_still_live(connection, write.space)
         _write_source(connection, write)
         entries, domains = _write_entries(connection, chapter)
         chunks = _write_chunks(connection, chapter, write.chunks) if write.chunks is not None else Difference()
@@ -135,13 +144,14 @@ def write_chapter(database: Database, write: ChapterWrite) -> ChapterWritten:
         domain_vectors=vectors[2],
         domains=frozenset(domains),
         items=items,
+        space_id=space_id,
     )
 
 
 def retire_chapter(database: Database, key: str) -> frozenset[str]:
     """Remove a chapter that left the input from all tables; returns the domains whose files are due."""
     with database.connection() as connection:
-        _lock(connection, key)
+        lock_chapter(connection, key)
         domains = {
             domain
             for (domain,) in connection.execute(
@@ -160,8 +170,12 @@ def retire_chapter(database: Database, key: str) -> frozenset[str]:
     return frozenset(domains)
 
 
-def _lock(connection: psycopg.Connection, key: str) -> None:
-    connection.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (f"chapter {key}",))
+def lock_chapter(connection: psycopg.Connection, key: str) -> None:
+    """Be the only writer of this chapter until the transaction ends, and keep the live space what it is until then."""
+    connection.execute(
+        "SELECT pg_advisory_xact_lock_shared(hashtextextended(%s, 0)), pg_advisory_xact_lock(hashtextextended(%s, 0))",
+        (SWITCH_LOCK, f"chapter {key}"),
+    )
 
 
 def _has_vector_tables(connection: psycopg.Connection) -> bool:
@@ -194,7 +208,7 @@ def _write_source(connection: psycopg.Connection, write: ChapterWrite) -> None:
         values["chunk_count"] = len(write.chunks)
     if write.entry_vectors is not None:
         values["dead_count"] = len(write.dead)
-        values["model"] = write.model
+        values["model"] = write.space.model if write.space else None
     values |= {STAMP_COLUMNS[stage]: stamp for stage, stamp in write.stamps.items()}
     connection.execute(_upsert_source(tuple(values)), values | {"run_id": write.run_id})
 

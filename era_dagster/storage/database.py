@@ -50,7 +50,7 @@ def driver_errors() -> Iterator[None]:
             f"PostgreSQL refuses to write: {_first_line(error)}.",
             hint="Free space or grant the rights, then run again.",
         ) from error
-    except (pg_errors.DeadlockDetected, pg_errors.SerializationFailure) as error:
+    except (pg_errors.DeadlockDetected, pg_errors.SerializationFailure, pg_errors.LockNotAvailable) as error:
         raise TransientError(
             f"PostgreSQL gave way to another writer: {_first_line(error)}.", hint="Run again; nothing was half-written."
         ) from error

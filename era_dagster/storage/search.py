@@ -16,6 +16,7 @@ from psycopg import sql
 
 from era_dagster.domain.doctrine import CATEGORIES
 from era_dagster.domain.errors import ConfigurationError
+from era_dagster.storage.spaces import Space, live_space_in, space_name
 
 LARGEST_TOP_K = 1000
 _HINT = "Pass one vector made by the model whose vectors the database holds."
@@ -41,6 +42,10 @@ class SearchHit:
     kind: Literal["entry", "chunk"]
 
 
+class OtherModel(ConfigurationError):
+    """The query's vector is of another model than the live one."""
+
+
 def search_entries(
     connection: psycopg.Connection,
     vector: Sequence[float] | npt.NDArray[np.floating],
@@ -49,18 +54,20 @@ def search_entries(
     category: str | None = None,
     book: str | None = None,
     top_k: int = 5,
+    made_by: Space | None = None,
 ) -> list[SearchHit]:
     """The `top_k` (at most 1,000; none below 1) entries nearest to `vector`, best first, equal scores by id.
 
     `vector` has the live model's dimension and any length but zero; `domain` is a slug; `book` is the original name or
     its slug. An unknown domain or book, or a database without vectors, gives an empty list. Raises `ConfigurationError`
-    for a vector that cannot be compared and for a category there is not.
+    for a vector that cannot be compared and for a category there is not; `OtherModel` when `made_by` (the model that
+    made the vector, where that is known) is not live in the connection's present transaction.
     """
     if category is not None and category not in CATEGORIES:
         raise ConfigurationError(
             f"There is no category {category!r}.", hint=f"The categories are {', '.join(CATEGORIES)}."
         )
-    query = _query(connection, vector)
+    query = _query(connection, vector, made_by)
     if query is None or top_k < 1:
         return []
     conditions: list[LiteralString] = []
@@ -112,12 +119,13 @@ def search_chunks(
     domain: str | None = None,
     book: str | None = None,
     top_k: int = 5,
+    made_by: Space | None = None,
 ) -> list[SearchHit]:
     """The `top_k` (at most 1,000; none below 1) chunks of chapter text nearest to `vector`, best first.
 
     A chunk belongs to the domains its chapter's entries belong to. Otherwise as `search_entries`.
     """
-    query = _query(connection, vector)
+    query = _query(connection, vector, made_by)
     if query is None or top_k < 1:
         return []
     conditions: list[LiteralString] = []
@@ -155,7 +163,9 @@ def search_chunks(
     )
 
 
-def _query(connection: psycopg.Connection, vector: Sequence[float] | npt.NDArray[np.floating]) -> HalfVector | None:
+def _query(
+    connection: psycopg.Connection, vector: Sequence[float] | npt.NDArray[np.floating], made_by: Space | None
+) -> HalfVector | None:
     """The checked query as pgvector takes it, of length 1; None while the database holds no vectors."""
     try:
         values = np.asarray(vector, dtype=np.float64)
@@ -169,13 +179,18 @@ def _query(connection: psycopg.Connection, vector: Sequence[float] | npt.NDArray
     largest = np.abs(values).max(initial=0.0)
     if largest == 0.0:
         raise ConfigurationError("The query vector is empty or zero, so it has no direction to compare.", hint=_HINT)
-    live = connection.execute("SELECT dimension, model FROM embedding_spaces WHERE state = 'live'").fetchone()
+    # First in its transaction: until it ends no other space becomes live, so the tables below are this model's.
+    live = live_space_in(connection)
     if live is None:
         return None
-    dimension, model = live
-    if len(values) != dimension:
+    if made_by is not None and made_by.stamp != live.stamp:
+        raise OtherModel(
+            f"The database now holds vectors of {space_name(live)}, and the query's vector is of {space_name(made_by)}.",
+            hint="Embed the query with the live model, and open the knowledge base anew for it.",
+        )
+    if len(values) != live.dimension:
         raise ConfigurationError(
-            f"The query vector has {len(values)} dimensions, and the database holds {dimension} of {model}.",
+            f"The query vector has {len(values)} dimensions, and the database holds {live.dimension} of {live.model}.",
             hint=_HINT,
         )
     scaled = values / largest

@@ -78,7 +78,7 @@ def test_domains_whose_long_names_begin_alike_keep_their_own_indexes(database: D
 
 def test_an_index_another_process_is_building_is_left_to_it(filled: Database) -> None:
     with filled.connection() as other:
-        other.execute("SELECT pg_advisory_lock(hashtextextended('index chunk_embeddings_nn', 0))")
+        other.execute("SELECT pg_advisory_lock(hashtextextended('index vectors chunk_embeddings_nn', 0))")
         assert build_vector_indexes(filled, exact_rows=ROWS) == []
         other.execute("SELECT pg_advisory_unlock_all()")
     assert indexes(filled) == []
