@@ -13,6 +13,7 @@ _COMMANDS = {
     "status": "status",
     "dead-letters": "dead_letters",
     "verify": "verify",
+    "spaces": "spaces",
     "doctor": "doctor",
     "db": "database",
     "demo": "demo",

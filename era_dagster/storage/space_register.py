@@ -29,7 +29,7 @@ from era_dagster.storage.spaces import (
 SpaceState = Literal["live", "building", "retired"]
 
 # A killed build's connection is noticed by the server within moments.
-_LOCK_PATIENCE_SECONDS = 3.0
+_LOCK_PATIENCE_SECONDS = 2.0
 _LOCK_POLL_SECONDS = 0.1
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import psycopg
 from psycopg import sql
 
-from era_dagster.domain.errors import ConfigurationError, TransientError
+from era_dagster.domain.errors import ConfigurationError, PermanentError, TransientError
 from era_dagster.domain.stages import Stage, vector_stamps
 from era_dagster.storage.database import Database
 from era_dagster.storage.dead_letters import DeadText, write_letters
@@ -44,28 +44,30 @@ class Promotion:
 
 
 def check_promotable(space: RegisteredSpace, *, accept_dead: bool) -> None:
-    """Raise `ConfigurationError` when this space cannot be made live as it is, with what makes it so."""
+    """Refuse a space that cannot be made live as it is: `ConfigurationError` when it is live, `PermanentError` when a
+    chapter or a text is missing in it, with the command that brings it up to date."""
     if space.state == "live":
         raise ConfigurationError(f"Embedding space {space.name} is live already.")
+    build = f"`era spaces build --model {space.space.model} --provider {space.space.provider}`"
     if not space.complete:
         behind = space.chapters_wanted - space.chapters
-        raise ConfigurationError(
+        raise PermanentError(
             f"Embedding space {space.name} is not complete: {behind:,} of {space.chapters_wanted:,} chapters are missing"
             f" or changed since{f', and {space.left:,} have left' if space.left else ''}.",
-            hint=f"`era spaces build --model {space.space.model} --provider {space.space.provider}` brings it up to date.",
+            hint=f"{build} brings it up to date.",
         )
     if space.dead and not accept_dead:
-        raise ConfigurationError(
+        raise PermanentError(
             f"{space.dead:,} texts have no vector in embedding space {space.name}.",
-            hint="`era spaces build` tries them again; --accept-dead promotes without them, as dead letters.",
+            hint=f"{build} tries them again; --accept-dead promotes without them, as dead letters.",
         )
 
 
 def promote_space(database: Database, space_id: int, *, accept_dead: bool = False) -> Promotion:
     """Make space `space_id` live and keep the live one beside it, in one transaction; look-ups go on.
 
-    Raises `ConfigurationError` for an unknown, live or incomplete space, `TransientError` when it is being built or when
-    somebody holds the tables for longer than a minute: then nothing was changed.
+    Raises as `check_promotable`, `ConfigurationError` for an unknown space, `TransientError` when it is being built or
+    when somebody holds the tables for longer than a minute: then nothing was changed.
     """
     with database.connection() as connection:
         _keep_writers_out(connection)
@@ -89,6 +91,21 @@ def promote_space(database: Database, space_id: int, *, accept_dead: bool = Fals
     )
 
 
+def droppable_space(database: Database, space_id: int) -> RegisteredSpace:
+    """The space of that number. Raises `ConfigurationError` when there is none, or it is the live one."""
+    with database.connection() as connection:
+        return _droppable(connection, space_id)
+
+
+def _droppable(connection: psycopg.Connection, space_id: int) -> RegisteredSpace:
+    space = named_space(connection, space_id)
+    if space.state == "live":
+        raise ConfigurationError(
+            f"Embedding space {space.name} is live: look-ups read it.", hint="Promote another one first."
+        )
+    return space
+
+
 def drop_space(database: Database, space_id: int) -> RegisteredSpace:
     """Remove a space that is not live, with its tables; cached vectors of its model stay. Returns what it was.
 
@@ -96,11 +113,7 @@ def drop_space(database: Database, space_id: int) -> RegisteredSpace:
     """
     with database.connection() as connection:
         _keep_writers_out(connection)
-        space = named_space(connection, space_id)
-        if space.state == "live":
-            raise ConfigurationError(
-                f"Embedding space {space.name} is live: look-ups read it.", hint="Promote another one first."
-            )
+        space = _droppable(connection, space_id)
         claim(connection, space_id)
         connection.execute(sql.SQL("DROP SCHEMA {} CASCADE").format(sql.Identifier(space.schema)))
         connection.execute("DELETE FROM embedding_spaces WHERE space_id = %s", (space_id,))
