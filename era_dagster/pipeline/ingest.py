@@ -32,7 +32,7 @@ from era_dagster.storage.database import Database
 from era_dagster.storage.drops import KnownChapter, note_failures
 from era_dagster.storage.indexes import build_vector_indexes
 from era_dagster.storage.minister_files import render_due, write_combined_index
-from era_dagster.storage.spaces import Space, check_configured, ensure_space, live_space
+from era_dagster.storage.spaces import Space, check_configured, ensure_space, live_space, live_space_name
 
 _ASK_AGAIN_SECONDS = 1.0
 
@@ -84,7 +84,7 @@ def run_stages(
     return receipt
 
 
-def refresh_combined_index(settings: Settings, database: Database) -> dict[str, int]:
+def refresh_combined_index(settings: Settings, database: Database) -> dict[str, int | str]:
     """Write the totals file and build the vector indexes that pay; returns key numbers for metadata."""
     write_combined_index(database, settings.data_dir)
     built = build_vector_indexes(database)
@@ -93,7 +93,9 @@ def refresh_combined_index(settings: Settings, database: Database) -> dict[str, 
             "SELECT count(DISTINCT domain), count(*), count(DISTINCT doctrine_id) FROM minister_entries"
         ).fetchone()
     domains, pairs, entries = row or (0, 0, 0)
-    return {"domains": domains, "entry_domain_rows": pairs, "entries": entries, "indexes_built": len(built)}
+    totals = {"domains": domains, "entry_domain_rows": pairs, "entries": entries, "indexes_built": len(built)}
+    live = live_space_name(database)
+    return {**totals, **({"space": live} if live else {})}
 
 
 async def _run(

@@ -13,7 +13,7 @@ from era_dagster.embedding.report import EmbedReport
 from era_dagster.pipeline.receipt import Receipt
 from era_dagster.storage.chapters import ChapterWritten
 from era_dagster.storage.dead_letters import DeadText
-from era_dagster.storage.spaces import Space, space_name
+from era_dagster.storage.spaces import Space, numbered_name
 
 # Of the unusable items; all of them are in `doctrine_sources`.
 _MOST_NAMED = 20
@@ -114,7 +114,7 @@ def stage_metadata(
         }
         rows = (written.chunk_vectors, written.entry_vectors, written.domain_vectors)
         found["vector_tables"] = {
-            **({"space": f"{written.space_id}: {space_name(space)}"} if space and written.space_id else {}),
+            **({"space": numbered_name(written.space_id, space)} if space and written.space_id else {}),
             "rows_written": sum(difference.written for difference in rows),
             **({"items": asdict(written.items)} if written.items is not None else {}),
             **{

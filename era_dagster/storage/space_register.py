@@ -21,6 +21,7 @@ from era_dagster.storage.spaces import (
     Space,
     create_vector_tables,
     live_space_in,
+    numbered_name,
     record_space,
     space_name,
     space_of_row,
@@ -51,7 +52,7 @@ class RegisteredSpace:
     @property
     def name(self) -> str:
         """For people: number, model, dimension."""
-        return f"{self.space_id}: {space_name(self.space)}"
+        return numbered_name(self.space_id, self.space)
 
     @property
     def complete(self) -> bool:

@@ -46,6 +46,13 @@ def live_space(database: Database) -> Space | None:
         return _live(connection)
 
 
+def live_space_name(database: Database) -> str | None:
+    """The live space for people: number, model, dimension."""
+    with database.connection() as connection:
+        live = _live_numbered(connection)
+    return None if live is None else numbered_name(*live)
+
+
 def live_space_in(connection: psycopg.Connection) -> Space | None:
     """As `live_space`, in this connection's transaction.
 
@@ -107,6 +114,11 @@ def check_still_live(connection: psycopg.Connection, space: Space) -> int:
             hint="Nothing of the two was mixed. Unset ERA_EMBEDDING_MODEL or set it to that model, then run again.",
         )
     return live[0]
+
+
+def numbered_name(space_id: int, space: Space) -> str:
+    """A space for people, as every list and message names it."""
+    return f"{space_id}: {space_name(space)}"
 
 
 def space_name(space: Space) -> str:
