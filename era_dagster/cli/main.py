@@ -14,6 +14,8 @@ _COMMANDS = {
     "dead-letters": "dead_letters",
     "verify": "verify",
     "spaces": "spaces",
+    "export": "export",
+    "map": "map",
     "doctor": "doctor",
     "db": "database",
     "demo": "demo",
