@@ -5,16 +5,13 @@ answer is held against what each space alone answers, so that a mixture of any k
 """
 
 import asyncio
-import hashlib
-import json
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 
-import numpy as np
 import pytest
 
 from era_dagster.domain.errors import ConfigurationError
@@ -24,44 +21,13 @@ from era_dagster.settings import Settings
 from era_dagster.storage.database import Database
 from era_dagster.storage.search import OtherModel, SearchHit
 from era_dagster.storage.space_switch import promote_space
-from era_dagster_tests.fakes.embedding_server import FakeEmbeddingServer, Reply, serving, vector_of
+from era_dagster_tests.fakes.embedding_server import serving
+from era_dagster_tests.fakes.two_models import MODELS, TwoModels, made_by
 from era_dagster_tests.pipeline.workbench import Workbench, chapter
 
 DIMENSION = 16
-MODELS = ("test-model", "second-model")
 QUESTIONS = [f"Rule {number} of the harbour." for number in range(24)]
 Answer = tuple[tuple[str, float], ...]
-
-
-class TwoModels(FakeEmbeddingServer):
-    """One server with two models of one dimension, whose vectors of a text have nothing in common.
-
-    `held` are (model, text) that wait for their answer until they are taken out.
-    """
-
-    def __init__(self, *, dimension: int) -> None:
-        super().__init__(dimension=dimension)
-        self.held: set[tuple[str, str]] = set()
-
-    async def handle(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> Reply:
-        if path == "/api/tags":
-            listed = [{"name": f"{name}:latest", "model": name, "digest": digest(name)} for name in MODELS]
-            return Reply(200, json.dumps({"models": listed}).encode())
-        if path == "/api/embed":
-            asked = json.loads(body)
-            while any((asked["model"], text) in self.held for text in asked["input"]):
-                await asyncio.sleep(0.005)
-            rows = [made_by(asked["model"], text).tolist() for text in asked["input"]]
-            return Reply(200, json.dumps({"model": asked["model"], "embeddings": rows}).encode())
-        return await super().handle(method, path, headers, body)
-
-
-def digest(model: str) -> str:
-    return hashlib.sha256(model.encode()).hexdigest()
-
-
-def made_by(model: str, text: str) -> np.ndarray:
-    return vector_of(f"{model}: {text}", DIMENSION)
 
 
 @pytest.fixture
@@ -199,7 +165,7 @@ def test_a_vector_of_the_old_model_is_refused_after_the_switch_never_compared(
         """A program that makes its own vectors: when it is told of another model it starts anew with that one."""
         base, model = bases[-1], MODELS[(len(bases) - 1) % 2]
         try:
-            watchers.note(text, answer(base.lookup(made_by(model, text), "risk", 10)), asked=model)
+            watchers.note(text, answer(base.lookup(made_by(model, text, DIMENSION), "risk", 10)), asked=model)
         except OtherModel as error:
             told.append(str(error))
             bases.append(KnowledgeBase.open(settings))
@@ -246,7 +212,7 @@ def test_a_program_that_names_the_old_model_is_refused_with_the_way_out(followed
             base.search(QUESTIONS[0])
         assert "era spaces promote" in refused.value.hint
     with KnowledgeBase.open(named) as base, pytest.raises(ConfigurationError, match="test-model is configured"):
-        base.lookup(made_by(MODELS[0], QUESTIONS[0]))
+        base.lookup(made_by(MODELS[0], QUESTIONS[0], DIMENSION))
 
 
 def test_a_look_up_that_has_begun_ends_in_the_space_it_began_in(followed: tuple[Settings, Database]) -> None:
