@@ -34,11 +34,14 @@ def draw_map(database: Database) -> str:
             hint="Bring books in with `era ingest`.",
         )
     counts = domain_counts(database)
-    names = [count.domain for count in counts[: len(COLOURS)]]
+    largest = [count.domain for count in counts[: len(COLOURS)]]
+    groups = domain_of_each(sample.domains, largest)
+    names = [name for name in largest if name in groups]
     shown = len(sample.domains)
     title = f"{shown:,} of {sample.entries:,} entries" if shown < sample.entries else f"{shown:,} entries"
+    title += f" of {len(counts):,} domains, each in the colour of its smallest domain shown"
     points = [(float(x), float(y)) for x, y in _projected(sample.vectors)]
-    return map_svg(points, domain_of_each(sample.domains, names), names, f"{title}, {len(counts):,} domains")
+    return map_svg(points, groups, names, title)
 
 
 def draw_domains(database: Database) -> str:

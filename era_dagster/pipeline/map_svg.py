@@ -32,7 +32,7 @@ def map_svg(
         dots[group].append(f"M{_MARGIN + x * (_MAP - 2 * _MARGIN):.0f} {_MARGIN + y * (_MAP - 2 * _MARGIN):.0f}h0")
     colours = {None: OTHERS, **dict(zip(names, COLOURS, strict=False))}
     layers = "".join(
-        f'<path d="{"".join(dots[group])}" stroke="{colour}" stroke-width="5" stroke-linecap="round" fill="none"'
+        f'<path d="{"".join(dots[group])}" stroke="{colour}" stroke-width="7" stroke-linecap="round" fill="none"'
         f' stroke-opacity="0.75"/>'
         for group, colour in colours.items()
         if dots[group]

@@ -62,7 +62,7 @@ def test_the_totals_show_the_domains_and_by_themselves_a_map(desk: Desk) -> None
     )
     assert job.execute_in_process(instance=desk.instance).success
     shown = metadata(desk, "combined_index")
-    assert "6 entries, 1 domains" in svg(shown["map"])
+    assert "6 entries of 1 domains" in svg(shown["map"])
     assert "truth" in svg(shown["entries_by_domain"])
     assert shown["entries"] == 6
 

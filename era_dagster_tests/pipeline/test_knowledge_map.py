@@ -47,7 +47,8 @@ def test_the_map_has_a_dot_for_each_entry_in_the_colour_of_its_domain(filled: Wo
     # One entry of three domains: it is of the smallest.
     assert sorted(map(len, drawn.values())) == [1, 20, 20]
     assert set(drawn) == set(COLOURS[:3])
-    assert f"41 entries, {len(counts)} domains" in words(svg)
+    assert words(svg)[0].startswith(f"41 entries of {len(counts)} domains")
+    assert [word for word in words(svg) if "(" in word] == ["risk (20)", "timing (20)", "a_b (1)", "other domains (0)"]
     assert all(0 <= value <= 900 for group in drawn.values() for point in group for value in point)
     assert draw_map(filled.database) == svg
 
