@@ -26,9 +26,16 @@ from era_dagster.pipeline.space_build import BuildReport, build_space
 from era_dagster.storage.database import Database
 from era_dagster.storage.space_check import check_space
 from era_dagster.storage.space_register import RegisteredSpace, list_spaces, working_on
+from era_dagster.storage.space_rows import due_chapters, stored_texts, write_space_chapter
 from era_dagster.storage.space_switch import drop_space, promote_space
 from era_dagster.storage.table_audit import table_faults
-from era_dagster_tests.fakes.embedding_server import FakeEmbeddingServer, FakeTransport, Fault, serving
+from era_dagster_tests.fakes.embedding_server import (
+    FakeEmbeddingServer,
+    FakeTransport,
+    Fault,
+    serving,
+    vector_of,
+)
 from era_dagster_tests.pipeline.workbench import PER_RUN, Workbench, chapter
 
 RULES = [f"Count to {number} before you answer." for number in range(3)]
@@ -163,7 +170,7 @@ def test_a_second_build_does_only_what_an_ingest_changed_meanwhile(bench: Workbe
     assert "era spaces build --model second-model" in refused.value.hint
     again = build(other)
     assert (again.chapters, again.chapters_removed) == (2, 1)
-    assert [text for text in other.asked if text.startswith(("A new", "Count"))] == ["A new rule.", "A new book."]
+    assert {text for text in other.asked if text.startswith(("A new", "Count"))} == {"A new rule.", "A new book."}
     assert check_space(bench.database, beside).sound
     promote_space(bench.database, beside)
     assert table_faults(bench.database) == []
@@ -204,6 +211,35 @@ def test_an_ingest_while_a_space_is_built_is_caught_up_before_the_build_ends(ben
     assert built.space is not None and built.space.complete
     promote_space(bench.database, number(built))
     assert bench.rows("SELECT text FROM doctrine_embeddings WHERE domain = 'data'") == ["Dropped while it was built."]
+
+
+def test_texts_that_change_between_reading_and_writing_are_not_written_and_still_due(bench: Workbench) -> None:
+    filled(bench)
+    beside = number(build(second(bench)))
+    read = stored_texts(bench.database, "ferry/0001")
+    assert read is not None
+    bench.drop("ferry", chapter(1, "ferry 1. " * 60, ["risk", "timing"], rules=["A new rule."]))
+    bench.ingest()
+    rows = bench.rows("SELECT doctrine_id FROM vectors_2.doctrine_embeddings_all ORDER BY 1")
+    vectors = [vector_of(text, 16) for text in read.texts]
+    assert write_space_chapter(bench.database, beside, read, vectors, []) is False
+    assert bench.rows("SELECT doctrine_id FROM vectors_2.doctrine_embeddings_all ORDER BY 1") == rows
+    assert "ferry/0001" in due_chapters(bench.database, beside).write
+
+
+def test_a_space_that_was_promoted_or_dropped_meanwhile_takes_no_more_rows(bench: Workbench) -> None:
+    filled(bench)
+    beside = number(build(second(bench)))
+    read = stored_texts(bench.database, "ferry/0001")
+    assert read is not None
+    vectors = [vector_of(text, 16) for text in read.texts]
+    promote_space(bench.database, beside)
+    with pytest.raises(ConfigurationError, match="promoted or dropped"):
+        write_space_chapter(bench.database, beside, read, vectors, [])
+    promote_space(bench.database, 1)
+    drop_space(bench.database, beside)
+    with pytest.raises(ConfigurationError, match="promoted or dropped"):
+        write_space_chapter(bench.database, beside, read, vectors, [])
 
 
 def test_a_run_that_began_before_a_promotion_writes_nothing_of_the_old_model_after_it(bench: Workbench) -> None:
