@@ -42,6 +42,11 @@ def live_space(database: Database) -> Space | None:
         return _live(connection)
 
 
+def live_space_in(connection: psycopg.Connection) -> Space | None:
+    """As `live_space`, in this connection's transaction."""
+    return _live(connection)
+
+
 def check_configured(live: Space | None, *, model: str | None) -> None:
     """Refuse settings that name another model than the live space's; None names nothing."""
     if live is not None and model is not None and model.removesuffix(":latest") != live.model.removesuffix(":latest"):
