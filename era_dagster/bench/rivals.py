@@ -134,15 +134,11 @@ class LlamaIndex:
         from llama_index.core.vector_stores import MetadataFilter, MetadataFilters, VectorStoreQuery
 
         filters = None if domain is None else MetadataFilters(filters=[MetadataFilter(key="domain", value=domain)])
-        found = self._store.query(
-            VectorStoreQuery(query_embedding=vector, similarity_top_k=top_k, filters=filters)
-        )
+        found = self._store.query(VectorStoreQuery(query_embedding=vector, similarity_top_k=top_k, filters=filters))
         return list(found.ids or [])
 
     def build_index(self) -> None:
-        self._store = self._opened(
-            hnsw_kwargs={"hnsw_m": 16, "hnsw_ef_construction": 64, "hnsw_ef_search": _EF_SEARCH}
-        )
+        self._store = self._opened(hnsw_kwargs={"hnsw_m": 16, "hnsw_ef_construction": 64, "hnsw_ef_search": _EF_SEARCH})
         # It builds the index when it is first used.
         self._store.query(_any_query(self._dimension))
 
@@ -163,7 +159,12 @@ def measure(name: str, url: str, rows: Any) -> dict[str, Any]:
     started = time.perf_counter()
     for first in range(0, count, _BATCH):
         part = slice(first, first + _BATCH)
-        store.add(rows["ids"][part].tolist(), rows["texts"][part].tolist(), rows["vectors"][part], rows["domains"][part].tolist())
+        store.add(
+            rows["ids"][part].tolist(),
+            rows["texts"][part].tolist(),
+            rows["vectors"][part],
+            rows["domains"][part].tolist(),
+        )
     insert_seconds = time.perf_counter() - started
     engine = sqlalchemy.create_engine(url.replace("postgresql://", "postgresql+psycopg://", 1))
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
@@ -190,7 +191,9 @@ def _look_up(store: Store, rows: Any, how: str) -> list[dict[str, Any]]:
     results: list[dict[str, Any]] = []
     for what, truth in (("domain", rows["truth_domain"]), ("all", rows["truth_all"])):
         times, shares = [], []
-        for number, (vector, domain) in enumerate(zip(rows["queries"].tolist(), rows["query_domains"].tolist(), strict=True)):
+        for number, (vector, domain) in enumerate(
+            zip(rows["queries"].tolist(), rows["query_domains"].tolist(), strict=True)
+        ):
             asked = domain if what == "domain" else None
             if number < 10:
                 store.search(vector, asked, 10)
