@@ -30,7 +30,13 @@ from era_dagster.storage.cache import PostgresVectorCache
 from era_dagster.storage.chapters import set_stamp, stored_stamps
 from era_dagster.storage.database import Database
 from era_dagster.storage.drops import KnownChapter, note_failures
-from era_dagster.storage.indexes import build_vector_indexes
+from era_dagster.storage.full_text import note_languages
+from era_dagster.storage.indexes import (
+    build_vector_indexes,
+    drop_indexes_before_load,
+    load_goes_on,
+    tend_tables,
+)
 from era_dagster.storage.minister_files import render_due, write_combined_index
 from era_dagster.storage.spaces import Space, check_configured, ensure_space, live_space, live_space_name
 
@@ -73,21 +79,28 @@ def run_stages(
         rules=stamp_rules(settings, database),
         run_id=run_id,
     )
+    if "vector_tables" in work.stages:
+        drop_indexes_before_load(database, chapters=len(chapters))
     outcome = asyncio.run(_run(settings, database, work, listener, transport))
     receipt = outcome.receipt
     if "minister_files" in work.stages:
         _files(settings, database, work, outcome, listener)
-    if work.stages & {"minister_files", "vector_tables"}:
-        refresh_combined_index(settings, database)
     note_failures(database, receipt.chapters_failed, outcome.finished)
+    if work.stages & {"minister_files", "vector_tables"}:
+        refresh_combined_index(settings, database, build=not load_goes_on(database))
     raise_failures(outcome)
     return receipt
 
 
-def refresh_combined_index(settings: Settings, database: Database) -> dict[str, int | str]:
-    """Write the totals file and build the vector indexes that pay; returns key numbers for metadata."""
+def refresh_combined_index(settings: Settings, database: Database, *, build: bool = True) -> dict[str, int | str]:
+    """Write the totals file, tend the tables, and build the vector indexes that pay; returns key numbers for metadata.
+
+    Without `build` the indexes are left to a later run, because more chapters are on their way.
+    """
     write_combined_index(database, settings.data_dir)
-    built = build_vector_indexes(database)
+    note_languages(database)
+    tend_tables(database)
+    built = build_vector_indexes(database) if build else []
     with database.connection() as connection:
         row = connection.execute(
             "SELECT count(DISTINCT domain), count(*), count(DISTINCT doctrine_id) FROM minister_entries"

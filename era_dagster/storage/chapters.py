@@ -17,6 +17,7 @@ from pgvector import HalfVector
 from psycopg import sql
 
 from era_dagster.domain.doctrine import Chapter, Chunk
+from era_dagster.domain.language import language_of
 from era_dagster.domain.receipt import ItemCounts
 from era_dagster.domain.stages import Stage
 from era_dagster.storage.database import Database
@@ -128,9 +129,12 @@ def write_chapter(database: Database, write: ChapterWrite) -> ChapterWritten:
         space_id = None
         if write.space is not None and write.entry_vectors is not None:
             space_id = check_still_live(connection, write.space)
-        _write_source(connection, write)
-        entries, domains = _write_entries(connection, chapter)
-        chunks = _write_chunks(connection, chapter, write.chunks) if write.chunks is not None else Difference()
+        language = language_of(chapter.text)
+        _write_source(connection, write, language)
+        entries, domains = _write_entries(connection, chapter, language)
+        chunks = Difference()
+        if write.chunks is not None:
+            chunks = _write_chunks(connection, chapter, write.chunks, language)
         vectors = _write_vectors(connection, write)
         if write.entry_vectors is not None:
             write_letters(connection, chapter.partition_key, write.dead)
@@ -183,7 +187,7 @@ def _has_vector_tables(connection: psycopg.Connection) -> bool:
     return bool(row and row[0])
 
 
-def _write_source(connection: psycopg.Connection, write: ChapterWrite) -> None:
+def _write_source(connection: psycopg.Connection, write: ChapterWrite, language: str) -> None:
     chapter = write.chapter
     values: dict[str, Any] = {
         "partition_key": chapter.partition_key,
@@ -194,6 +198,7 @@ def _write_source(connection: psycopg.Connection, write: ChapterWrite) -> None:
         "path": write.path,
         "file_hash": write.file_hash,
         "text": chapter.text,
+        "language": language,
         "content_hash": chapter.content_hash,
         "notes": json.dumps([{"code": n.code, "message": n.message, "count": n.count} for n in chapter.notes]),
         "unusable": json.dumps(
@@ -239,7 +244,7 @@ def _upsert_source(names: tuple[str, ...]) -> bytes:
     )
 
 
-def _write_entries(connection: psycopg.Connection, chapter: Chapter) -> tuple[Difference, set[str]]:
+def _write_entries(connection: psycopg.Connection, chapter: Chapter, language: str) -> tuple[Difference, set[str]]:
     pairs = [(entry, domain) for entry in chapter.entries for domain in entry.domains]
     columns = (
         [entry.doctrine_id for entry, _ in pairs],
@@ -258,38 +263,42 @@ def _write_entries(connection: psycopg.Connection, chapter: Chapter) -> tuple[Di
     ).fetchall()
     written = connection.execute(
         "INSERT INTO minister_entries AS e (doctrine_id, domain, category, position, text, content_hash, details,"
-        " embedding_id, book, chapter, partition_key)"
-        " SELECT i.*, i.id, %s, %s, %s"
+        " embedding_id, book, chapter, partition_key, language)"
+        " SELECT i.*, i.id, %s, %s, %s, %s"
         " FROM unnest(%s::uuid[], %s::text[], %s::text[], %s::int[], %s::text[], %s::bytea[], %s::jsonb[])"
         " AS i (id, domain, category, position, text, content_hash, details)"
         # The id is made of book, chapter, category and text: those differ only where somebody edited the row.
         " ON CONFLICT (doctrine_id, domain) DO UPDATE SET position = excluded.position, details = excluded.details,"
         " partition_key = excluded.partition_key, embedding_id = excluded.embedding_id, category = excluded.category,"
-        " text = excluded.text, book = excluded.book, chapter = excluded.chapter, updated_at = now()"
-        " WHERE (e.position, e.details, e.partition_key, e.embedding_id, e.category, e.text, e.book, e.chapter)"
+        " text = excluded.text, book = excluded.book, chapter = excluded.chapter, language = excluded.language,"
+        " updated_at = now()"
+        " WHERE (e.position, e.details, e.partition_key, e.embedding_id, e.category, e.text, e.book, e.chapter, e.language)"
         " IS DISTINCT FROM (excluded.position, excluded.details, excluded.partition_key, excluded.embedding_id,"
-        " excluded.category, excluded.text, excluded.book, excluded.chapter)"
+        " excluded.category, excluded.text, excluded.book, excluded.chapter, excluded.language)"
         " RETURNING e.domain",
-        (chapter.book, chapter.chapter, chapter.partition_key, *columns),
+        (chapter.book, chapter.chapter, chapter.partition_key, language, *columns),
     ).fetchall()
     changed = {row[0] for row in (*removed, *written)}
     return Difference(len(written), len(pairs) - len(written), len(removed)), changed
 
 
-def _write_chunks(connection: psycopg.Connection, chapter: Chapter, chunks: Sequence[Chunk]) -> Difference:
+def _write_chunks(
+    connection: psycopg.Connection, chapter: Chapter, chunks: Sequence[Chunk], language: str
+) -> Difference:
     removed = connection.execute(
         "DELETE FROM chapter_chunks WHERE partition_key = %s AND position >= %s", (chapter.partition_key, len(chunks))
     ).rowcount
     written = connection.execute(
-        "INSERT INTO chapter_chunks AS c (partition_key, position, start_offset, end_offset, text, text_hash)"
-        " SELECT %s, i.* FROM unnest(%s::int[], %s::int[], %s::int[], %s::text[], %s::bytea[])"
+        "INSERT INTO chapter_chunks AS c (partition_key, language, position, start_offset, end_offset, text, text_hash)"
+        " SELECT %s, %s, i.* FROM unnest(%s::int[], %s::int[], %s::int[], %s::text[], %s::bytea[])"
         " AS i (position, start_offset, end_offset, text, text_hash)"
         " ON CONFLICT (partition_key, position) DO UPDATE SET start_offset = excluded.start_offset,"
-        " end_offset = excluded.end_offset, text = excluded.text, text_hash = excluded.text_hash"
-        " WHERE (c.start_offset, c.end_offset, c.text_hash)"
-        " IS DISTINCT FROM (excluded.start_offset, excluded.end_offset, excluded.text_hash)",
+        " end_offset = excluded.end_offset, text = excluded.text, text_hash = excluded.text_hash,"
+        " language = excluded.language WHERE (c.start_offset, c.end_offset, c.text_hash, c.language)"
+        " IS DISTINCT FROM (excluded.start_offset, excluded.end_offset, excluded.text_hash, excluded.language)",
         (
             chapter.partition_key,
+            language,
             [chunk.position for chunk in chunks],
             [chunk.start for chunk in chunks],
             [chunk.end for chunk in chunks],
