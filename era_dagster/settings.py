@@ -17,6 +17,8 @@ from era_dagster.domain.errors import ConfigurationError
 Profile = Literal["local", "standard", "high_throughput"]
 ProviderName = Literal["ollama", "openai", "local"]
 ChunkMode = Literal["sentences", "words"]
+DEFAULT_MODELS: Mapping[str, str] = {"ollama": "nomic-embed-text", "local": "all-minilm-l6-v2"}
+"""The model of a provider where none is named."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,6 +128,13 @@ class Settings:
                 value = "***"
             shown[field.name] = str(value) if isinstance(value, Path) else value
         return shown
+
+
+def configured_model(settings: Settings) -> str | None:
+    """The model the settings name, outright or by their provider's default; None when they leave it open."""
+    if settings.embedding_model is not None:
+        return settings.embedding_model
+    return DEFAULT_MODELS.get(settings.embedding_provider or "")
 
 
 SECRETS = frozenset({"database_url", "dagster_database_url", "embedding_api_key"})

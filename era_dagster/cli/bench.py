@@ -10,6 +10,7 @@ import orjson
 from rich.console import Console
 from rich.table import Table
 
+from era_dagster.cli.bench_search import bench_search
 from era_dagster.cli.output import FAILED, print_json, stderr, stdout
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ _TABLE_WIDTH = 150
 """A file or a pipe has no width; figures that are folded cannot be read."""
 
 
-@click.command()
+@click.group(invoke_without_command=True)
 @click.option(
     "--scenario", "names", multiple=True, metavar="NAME", help="Only this one, or a .json file of your own; repeatable."
 )
@@ -39,7 +40,9 @@ _TABLE_WIDTH = 150
 @click.option("--sweep", is_flag=True, help="Also the best fixed setting for each server (about a minute each).")
 @click.option("--json", "json_to", metavar="FILE", help="Write all figures as JSON; - for standard output.")
 @click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Draw them as an SVG file.")
+@click.pass_context
 def bench(
+    context: click.Context,
     names: tuple[str, ...],
     list_only: bool,
     seconds: float,
@@ -50,11 +53,13 @@ def bench(
     json_to: str | None,
     plot: Path | None,
 ) -> int:
-    """Measure the embedding client on simulated servers over HTTP, told nothing about them.
+    """Measure the embedding client on simulated servers over HTTP, told nothing about them; or `search`: look-ups.
 
     Exit code 1 when a text was lost or got the vector of another. Speed below what a scenario expects is shown only:
     it depends on the machine, which should be idle.
     """
+    if context.invoked_subcommand is not None:
+        return 0
     from era_dagster.bench.clients import setting_from
     from era_dagster.bench.measure import Timing
     from era_dagster.bench.scenario import chosen_scenarios
@@ -178,3 +183,6 @@ def _lost(run: "Run") -> str:
     if run.poison_asked:
         words += f" (poison {run.poison_missing:,} of {run.poison_asked:,})"
     return words
+
+
+bench.add_command(bench_search)

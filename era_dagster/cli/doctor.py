@@ -11,12 +11,13 @@ import click
 
 from era_dagster.cli.output import FAILED, print_json, print_table, settings_from_environment, stdout
 from era_dagster.domain.errors import EraError
-from era_dagster.embedding.factory import configured_model, open_embedder
-from era_dagster.settings import Settings
+from era_dagster.embedding.factory import open_embedder
+from era_dagster.pipeline.ingest import space_of
+from era_dagster.settings import Settings, configured_model
 from era_dagster.storage.database import Database, database_url
 from era_dagster.storage.migrations import migrate
 from era_dagster.storage.overview import overview
-from era_dagster.storage.spaces import check_configured, live_space
+from era_dagster.storage.spaces import check_configured, check_same_model, live_space
 
 _LEAST_FREE_BYTES = 1_000_000_000
 
@@ -132,6 +133,8 @@ def _embedding(settings: Settings) -> Finding:
     async def ask() -> str:
         async with open_embedder(settings, known=live) as embedder:
             identity = await embedder.identify()
+            if live is not None:
+                check_same_model(live, space_of(identity))
             return f"{identity.model} by {identity.provider}, {identity.dimension} dimensions"
 
     return Finding(name="embedding", ok=True, found=asyncio.run(ask()))

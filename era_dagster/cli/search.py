@@ -18,6 +18,7 @@ from era_dagster.settings import Settings
 @click.option(
     "--in", "within", type=click.Choice(["entries", "chunks"]), default="entries", help="Doctrine or chapter text."
 )
+@click.option("--hybrid", is_flag=True, help="Count the words of TEXT too: for names, numbers and rare words.")
 @click.option("-k", "top_k", type=click.IntRange(1, 1000), default=5, show_default=True, help="How many results.")
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
 def search(
@@ -26,13 +27,22 @@ def search(
     category: str | None,
     book: str | None,
     within: Literal["entries", "chunks"],
+    hybrid: bool,
     top_k: int,
     as_json: bool,
 ) -> int:
     """Find what the books say about TEXT."""
     settings = settings_from_environment()
     return show_results(
-        settings, text, domain=domain, category=category, book=book, within=within, top_k=top_k, as_json=as_json
+        settings,
+        text,
+        domain=domain,
+        category=category,
+        book=book,
+        within=within,
+        hybrid=hybrid,
+        top_k=top_k,
+        as_json=as_json,
     )
 
 
@@ -44,6 +54,7 @@ def show_results(
     category: str | None = None,
     book: str | None = None,
     within: Literal["entries", "chunks"] = "entries",
+    hybrid: bool = False,
     top_k: int = 5,
     as_json: bool = False,
 ) -> int:
@@ -53,7 +64,9 @@ def show_results(
     if not text.strip():
         raise click.UsageError("The text to search for is empty.")
     with KnowledgeBase.open(settings) as knowledge:
-        hits = knowledge.search(text, domain=domain, category=category, book=book, within=within, top_k=top_k)
+        hits = knowledge.search(
+            text, domain=domain, category=category, book=book, within=within, top_k=top_k, hybrid=hybrid
+        )
     if as_json:
         print_json({"query": text, "results": [asdict(hit) for hit in hits]})
         return 0

@@ -17,6 +17,7 @@ from era_dagster.defs.checks import record_checks
 from era_dagster.defs.events import MaterializationLog
 from era_dagster.defs.failures import as_dagster_failures
 from era_dagster.defs.partitions import add_missing, book_chapters, forget, with_unmarked
+from era_dagster.defs.pictures import domains_picture, knowledge_pictures
 from era_dagster.defs.resources import KnowledgeBaseResource
 from era_dagster.defs.runs import OP_NAME, note_taken, settle_runs
 from era_dagster.domain.errors import EraError
@@ -29,6 +30,7 @@ from era_dagster.settings import Settings
 from era_dagster.storage.chapters import set_recorded
 from era_dagster.storage.database import Database
 from era_dagster.storage.drops import KnownChapter, find_chapters, pending_chapters
+from era_dagster.storage.spaces import live_space_name
 
 COMBINED_INDEX = "combined_index"
 ASSET_ORDER = (*STAGES, COMBINED_INDEX)
@@ -106,7 +108,8 @@ def _combined_index() -> dg.AssetsDefinition:
         deps=["vector_tables", "minister_files"],
         group_name="knowledge_base",
         kinds={"json", "postgres"},
-        description="Totals of all domains are written, and vector indexes stand where they pay.",
+        description="Totals of all domains are written, and vector indexes stand where they pay. Materialized by itself it"
+        " also draws a map of the knowledge base.",
         # Dagster refuses a partition range over several assets when one of them has no policy.
         backfill_policy=dg.BackfillPolicy.single_run(),
     )
@@ -114,7 +117,9 @@ def _combined_index() -> dg.AssetsDefinition:
         with as_dagster_failures():
             settings = knowledge_base.settings()
             with knowledge_base.database(settings) as database:
-                return dg.MaterializeResult(metadata=refresh_combined_index(settings, database))
+                return dg.MaterializeResult(
+                    metadata={**refresh_combined_index(settings, database), **knowledge_pictures(database)}
+                )
 
     return combined_index
 
@@ -172,7 +177,15 @@ def run_chapters(
             finally:
                 _forget_retired(context.instance, database, chapters)
             if {"minister_files", "vector_tables"} & set(selected):
-                log.add(COMBINED_INDEX, None, {"receipt": dg.MetadataValue.json(receipt.as_json())})
+                log.add(
+                    COMBINED_INDEX,
+                    None,
+                    {
+                        "receipt": dg.MetadataValue.json(receipt.as_json()),
+                        "space": live_space_name(database) or "none yet",
+                        "entries_by_domain": domains_picture(database),
+                    },
+                )
         set_recorded(database, sorted(listener.told))
     except EraError:
         # The trouble of the run is what counts, should the checks meet the same.

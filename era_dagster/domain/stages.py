@@ -22,6 +22,8 @@ UPSTREAM: Mapping[Stage, tuple[Stage, ...]] = {
 }
 # Raise when the way chunks are cut changes, so that stored chunks are cut anew.
 CHUNKER_VERSION = 1
+# A stamp begins with the content's SHA-256 in hex.
+_HASH_DIGITS = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +54,17 @@ class StampRules:
     def stamps(self, content_hash: bytes) -> dict[Stage, str]:
         """The stamp each stage has when it is up to date for this content."""
         return {stage: content_hash.hex() + suffix for stage, suffix in self.suffixes.items()}
+
+
+def vector_stamps(*, chapters: str | None, chunks: str | None, model_stamp: str) -> dict[Stage, str | None]:
+    """The stamps of the vector stages for vectors of another model, made from texts that carry these two stamps.
+
+    None where a stage below is not done: then the vectors are not up to date either, whatever they were made from.
+    """
+    if chapters is None or chunks is None:
+        return {"embeddings": None, "vector_tables": None}
+    aliases = chapters[_HASH_DIGITS:]
+    return {"embeddings": f"{chunks}:{model_stamp}", "vector_tables": f"{chunks}:{model_stamp}{aliases}"}
 
 
 def _digest(aliases: Mapping[str, str]) -> str:

@@ -15,10 +15,9 @@ from era_dagster.domain.errors import ConfigurationError
 from era_dagster.embedding.config import EmbedderConfig, embedder_config
 from era_dagster.embedding.embedder import Embedder
 from era_dagster.embedding.vectors import VectorCache
-from era_dagster.settings import ProviderName, Settings
+from era_dagster.settings import DEFAULT_MODELS, ProviderName, Settings
 
 OLLAMA_URL = "http://127.0.0.1:11434"
-DEFAULT_MODELS: dict[str, str] = {"ollama": "nomic-embed-text", "local": "all-minilm-l6-v2"}
 _PROBE_SECONDS = 2.0
 
 
@@ -34,13 +33,6 @@ class KnownModel(Protocol):
     def model(self) -> str:
         """Its name."""
         ...
-
-
-def configured_model(settings: Settings) -> str | None:
-    """The model the settings name, outright or by their provider's default; None when they leave it open."""
-    if settings.embedding_model is not None:
-        return settings.embedding_model
-    return DEFAULT_MODELS.get(settings.embedding_provider or "")
 
 
 async def choose_config(

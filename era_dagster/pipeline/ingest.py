@@ -13,7 +13,7 @@ import httpx
 from era_dagster.domain.errors import EndpointRefused, EndpointUnavailable, EraError, TransientError
 from era_dagster.domain.stages import Stage, StampRules, stale_stages, with_upstream
 from era_dagster.embedding.embedder import Embedder
-from era_dagster.embedding.factory import configured_model, open_embedder
+from era_dagster.embedding.factory import open_embedder
 from era_dagster.embedding.vectors import ModelIdentity
 from era_dagster.pipeline.receipt import Receipt
 from era_dagster.pipeline.rules import chunk_rules, domain_aliases
@@ -25,14 +25,20 @@ from era_dagster.pipeline.runner import (
     Work,
     raise_failures,
 )
-from era_dagster.settings import Settings
+from era_dagster.settings import Settings, configured_model
 from era_dagster.storage.cache import PostgresVectorCache
 from era_dagster.storage.chapters import set_stamp, stored_stamps
 from era_dagster.storage.database import Database
 from era_dagster.storage.drops import KnownChapter, note_failures
-from era_dagster.storage.indexes import build_vector_indexes
+from era_dagster.storage.full_text import note_languages
+from era_dagster.storage.indexes import (
+    build_vector_indexes,
+    drop_indexes_before_load,
+    load_goes_on,
+    tend_tables,
+)
 from era_dagster.storage.minister_files import render_due, write_combined_index
-from era_dagster.storage.spaces import Space, check_configured, ensure_space, live_space
+from era_dagster.storage.spaces import Space, check_configured, ensure_space, live_space, live_space_name
 
 _ASK_AGAIN_SECONDS = 1.0
 
@@ -73,27 +79,36 @@ def run_stages(
         rules=stamp_rules(settings, database),
         run_id=run_id,
     )
+    if "vector_tables" in work.stages:
+        drop_indexes_before_load(database, chapters=len(chapters))
     outcome = asyncio.run(_run(settings, database, work, listener, transport))
     receipt = outcome.receipt
     if "minister_files" in work.stages:
         _files(settings, database, work, outcome, listener)
-    if work.stages & {"minister_files", "vector_tables"}:
-        refresh_combined_index(settings, database)
     note_failures(database, receipt.chapters_failed, outcome.finished)
+    if work.stages & {"minister_files", "vector_tables"}:
+        refresh_combined_index(settings, database, build=not load_goes_on(database))
     raise_failures(outcome)
     return receipt
 
 
-def refresh_combined_index(settings: Settings, database: Database) -> dict[str, int]:
-    """Write the totals file and build the vector indexes that pay; returns key numbers for metadata."""
+def refresh_combined_index(settings: Settings, database: Database, *, build: bool = True) -> dict[str, int | str]:
+    """Write the totals file, tend the tables, and build the vector indexes that pay; returns key numbers for metadata.
+
+    Without `build` the indexes are left to a later run, because more chapters are on their way.
+    """
     write_combined_index(database, settings.data_dir)
-    built = build_vector_indexes(database)
+    note_languages(database)
+    tend_tables(database)
+    built = build_vector_indexes(database) if build else []
     with database.connection() as connection:
         row = connection.execute(
             "SELECT count(DISTINCT domain), count(*), count(DISTINCT doctrine_id) FROM minister_entries"
         ).fetchone()
     domains, pairs, entries = row or (0, 0, 0)
-    return {"domains": domains, "entry_domain_rows": pairs, "entries": entries, "indexes_built": len(built)}
+    totals = {"domains": domains, "entry_domain_rows": pairs, "entries": entries, "indexes_built": len(built)}
+    live = live_space_name(database)
+    return {**totals, **({"space": live} if live else {})}
 
 
 async def _run(
@@ -110,7 +125,7 @@ async def _run(
         for chapter in work.chapters
         if not chapter.gone
     )
-    without_vectors = ChapterRunner(database, None, listener=listener, settings=settings, model=None)
+    without_vectors = ChapterRunner(database, None, listener=listener, settings=settings, space=None)
     if not needs_vectors:
         return await without_vectors.run(work, stamps)
     live = await asyncio.to_thread(live_space, database)
@@ -125,18 +140,23 @@ async def _run(
             outcome.fatal = outcome.fatal or error
             outcome.finished.clear()
             return outcome
-        space = Space(
-            provider=identity.provider,
-            model=identity.model,
-            digest=identity.digest,
-            dimension=identity.dimension,
-            document_prefix=identity.document_prefix,
-            query_prefix=identity.query_prefix,
-        )
+        space = space_of(identity)
         await asyncio.to_thread(ensure_space, database, space)
         work = replace(work, rules=replace(work.rules, model_stamp=space.stamp))
-        runner = ChapterRunner(database, embedder, listener=listener, settings=settings, model=identity.model)
+        runner = ChapterRunner(database, embedder, listener=listener, settings=settings, space=space)
         return await runner.run(work, stamps)
+
+
+def space_of(identity: ModelIdentity) -> Space:
+    """The space that vectors of this model belong in."""
+    return Space(
+        provider=identity.provider,
+        model=identity.model,
+        digest=identity.digest,
+        dimension=identity.dimension,
+        document_prefix=identity.document_prefix,
+        query_prefix=identity.query_prefix,
+    )
 
 
 async def _identify(embedder: Embedder, patience_seconds: float) -> ModelIdentity:

@@ -13,6 +13,7 @@ from era_dagster.embedding.report import EmbedReport
 from era_dagster.pipeline.receipt import Receipt
 from era_dagster.storage.chapters import ChapterWritten
 from era_dagster.storage.dead_letters import DeadText
+from era_dagster.storage.spaces import Space, numbered_name
 
 # Of the unusable items; all of them are in `doctrine_sources`.
 _MOST_NAMED = 20
@@ -81,7 +82,7 @@ def stage_metadata(
     chunks: Sequence[Chunk] | None,
     vectors: ChapterVectors,
     written: ChapterWritten,
-    model: str | None,
+    space: Space | None,
 ) -> dict[str, Any]:
     # Each value costs a tenth of a millisecond in Dagster's event log: what is empty is left out.
     extras: dict[str, Any] = {
@@ -109,10 +110,11 @@ def stage_metadata(
             "texts": vectors.texts,
             "from_cache": vectors.from_cache,
             "dead_letters": len(vectors.dead),
-            "model": model or "",
+            "model": space.model if space else "",
         }
         rows = (written.chunk_vectors, written.entry_vectors, written.domain_vectors)
         found["vector_tables"] = {
+            **({"space": numbered_name(written.space_id, space)} if space and written.space_id else {}),
             "rows_written": sum(difference.written for difference in rows),
             **({"items": asdict(written.items)} if written.items is not None else {}),
             **{

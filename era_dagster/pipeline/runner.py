@@ -36,7 +36,7 @@ from era_dagster.storage.chapters import (
 )
 from era_dagster.storage.database import Database
 from era_dagster.storage.drops import KnownChapter
-from era_dagster.storage.spaces import ensure_domain_tables
+from era_dagster.storage.spaces import Space, ensure_domain_tables
 
 T = TypeVar("T")
 # One chapter of the user's corpus holds about 14 texts; more chapters than this in flight only cost memory.
@@ -92,7 +92,7 @@ class Outcome:
 
 
 class ChapterRunner:
-    """Runs one `Work`. `embedder` is None when no stage of the work needs vectors."""
+    """Runs one `Work`. `embedder`, and `space`, whose vectors it makes, are None when no stage needs vectors."""
 
     def __init__(
         self,
@@ -101,12 +101,12 @@ class ChapterRunner:
         *,
         listener: Listener,
         settings: Settings,
-        model: str | None,
+        space: Space | None,
     ) -> None:
         self._database = database
         self._embedder = embedder
         self._listener = listener
-        self._model = model
+        self._space = space
         self._in_flight = min(_MOST_CHAPTERS_IN_FLIGHT, max(4, settings.queue_limit // _TEXTS_PER_CHAPTER))
         self._shelf = BookShelf()
         self._readers = ThreadPoolExecutor(1, thread_name_prefix="era-read")
@@ -208,7 +208,7 @@ class ChapterRunner:
                     path=known.source_path,
                     file_hash=file_hash,
                     run_id=work.run_id,
-                    model=self._model,
+                    space=self._space,
                     chunks=chunks,
                     chunk_vectors=vectors.chunks,
                     entry_vectors=vectors.entries,
@@ -222,7 +222,7 @@ class ChapterRunner:
             outcome.files_due[chapter.partition_key] = expected["minister_files"]
         count_chapter(outcome.receipt, chapter, chunks, vectors, written, with_tables=with_tables)
         reported = (work.selected | stale) & done
-        self._report(chapter.partition_key, reported, stage_metadata(chapter, chunks, vectors, written, self._model))
+        self._report(chapter.partition_key, reported, stage_metadata(chapter, chunks, vectors, written, self._space))
         if whole_chapter_failed:
             raise PermanentError(
                 f"None of the {vectors.texts} texts of {chapter.partition_key} could be embedded:"

@@ -17,10 +17,12 @@ from pgvector import HalfVector
 from psycopg import sql
 
 from era_dagster.domain.doctrine import Chapter, Chunk
+from era_dagster.domain.language import language_of
 from era_dagster.domain.receipt import ItemCounts
 from era_dagster.domain.stages import Stage
 from era_dagster.storage.database import Database
 from era_dagster.storage.dead_letters import DeadText, write_letters
+from era_dagster.storage.spaces import SWITCH_LOCK, Space, check_still_live
 from era_dagster.storage.vectors import CHUNK_TABLE, DOMAIN_TABLE, EVERY_TABLE, Difference, replace_rows
 
 STAMP_COLUMNS: Mapping[Stage, str] = {
@@ -37,15 +39,15 @@ class ChapterWrite:
     """Everything one transaction writes. None means: this stage is not written now.
 
     `chunk_vectors[i]` belongs to `chunks[i]`, `entry_vectors[i]` to `chapter.entries[i]`; a None in them is a dead text.
-    `write_vector_tables` puts the vectors into the vector tables too; `stamps` holds the stages that are complete with this
-    write.
+    `space` is the model that made the vectors. `write_vector_tables` puts them into the vector tables too; `stamps`
+    holds the stages that are complete with this write.
     """
 
     chapter: Chapter
     path: str
     file_hash: bytes | None
     run_id: str
-    model: str | None
+    space: Space | None
     chunks: Sequence[Chunk] | None
     chunk_vectors: Sequence[np.ndarray | None] | None
     entry_vectors: Sequence[np.ndarray | None] | None
@@ -58,7 +60,8 @@ class ChapterWrite:
 class ChapterWritten:
     """The outcome of one `ChapterWrite`; `domains` are those whose entries changed, so whose files are due.
 
-    `items` is the chapter's receipt, as stored; None when no vectors were written.
+    `items` is the chapter's receipt, as stored, and `space_id` the space that its vectors went into; None when none were
+    written.
     """
 
     entries: Difference = field(default_factory=Difference)
@@ -68,6 +71,7 @@ class ChapterWritten:
     domain_vectors: Difference = field(default_factory=Difference)
     domains: frozenset[str] = frozenset()
     items: ItemCounts | None = None
+    space_id: int | None = None
 
 
 def stored_stamps(database: Database, keys: Sequence[str]) -> dict[str, dict[str, str | None]]:
@@ -115,13 +119,22 @@ def redo_chapters(database: Database, keys: Sequence[str]) -> None:
 
 
 def write_chapter(database: Database, write: ChapterWrite) -> ChapterWritten:
-    """Write one chapter; see the module. Domain tables must exist (`spaces.ensure_domain_tables`)."""
+    """Write one chapter; see the module. Domain tables must exist (`spaces.ensure_domain_tables`).
+
+    Raises `ConfigurationError` when vectors are to be written and `write.space` is no longer the live one.
+    """
     chapter = write.chapter
     with database.connection() as connection:
-        _lock(connection, chapter.partition_key)
-        _write_source(connection, write)
-        entries, domains = _write_entries(connection, chapter)
-        chunks = _write_chunks(connection, chapter, write.chunks) if write.chunks is not None else Difference()
+        lock_chapter(connection, chapter.partition_key)
+        space_id = None
+        if write.space is not None and write.entry_vectors is not None:
+            space_id = check_still_live(connection, write.space)
+        language = language_of(chapter.text)
+        _write_source(connection, write, language)
+        entries, domains = _write_entries(connection, chapter, language)
+        chunks = Difference()
+        if write.chunks is not None:
+            chunks = _write_chunks(connection, chapter, write.chunks, language)
         vectors = _write_vectors(connection, write)
         if write.entry_vectors is not None:
             write_letters(connection, chapter.partition_key, write.dead)
@@ -135,13 +148,14 @@ def write_chapter(database: Database, write: ChapterWrite) -> ChapterWritten:
         domain_vectors=vectors[2],
         domains=frozenset(domains),
         items=items,
+        space_id=space_id,
     )
 
 
 def retire_chapter(database: Database, key: str) -> frozenset[str]:
     """Remove a chapter that left the input from all tables; returns the domains whose files are due."""
     with database.connection() as connection:
-        _lock(connection, key)
+        lock_chapter(connection, key)
         domains = {
             domain
             for (domain,) in connection.execute(
@@ -160,8 +174,12 @@ def retire_chapter(database: Database, key: str) -> frozenset[str]:
     return frozenset(domains)
 
 
-def _lock(connection: psycopg.Connection, key: str) -> None:
-    connection.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (f"chapter {key}",))
+def lock_chapter(connection: psycopg.Connection, key: str) -> None:
+    """Be the only writer of this chapter until the transaction ends, and keep the live space what it is until then."""
+    connection.execute(
+        "SELECT pg_advisory_xact_lock_shared(hashtextextended(%s, 0)), pg_advisory_xact_lock(hashtextextended(%s, 0))",
+        (SWITCH_LOCK, f"chapter {key}"),
+    )
 
 
 def _has_vector_tables(connection: psycopg.Connection) -> bool:
@@ -169,7 +187,7 @@ def _has_vector_tables(connection: psycopg.Connection) -> bool:
     return bool(row and row[0])
 
 
-def _write_source(connection: psycopg.Connection, write: ChapterWrite) -> None:
+def _write_source(connection: psycopg.Connection, write: ChapterWrite, language: str) -> None:
     chapter = write.chapter
     values: dict[str, Any] = {
         "partition_key": chapter.partition_key,
@@ -180,6 +198,7 @@ def _write_source(connection: psycopg.Connection, write: ChapterWrite) -> None:
         "path": write.path,
         "file_hash": write.file_hash,
         "text": chapter.text,
+        "language": language,
         "content_hash": chapter.content_hash,
         "notes": json.dumps([{"code": n.code, "message": n.message, "count": n.count} for n in chapter.notes]),
         "unusable": json.dumps(
@@ -194,7 +213,7 @@ def _write_source(connection: psycopg.Connection, write: ChapterWrite) -> None:
         values["chunk_count"] = len(write.chunks)
     if write.entry_vectors is not None:
         values["dead_count"] = len(write.dead)
-        values["model"] = write.model
+        values["model"] = write.space.model if write.space else None
     values |= {STAMP_COLUMNS[stage]: stamp for stage, stamp in write.stamps.items()}
     connection.execute(_upsert_source(tuple(values)), values | {"run_id": write.run_id})
 
@@ -225,7 +244,7 @@ def _upsert_source(names: tuple[str, ...]) -> bytes:
     )
 
 
-def _write_entries(connection: psycopg.Connection, chapter: Chapter) -> tuple[Difference, set[str]]:
+def _write_entries(connection: psycopg.Connection, chapter: Chapter, language: str) -> tuple[Difference, set[str]]:
     pairs = [(entry, domain) for entry in chapter.entries for domain in entry.domains]
     columns = (
         [entry.doctrine_id for entry, _ in pairs],
@@ -244,38 +263,42 @@ def _write_entries(connection: psycopg.Connection, chapter: Chapter) -> tuple[Di
     ).fetchall()
     written = connection.execute(
         "INSERT INTO minister_entries AS e (doctrine_id, domain, category, position, text, content_hash, details,"
-        " embedding_id, book, chapter, partition_key)"
-        " SELECT i.*, i.id, %s, %s, %s"
+        " embedding_id, book, chapter, partition_key, language)"
+        " SELECT i.*, i.id, %s, %s, %s, %s"
         " FROM unnest(%s::uuid[], %s::text[], %s::text[], %s::int[], %s::text[], %s::bytea[], %s::jsonb[])"
         " AS i (id, domain, category, position, text, content_hash, details)"
         # The id is made of book, chapter, category and text: those differ only where somebody edited the row.
         " ON CONFLICT (doctrine_id, domain) DO UPDATE SET position = excluded.position, details = excluded.details,"
         " partition_key = excluded.partition_key, embedding_id = excluded.embedding_id, category = excluded.category,"
-        " text = excluded.text, book = excluded.book, chapter = excluded.chapter, updated_at = now()"
-        " WHERE (e.position, e.details, e.partition_key, e.embedding_id, e.category, e.text, e.book, e.chapter)"
+        " text = excluded.text, book = excluded.book, chapter = excluded.chapter, language = excluded.language,"
+        " updated_at = now()"
+        " WHERE (e.position, e.details, e.partition_key, e.embedding_id, e.category, e.text, e.book, e.chapter, e.language)"
         " IS DISTINCT FROM (excluded.position, excluded.details, excluded.partition_key, excluded.embedding_id,"
-        " excluded.category, excluded.text, excluded.book, excluded.chapter)"
+        " excluded.category, excluded.text, excluded.book, excluded.chapter, excluded.language)"
         " RETURNING e.domain",
-        (chapter.book, chapter.chapter, chapter.partition_key, *columns),
+        (chapter.book, chapter.chapter, chapter.partition_key, language, *columns),
     ).fetchall()
     changed = {row[0] for row in (*removed, *written)}
     return Difference(len(written), len(pairs) - len(written), len(removed)), changed
 
 
-def _write_chunks(connection: psycopg.Connection, chapter: Chapter, chunks: Sequence[Chunk]) -> Difference:
+def _write_chunks(
+    connection: psycopg.Connection, chapter: Chapter, chunks: Sequence[Chunk], language: str
+) -> Difference:
     removed = connection.execute(
         "DELETE FROM chapter_chunks WHERE partition_key = %s AND position >= %s", (chapter.partition_key, len(chunks))
     ).rowcount
     written = connection.execute(
-        "INSERT INTO chapter_chunks AS c (partition_key, position, start_offset, end_offset, text, text_hash)"
-        " SELECT %s, i.* FROM unnest(%s::int[], %s::int[], %s::int[], %s::text[], %s::bytea[])"
+        "INSERT INTO chapter_chunks AS c (partition_key, language, position, start_offset, end_offset, text, text_hash)"
+        " SELECT %s, %s, i.* FROM unnest(%s::int[], %s::int[], %s::int[], %s::text[], %s::bytea[])"
         " AS i (position, start_offset, end_offset, text, text_hash)"
         " ON CONFLICT (partition_key, position) DO UPDATE SET start_offset = excluded.start_offset,"
-        " end_offset = excluded.end_offset, text = excluded.text, text_hash = excluded.text_hash"
-        " WHERE (c.start_offset, c.end_offset, c.text_hash)"
-        " IS DISTINCT FROM (excluded.start_offset, excluded.end_offset, excluded.text_hash)",
+        " end_offset = excluded.end_offset, text = excluded.text, text_hash = excluded.text_hash,"
+        " language = excluded.language WHERE (c.start_offset, c.end_offset, c.text_hash, c.language)"
+        " IS DISTINCT FROM (excluded.start_offset, excluded.end_offset, excluded.text_hash, excluded.language)",
         (
             chapter.partition_key,
+            language,
             [chunk.position for chunk in chunks],
             [chunk.start for chunk in chunks],
             [chunk.end for chunk in chunks],

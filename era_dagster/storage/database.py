@@ -50,7 +50,7 @@ def driver_errors() -> Iterator[None]:
             f"PostgreSQL refuses to write: {_first_line(error)}.",
             hint="Free space or grant the rights, then run again.",
         ) from error
-    except (pg_errors.DeadlockDetected, pg_errors.SerializationFailure) as error:
+    except (pg_errors.DeadlockDetected, pg_errors.SerializationFailure, pg_errors.LockNotAvailable) as error:
         raise TransientError(
             f"PostgreSQL gave way to another writer: {_first_line(error)}.", hint="Run again; nothing was half-written."
         ) from error
@@ -72,16 +72,22 @@ class Database:
 
     `connection()` lends one connection inside one transaction (commit on success, rollback on error), with the vector
     types registered. With a `run_id` the connections carry it, so that `live_runs` can tell a running run from a killed
-    one. Raises `DatabaseUnavailable` when the server is away, `StorageError` when it cannot write.
+    one. Raises `DatabaseUnavailable` when the server is away (or no connection is free) for `longest_wait_seconds`,
+    `StorageError` when it cannot write.
     """
 
-    def __init__(self, url: str, *, pool_size: int, run_id: str | None = None) -> None:
+    def __init__(
+        self, url: str, *, pool_size: int, run_id: str | None = None, longest_wait_seconds: float = 30.0
+    ) -> None:
         self._pool = ConnectionPool(
             url,
             min_size=1,
             max_size=pool_size,
             open=False,
-            timeout=30.0,
+            timeout=longest_wait_seconds,
+            # Given up as soon as nobody waits any longer: after a long outage the next caller connects at once instead of
+            # waiting for the end of a pause between attempts that have grown rare.
+            reconnect_timeout=longest_wait_seconds,
             kwargs={
                 "options": _SESSION_OPTIONS,
                 "application_name": _RUN_PREFIX + run_id if run_id else "era_dagster",

@@ -4,12 +4,9 @@ Files are whole and replaced atomically, one writer per domain at a time; a file
 not touched. What a file says is `domain.ministers`; this module decides when and how it reaches the disk.
 """
 
-import errno
 import os
 import secrets
-import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,6 +17,7 @@ from era_dagster.domain.doctrine import CATEGORIES, Category
 from era_dagster.domain.domains import slugify_domain
 from era_dagster.domain.errors import StorageError
 from era_dagster.domain.ministers import MinisterEntry, render_category, render_combined_index, render_summary
+from era_dagster.storage.atomic_files import file_errors, replace_file, sync_folder
 from era_dagster.storage.database import Database
 
 COMBINED_INDEX = "combined_vector.index"
@@ -107,12 +105,12 @@ def write_combined_index(database: Database, data_dir: Path) -> bool:
         if content is None:
             return False
         path = data_dir / COMBINED_INDEX
-        with _file_errors(path):
+        with file_errors(path):
             data_dir.mkdir(parents=True, exist_ok=True)
             _clear_leftovers(data_dir, (COMBINED_INDEX,))
             written = _write_if_different(path, content)
             if written:
-                _sync_folder(data_dir)
+                sync_folder(data_dir)
     return written
 
 
@@ -209,23 +207,23 @@ def _folder(ministers_dir: Path, domain: str) -> Path:
 
 
 def _write_files(folder: Path, contents: dict[str, bytes]) -> _Rendered:
-    with _file_errors(folder):
+    with file_errors(folder):
         if not folder.is_dir():
             folder.mkdir(parents=True, exist_ok=True)
-            _sync_folder(folder.parent)
+            sync_folder(folder.parent)
         _clear_leftovers(folder, DOMAIN_FILES)
     written = 0
     for name, content in contents.items():
-        with _file_errors(folder / name):
+        with file_errors(folder / name):
             written += _write_if_different(folder / name, content)
     if written:
-        with _file_errors(folder):
-            _sync_folder(folder)
+        with file_errors(folder):
+            sync_folder(folder)
     return _Rendered(written=written, unchanged=len(contents) - written)
 
 
 def _remove_files(folder: Path) -> _Rendered:
-    with _file_errors(folder):
+    with file_errors(folder):
         if not folder.is_dir():
             return _Rendered()
         _clear_leftovers(folder, DOMAIN_FILES)
@@ -236,11 +234,11 @@ def _remove_files(folder: Path) -> _Rendered:
                 removed = True
         foreign = tuple(sorted(path.name for path in folder.iterdir()))
         if foreign:
-            _sync_folder(folder)
+            sync_folder(folder)
         else:
             folder.rmdir()
             removed = True
-            _sync_folder(folder.parent)
+            sync_folder(folder.parent)
     return _Rendered(removed=removed, foreign=foreign)
 
 
@@ -254,22 +252,10 @@ def _write_if_different(path: Path, content: bytes) -> bool:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        _replace(temporary, path)
+        replace_file(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
     return True
-
-
-def _replace(temporary: Path, path: Path) -> None:
-    # On Windows a file that somebody is reading cannot be replaced; readers of small files are gone in a moment.
-    for _ in range(20 if os.name == "nt" else 0):
-        try:
-            temporary.replace(path)
-        except PermissionError:
-            time.sleep(0.05)
-        else:
-            return
-    temporary.replace(path)
 
 
 def _clear_leftovers(folder: Path, names: Iterable[str]) -> None:
@@ -277,31 +263,6 @@ def _clear_leftovers(folder: Path, names: Iterable[str]) -> None:
     for name in names:
         for path in folder.glob(f".{name}.*.tmp"):
             path.unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the names in `folder` survive a power cut, where the system can."""
-    if os.name == "nt":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def _file_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise StorageError(
-            f"{path} cannot be written: {error.strerror or error}.",
-            hint="Free space or grant the rights, then run again.",
-        ) from error
 
 
 def _iso(moment: datetime) -> str:

@@ -1,12 +1,12 @@
-"""Look-up by vector: the nearest doctrine entries or chapter chunks, as frozen records.
+"""Look-up: the doctrine entries or chapter chunks nearest to a vector, or nearest and by words, as frozen records.
 
 Reads only; folding of domain names and embedding of query texts belong to `knowledge`. A consumer may import this
 module without Dagster and without an embedding model.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, LiteralString
+from typing import Any, Literal, LiteralString
 
 import numpy as np
 import numpy.typing as npt
@@ -16,9 +16,21 @@ from psycopg import sql
 
 from era_dagster.domain.doctrine import CATEGORIES
 from era_dagster.domain.errors import ConfigurationError
+from era_dagster.domain.fusion import fuse_rankings
+from era_dagster.storage.full_text import question_words, words_match
+from era_dagster.storage.spaces import Space, live_space_in, space_name
 
 LARGEST_TOP_K = 1000
+# How far down each of the two rankings of a hybrid search counts.
+_FUSED_FROM = 50
 _HINT = "Pass one vector made by the model whose vectors the database holds."
+_CHUNK_SHOWN = (
+    "SELECT f.partition_key || '#' || f.position, 1 - f.distance, c.text,"
+    " ARRAY(SELECT DISTINCT e.domain FROM minister_entries AS e WHERE e.partition_key = f.partition_key),"
+    " s.book, s.chapter"
+    " FROM found AS f JOIN chapter_chunks AS c USING (partition_key, position)"
+    " JOIN doctrine_sources AS s USING (partition_key)"
+)
 _OF_BOOK = "partition_key IN (SELECT partition_key FROM doctrine_sources WHERE %(book)s IN (book, book_slug))"
 
 
@@ -41,6 +53,10 @@ class SearchHit:
     kind: Literal["entry", "chunk"]
 
 
+class OtherModel(ConfigurationError):
+    """The query's vector is of another model than the live one."""
+
+
 def search_entries(
     connection: psycopg.Connection,
     vector: Sequence[float] | npt.NDArray[np.floating],
@@ -49,18 +65,22 @@ def search_entries(
     category: str | None = None,
     book: str | None = None,
     top_k: int = 5,
+    words: str | None = None,
+    made_by: Space | None = None,
 ) -> list[SearchHit]:
     """The `top_k` (at most 1,000; none below 1) entries nearest to `vector`, best first, equal scores by id.
 
     `vector` has the live model's dimension and any length but zero; `domain` is a slug; `book` is the original name or
-    its slug. An unknown domain or book, or a database without vectors, gives an empty list. Raises `ConfigurationError`
-    for a vector that cannot be compared and for a category there is not.
+    its slug. With `words` (the question as text) the search is hybrid: the order is the fusion of nearness and words, and
+    `score` stays the cosine similarity. An unknown domain or book, or a database without vectors, gives an empty list.
+    Raises `ConfigurationError` for a vector that cannot be compared and for a category there is not; `OtherModel` when
+    `made_by` is not the live space, looked at in the connection's present transaction.
     """
     if category is not None and category not in CATEGORIES:
         raise ConfigurationError(
             f"There is no category {category!r}.", hint=f"The categories are {', '.join(CATEGORIES)}."
         )
-    query = _query(connection, vector)
+    query = _query(connection, vector, made_by)
     if query is None or top_k < 1:
         return []
     conditions: list[LiteralString] = []
@@ -70,38 +90,33 @@ def search_entries(
         conditions.append("category = %(category)s")
     if book is not None:
         conditions.append(_OF_BOOK)
-    rows = connection.execute(
-        sql.SQL(
-            "WITH nearest AS MATERIALIZED ("
-            " SELECT doctrine_id, {distance} AS distance, text, {domains} AS domains, category,"
-            " source_book, source_chapter, weight FROM {table}{where}"
-            " ORDER BY distance LIMIT %(top_k)s)"
-            " SELECT n.doctrine_id::text, 1 - n.distance, n.text, coalesce(a.domains, n.domains), n.category,"
-            " n.source_book, n.source_chapter, n.weight"
-            " FROM nearest AS n LEFT JOIN doctrine_embeddings_all AS a USING (doctrine_id)"
-        ).format(
-            distance=_distance(exact=book is not None),
-            domains=sql.SQL("domains" if domain is None else "ARRAY[domain]"),
-            table=sql.Identifier("doctrine_embeddings_all" if domain is None else "doctrine_embeddings"),
-            where=_where(conditions),
-        ),
-        {"query": query, "domain": domain, "category": category, "book": book, "top_k": min(top_k, LARGEST_TOP_K)},
-        # Planned with these values each time: of the 150 domain tables the planner opens the one that is asked for.
-        prepare=False,
-    ).fetchall()
-    return _best_first(
-        SearchHit(
-            doctrine_id=row[0],
-            score=row[1],
-            text=row[2],
-            domains=tuple(sorted(row[3])),
-            category=row[4],
-            book=row[5],
-            chapter=row[6],
-            weight=row[7],
-            kind="entry",
-        )
-        for row in rows
+    parameters = {"query": query, "domain": domain, "category": category, "book": book}
+    nearest = sql.SQL(
+        "WITH nearest AS MATERIALIZED ("
+        " SELECT doctrine_id, {distance} AS distance, text, {domains} AS domains, category,"
+        " source_book, source_chapter, weight FROM {table}{where}"
+        " ORDER BY distance LIMIT %(limit)s)"
+        " SELECT n.doctrine_id::text, 1 - n.distance, n.text, coalesce(a.domains, n.domains), n.category,"
+        " n.source_book, n.source_chapter, n.weight"
+        " FROM nearest AS n LEFT JOIN doctrine_embeddings_all AS a USING (doctrine_id)"
+    ).format(
+        distance=_distance(exact=book is not None),
+        domains=sql.SQL("domains" if domain is None else "ARRAY[domain]"),
+        table=sql.Identifier("doctrine_embeddings_all" if domain is None else "doctrine_embeddings"),
+        where=_where(map(sql.SQL, conditions)),
+    )
+    # An entry has a row for each of its domains here, with the same words in each.
+    worded = (
+        "WITH worded AS MATERIALIZED ("
+        " SELECT DISTINCT doctrine_id, {rank} AS rank FROM minister_entries{where}"
+        " ORDER BY rank DESC, doctrine_id LIMIT %(limit)s)"
+        " SELECT w.doctrine_id::text, 1 - (a.embedding <=> %(query)s), a.text, a.domains, a.category,"
+        " a.source_book, a.source_chapter, a.weight"
+        " FROM worded AS w JOIN doctrine_embeddings_all AS a USING (doctrine_id)"
+        " ORDER BY w.rank DESC, w.doctrine_id"
+    )
+    return _found(
+        connection, nearest, worded, "minister_entries", conditions, parameters, words=words, top_k=top_k, hit=_entry
     )
 
 
@@ -112,12 +127,14 @@ def search_chunks(
     domain: str | None = None,
     book: str | None = None,
     top_k: int = 5,
+    words: str | None = None,
+    made_by: Space | None = None,
 ) -> list[SearchHit]:
     """The `top_k` (at most 1,000; none below 1) chunks of chapter text nearest to `vector`, best first.
 
     A chunk belongs to the domains its chapter's entries belong to. Otherwise as `search_entries`.
     """
-    query = _query(connection, vector)
+    query = _query(connection, vector, made_by)
     if query is None or top_k < 1:
         return []
     conditions: list[LiteralString] = []
@@ -125,37 +142,92 @@ def search_chunks(
         conditions.append("partition_key IN (SELECT partition_key FROM minister_entries WHERE domain = %(domain)s)")
     if book is not None:
         conditions.append(_OF_BOOK)
-    rows = connection.execute(
-        sql.SQL(
-            "WITH nearest AS MATERIALIZED ("
-            " SELECT partition_key, position, {distance} AS distance FROM chunk_embeddings{where}"
-            " ORDER BY distance LIMIT %(top_k)s)"
-            " SELECT n.partition_key || '#' || n.position, 1 - n.distance, c.text,"
-            " ARRAY(SELECT DISTINCT e.domain FROM minister_entries AS e WHERE e.partition_key = n.partition_key),"
-            " s.book, s.chapter"
-            " FROM nearest AS n JOIN chapter_chunks AS c USING (partition_key, position)"
-            " JOIN doctrine_sources AS s USING (partition_key)"
-        ).format(distance=_distance(exact=bool(conditions)), where=_where(conditions)),
-        {"query": query, "domain": domain, "book": book, "top_k": min(top_k, LARGEST_TOP_K)},
-        prepare=False,
-    ).fetchall()
-    return _best_first(
-        SearchHit(
-            doctrine_id=row[0],
-            score=row[1],
-            text=row[2],
-            domains=tuple(sorted(row[3])),
-            category=None,
-            book=row[4],
-            chapter=row[5],
-            weight=1.0,
-            kind="chunk",
-        )
-        for row in rows
+    parameters = {"query": query, "domain": domain, "book": book}
+    nearest = sql.SQL(
+        "WITH found AS MATERIALIZED ("
+        " SELECT partition_key, position, {distance} AS distance FROM chunk_embeddings{where}"
+        " ORDER BY distance LIMIT %(limit)s) {shown}"
+    ).format(
+        distance=_distance(exact=bool(conditions)),
+        where=_where(map(sql.SQL, conditions)),
+        shown=sql.SQL(_CHUNK_SHOWN),
+    )
+    worded = (
+        "WITH worded AS MATERIALIZED ("
+        " SELECT partition_key, position, {rank} AS rank FROM chapter_chunks{where}"
+        " ORDER BY rank DESC, partition_key, position LIMIT %(limit)s),"
+        " found AS (SELECT partition_key, position, rank, embedding <=> %(query)s AS distance"
+        " FROM worded JOIN chunk_embeddings USING (partition_key, position))"
+        " {shown} ORDER BY f.rank DESC, f.partition_key, f.position"
+    )
+    return _found(
+        connection, nearest, worded, "chapter_chunks", conditions, parameters, words=words, top_k=top_k, hit=_chunk
     )
 
 
-def _query(connection: psycopg.Connection, vector: Sequence[float] | npt.NDArray[np.floating]) -> HalfVector | None:
+def _found(
+    connection: psycopg.Connection,
+    nearest: sql.Composed,
+    worded: LiteralString,
+    worded_table: LiteralString,
+    conditions: list[LiteralString],
+    parameters: Mapping[str, Any],
+    *,
+    words: str | None,
+    top_k: int,
+    hit: Callable[[tuple[Any, ...]], SearchHit],
+) -> list[SearchHit]:
+    """Run the search by nearness, and with `words` the one by words too; best first."""
+    top_k = min(top_k, LARGEST_TOP_K)
+    limit = top_k if words is None else max(top_k, _FUSED_FROM)
+    # Planned with these values each time: of the 150 domain tables the planner opens the one that is asked for.
+    rows = connection.execute(nearest, {**parameters, "limit": limit}, prepare=False).fetchall()
+    near = sorted(map(hit, rows), key=lambda hit: (-hit.score, hit.doctrine_id))
+    asked = [] if words is None else question_words(connection, worded_table, words)
+    if not asked:
+        return near[:top_k]
+    condition, rank, word_parameters = words_match(asked)
+    statement = sql.SQL(worded).format(
+        rank=rank, shown=sql.SQL(_CHUNK_SHOWN), where=_where([condition, *map(sql.SQL, conditions)])
+    )
+    rows = connection.execute(statement, {**parameters, **word_parameters, "limit": limit}, prepare=False).fetchall()
+    by_words = list(map(hit, rows))
+    hits = {found.doctrine_id: found for found in (*by_words, *near)}
+    order = fuse_rankings([[found.doctrine_id for found in ranking] for ranking in (near, by_words)])
+    return [hits[identifier] for identifier in order[:top_k]]
+
+
+def _entry(row: tuple[Any, ...]) -> SearchHit:
+    return SearchHit(
+        doctrine_id=row[0],
+        score=row[1],
+        text=row[2],
+        domains=tuple(sorted(row[3])),
+        category=row[4],
+        book=row[5],
+        chapter=row[6],
+        weight=row[7],
+        kind="entry",
+    )
+
+
+def _chunk(row: tuple[Any, ...]) -> SearchHit:
+    return SearchHit(
+        doctrine_id=row[0],
+        score=row[1],
+        text=row[2],
+        domains=tuple(sorted(row[3])),
+        category=None,
+        book=row[4],
+        chapter=row[5],
+        weight=1.0,
+        kind="chunk",
+    )
+
+
+def _query(
+    connection: psycopg.Connection, vector: Sequence[float] | npt.NDArray[np.floating], made_by: Space | None
+) -> HalfVector | None:
     """The checked query as pgvector takes it, of length 1; None while the database holds no vectors."""
     try:
         values = np.asarray(vector, dtype=np.float64)
@@ -169,13 +241,18 @@ def _query(connection: psycopg.Connection, vector: Sequence[float] | npt.NDArray
     largest = np.abs(values).max(initial=0.0)
     if largest == 0.0:
         raise ConfigurationError("The query vector is empty or zero, so it has no direction to compare.", hint=_HINT)
-    live = connection.execute("SELECT dimension, model FROM embedding_spaces WHERE state = 'live'").fetchone()
+    # First in its transaction: until it ends no other space becomes live, so the tables below are this model's.
+    live = live_space_in(connection)
     if live is None:
         return None
-    dimension, model = live
-    if len(values) != dimension:
+    if made_by is not None and made_by.stamp != live.stamp:
+        raise OtherModel(
+            f"The database now holds vectors of {space_name(live)}, and the query's vector is of {space_name(made_by)}.",
+            hint="Embed the query with the live model, and open the knowledge base anew for it.",
+        )
+    if len(values) != live.dimension:
         raise ConfigurationError(
-            f"The query vector has {len(values)} dimensions, and the database holds {dimension} of {model}.",
+            f"The query vector has {len(values)} dimensions, and the database holds {live.dimension} of {live.model}.",
             hint=_HINT,
         )
     scaled = values / largest
@@ -188,9 +265,6 @@ def _distance(*, exact: bool) -> sql.Composable:
     return sql.SQL("(embedding <=> %(query)s) + 0" if exact else "embedding <=> %(query)s")
 
 
-def _where(conditions: list[LiteralString]) -> sql.Composable:
-    return sql.SQL(" WHERE ") + sql.SQL(" AND ").join(map(sql.SQL, conditions)) if conditions else sql.SQL("")
-
-
-def _best_first(hits: Iterable[SearchHit]) -> list[SearchHit]:
-    return sorted(hits, key=lambda hit: (-hit.score, hit.doctrine_id))
+def _where(conditions: Iterable[sql.Composable]) -> sql.Composable:
+    joined = list(conditions)
+    return sql.SQL(" WHERE ") + sql.SQL(" AND ").join(joined) if joined else sql.SQL("")

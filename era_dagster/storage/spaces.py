@@ -1,11 +1,13 @@
 """The embedding space: which model's vectors the vector tables hold, and the tables themselves.
 
 One space is live. Its tables stand in the schema "vectors" and are created when the first model's dimension is known;
-vectors of another model are refused here, for every writer and every reader.
+vectors of another model are refused here, for every writer and every reader. Spaces beside it (being built, or retired)
+are the business of `storage.space_register`; why it is built so: docs/adr/0014-embedding-spaces.md.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import psycopg
 from psycopg import sql
@@ -14,6 +16,8 @@ from era_dagster.domain.errors import ConfigurationError
 from era_dagster.storage.database import Database
 
 LIVE_SCHEMA = "vectors"
+# Who writes vectors holds this advisory lock shared, who switches spaces holds it alone.
+SWITCH_LOCK = "embedding spaces"
 # PostgreSQL keeps a row on one 8 kB page: beyond this many half-precision numbers the vector must live out of line.
 _LARGEST_PLAIN_DIMENSION = 3000
 LARGEST_DIMENSION = 4000
@@ -42,6 +46,22 @@ def live_space(database: Database) -> Space | None:
         return _live(connection)
 
 
+def live_space_name(database: Database) -> str | None:
+    """The live space for people: number, model, dimension."""
+    with database.connection() as connection:
+        live = _live_numbered(connection)
+    return None if live is None else numbered_name(*live)
+
+
+def live_space_in(connection: psycopg.Connection) -> Space | None:
+    """As `live_space`, in this connection's transaction.
+
+    From here to its end no other space is made live: who switches spaces waits for every transaction that has looked
+    at this table. So a look-up that begins with this statement reads the tables of the space it was told.
+    """
+    return _live(connection)
+
+
 def check_configured(live: Space | None, *, model: str | None) -> None:
     """Refuse settings that name another model than the live space's; None names nothing."""
     if live is not None and model is not None and model.removesuffix(":latest") != live.model.removesuffix(":latest"):
@@ -50,10 +70,11 @@ def check_configured(live: Space | None, *, model: str | None) -> None:
 
 def _other_model(live: Space, configured: str) -> ConfigurationError:
     return ConfigurationError(
-        f"The database holds vectors of {_named(live)}, and {configured} is configured.",
+        f"The database holds vectors of {space_name(live)}, and {configured} is configured.",
         hint=(
-            f"Set ERA_EMBEDDING_MODEL={live.model} and ERA_EMBEDDING_PROVIDER={live.provider} (or unset both),"
-            " or give the new model a database of its own with ERA_HOME or ERA_DATABASE_URL."
+            "`era spaces build` makes vectors of the configured model beside the live ones, and `era spaces promote` puts"
+            f" them in their place; or go on with ERA_EMBEDDING_MODEL={live.model} and"
+            f" ERA_EMBEDDING_PROVIDER={live.provider} (or unset both)."
         ),
     )
 
@@ -71,39 +92,81 @@ def ensure_space(database: Database, space: Space) -> None:
         if live is None:
             _create(connection, space)
             return
+    check_same_model(live, space)
+
+
+def check_same_model(live: Space, space: Space) -> None:
+    """Refuse a model whose vectors are not interchangeable with the live space's; `ConfigurationError` names both."""
     if live.stamp != space.stamp:
-        raise _other_model(live, _named(space))
+        raise _other_model(live, space_name(space))
 
 
-def _named(space: Space) -> str:
+def check_still_live(connection: psycopg.Connection, space: Space) -> int:
+    """The number of the live space, which must be `space`: said in the transaction that writes its vectors.
+
+    Raises `ConfigurationError` when another space was promoted since the run began.
+    """
+    live = _live_numbered(connection)
+    if live is None or live[1].stamp != space.stamp:
+        now = space_name(live[1]) if live else "no model"
+        raise ConfigurationError(
+            f"While this run made vectors of {space_name(space)}, the database was switched to {now}.",
+            hint="Nothing of the two was mixed. Unset ERA_EMBEDDING_MODEL or set it to that model, then run again.",
+        )
+    return live[0]
+
+
+def numbered_name(space_id: int, space: Space) -> str:
+    """A space for people, as every list and message names it."""
+    return f"{space_id}: {space_name(space)}"
+
+
+def space_name(space: Space) -> str:
+    """A model for people: its name, dimension and, where known, the beginning of its digest."""
     digest = f", digest {space.digest[:12]}" if space.digest else ""
     return f"{space.model} ({space.dimension} dimensions{digest})"
 
 
 def _live(connection: psycopg.Connection) -> Space | None:
+    numbered = _live_numbered(connection)
+    return None if numbered is None else numbered[1]
+
+
+def _live_numbered(connection: psycopg.Connection) -> tuple[int, Space] | None:
     row = connection.execute(
-        "SELECT provider, model, digest, dimension, document_prefix, query_prefix"
+        "SELECT space_id, provider, model, digest, dimension, document_prefix, query_prefix"
         " FROM embedding_spaces WHERE state = 'live'"
     ).fetchone()
-    if row is None:
-        return None
+    return None if row is None else (row[0], space_of_row(row[1:]))
+
+
+def space_of_row(row: Sequence[Any]) -> Space:
+    """A space from its columns in the order provider, model, digest, dimension, document_prefix, query_prefix."""
     return Space(
         provider=row[0], model=row[1], digest=row[2], dimension=row[3], document_prefix=row[4], query_prefix=row[5]
     )
 
 
 def _create(connection: psycopg.Connection, space: Space) -> None:
+    record_space(connection, space, state="live", schema=LIVE_SCHEMA)
+    create_vector_tables(connection, schema=LIVE_SCHEMA, dimension=space.dimension)
+    _show_to_other_programs(connection)
+
+
+def record_space(connection: psycopg.Connection, space: Space, *, state: str, schema: str) -> int:
+    """Note a new space and return its number. Raises `ConfigurationError` for a dimension that cannot be stored."""
     if not 0 < space.dimension <= LARGEST_DIMENSION:
         raise ConfigurationError(
             f"{space.model} makes vectors of {space.dimension} dimensions; 1 to {LARGEST_DIMENSION} can be stored.",
             hint="Choose another model.",
         )
-    connection.execute(
+    row = connection.execute(
         "INSERT INTO embedding_spaces"
         " (state, schema_name, provider, model, digest, dimension, document_prefix, query_prefix)"
-        " VALUES ('live', %s, %s, %s, %s, %s, %s, %s)",
+        " VALUES (%s, %s, %s, %s, %s, %s, %s, %s) RETURNING space_id",
         (
-            LIVE_SCHEMA,
+            state,
+            schema,
             space.provider,
             space.model,
             space.digest,
@@ -111,9 +174,8 @@ def _create(connection: psycopg.Connection, space: Space) -> None:
             space.document_prefix,
             space.query_prefix,
         ),
-    )
-    create_vector_tables(connection, schema=LIVE_SCHEMA, dimension=space.dimension)
-    _show_to_other_programs(connection)
+    ).fetchone()
+    return row[0] if row else 0
 
 
 def _show_to_other_programs(connection: psycopg.Connection) -> None:
@@ -218,8 +280,7 @@ def ensure_domain_tables(database: Database, names: Sequence[tuple[str, str]]) -
                 )
     for slug in slugs:
         if has_space and domain_table(slug) not in tables:
-            with database.connection() as connection:
-                _attach_domain_table(connection, slug)
+            attach_domain_table(database, LIVE_SCHEMA, slug)
 
 
 def domain_table(slug: str) -> str:
@@ -227,15 +288,23 @@ def domain_table(slug: str) -> str:
     return f"doctrine_embeddings_{slug}"
 
 
-def _attach_domain_table(connection: psycopg.Connection, slug: str) -> None:
-    connection.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (f"domain table {slug}",))
+def attach_domain_table(database: Database, schema: str, slug: str) -> None:
+    """Give one domain its table in the space that stands in `schema`, in a transaction of its own. Idempotent."""
+    with database.connection() as connection:
+        _attach_domain_table(connection, schema, slug)
+
+
+def _attach_domain_table(connection: psycopg.Connection, schema: str, slug: str) -> None:
+    # The first lock in a statement of its own: a switch that was waited for must have happened for all that follows.
+    connection.execute("SELECT pg_advisory_xact_lock_shared(hashtextextended(%s, 0))", (SWITCH_LOCK,))
+    connection.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (f"domain table {schema} {slug}",))
     name = domain_table(slug)
-    exists = connection.execute("SELECT to_regclass(%s)", (f'"{LIVE_SCHEMA}"."{name}"',)).fetchone()
+    exists = connection.execute("SELECT to_regclass(%s)", (f'"{schema}"."{name}"',)).fetchone()
     if exists is not None and exists[0] is not None:
         return
     parts = {
-        "child": sql.Identifier(LIVE_SCHEMA, name),
-        "parent": sql.Identifier(LIVE_SCHEMA, "doctrine_embeddings"),
+        "child": sql.Identifier(schema, name),
+        "parent": sql.Identifier(schema, "doctrine_embeddings"),
         "slug": sql.Literal(slug),
     }
     # CREATE + ATTACH lets readers of the parent go on; CREATE ... PARTITION OF waits for all of them.

@@ -44,6 +44,7 @@ from era_dagster.storage.spaces import Space, ensure_domain_tables, ensure_space
 from era_dagster_tests.benchmarks.corpus import write_corpus
 
 _DIMENSION = 768
+_SPACE = Space(provider="none", model="made-up", digest=None, dimension=_DIMENSION, document_prefix="", query_prefix="")
 
 
 class _Silent:
@@ -95,12 +96,7 @@ def store_pass() -> dict[str, Any]:
 
     with Database(url, pool_size=settings.database_pool) as database:
         look_at_drop(settings, database, settings.drop_dir, patient=False)
-        ensure_space(
-            database,
-            Space(
-                provider="none", model="made-up", digest=None, dimension=_DIMENSION, document_prefix="", query_prefix=""
-            ),
-        )
+        ensure_space(database, _SPACE)
         chapters = [
             clean_chapter(source)
             for book in sorted(settings.drop_dir.iterdir())
@@ -116,7 +112,7 @@ def store_pass() -> dict[str, Any]:
                 path="",
                 file_hash=None,
                 run_id="bench",
-                model="made-up",
+                space=_SPACE,
                 chunks=chunks,
                 chunk_vectors=[vector() for _ in chunks],
                 entry_vectors=[vector() for _ in chapter.entries],
@@ -127,7 +123,7 @@ def store_pass() -> dict[str, Any]:
             for chapter in chapters
             for chunks in [cut_chunks(chapter.text, rules.chunk_rules)]
         ]
-        cache = PostgresVectorCache(database, model="made-up")
+        cache = PostgresVectorCache(database, model=_SPACE.model)
         started = time.perf_counter()
         with ThreadPoolExecutor(settings.store_workers) as pool:
             list(pool.map(lambda write: _store(database, cache, write), writes))

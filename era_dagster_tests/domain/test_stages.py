@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from era_dagster.domain.chunking import ChunkRules
-from era_dagster.domain.stages import STAGES, UPSTREAM, StampRules, stale_stages, with_upstream
+from era_dagster.domain.stages import STAGES, UPSTREAM, StampRules, stale_stages, vector_stamps, with_upstream
 
 CHUNK_RULES = ChunkRules(mode="sentences", min_chars=512, max_chars=1024, overlap_chars=0, words=512)
 RULES = StampRules(chunk_rules=CHUNK_RULES, model_stamp="model@1/16/")
@@ -78,3 +78,21 @@ def test_a_stage_is_stale_exactly_when_its_stored_stamp_is_another() -> None:
 
 def test_a_stamp_is_the_hash_and_the_suffix_that_sql_appends() -> None:
     assert RULES.stamps(CONTENT) == {stage: CONTENT.hex() + suffix for stage, suffix in RULES.suffixes.items()}
+
+
+@pytest.mark.parametrize("aliases", [{}, {"risk_management": "risk"}])
+def test_a_space_of_another_model_gets_the_stamps_an_ingest_with_that_model_would_write(
+    aliases: dict[str, str],
+) -> None:
+    old = replace(RULES, aliases=aliases)
+    stored, wanted = old.stamps(CONTENT), replace(old, model_stamp="other@1/16/").stamps(CONTENT)
+    assert vector_stamps(chapters=stored["chapters"], chunks=stored["chunks"], model_stamp="other@1/16/") == {
+        "embeddings": wanted["embeddings"],
+        "vector_tables": wanted["vector_tables"],
+    }
+
+
+def test_texts_that_are_not_done_give_no_stamp_to_vectors_made_from_them() -> None:
+    for chapters, chunks in ((None, "c"), ("c", None)):
+        stamps = vector_stamps(chapters=chapters, chunks=chunks, model_stamp="m")
+        assert stamps == {"embeddings": None, "vector_tables": None}

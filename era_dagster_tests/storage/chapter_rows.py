@@ -44,7 +44,7 @@ def make_write(chapter: Chapter, *, dead: Sequence[str] = (), vectors: bool = Tr
         "path": "/drop/ferry",
         "file_hash": b"f" * 32,
         "run_id": "run",
-        "model": SPACE.model,
+        "space": SPACE,
         "chunks": chunks,
         "chunk_vectors": [_vector(chunk.text, dead) for chunk in chunks] if vectors else None,
         "entry_vectors": [_vector(entry.text, dead) for entry in chapter.entries] if vectors else None,

@@ -45,22 +45,22 @@ def indexes(database: Database) -> list[tuple[str, bool]]:
 
 
 def test_a_table_below_the_threshold_stays_exact(filled: Database) -> None:
-    assert build_vector_indexes(filled, exact_rows=ROWS + 1) == []
+    assert build_vector_indexes(filled, least_rows=ROWS + 1) == []
     assert indexes(filled) == []
 
 
 def test_a_table_at_the_threshold_gets_its_index_once(filled: Database) -> None:
-    assert build_vector_indexes(filled, exact_rows=ROWS) == ["chunk_embeddings"]
+    assert build_vector_indexes(filled, least_rows=ROWS) == ["chunk_embeddings"]
     assert indexes(filled) == [("chunk_embeddings", True)]
-    assert build_vector_indexes(filled, exact_rows=ROWS) == []
+    assert build_vector_indexes(filled, least_rows=ROWS) == []
 
 
 def test_an_index_that_a_killed_build_left_invalid_is_built_anew(filled: Database) -> None:
-    build_vector_indexes(filled, exact_rows=ROWS)
+    build_vector_indexes(filled, least_rows=ROWS)
     with filled.connection() as connection:
         connection.execute("UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'chunk_embeddings_nn'::regclass")
     assert indexes(filled) == [("chunk_embeddings", False)]
-    assert build_vector_indexes(filled, exact_rows=ROWS) == ["chunk_embeddings"]
+    assert build_vector_indexes(filled, least_rows=ROWS) == ["chunk_embeddings"]
     assert indexes(filled) == [("chunk_embeddings", True)]
 
 
@@ -72,20 +72,20 @@ def test_domains_whose_long_names_begin_alike_keep_their_own_indexes(database: D
         for slug in slugs:
             add_entries(connection, slug, 10_000)
     tables = sorted(domain_table(slug) for slug in slugs)
-    assert build_vector_indexes(database, exact_rows=5_000) == tables
+    assert build_vector_indexes(database, least_rows=5_000) == tables
     assert indexes(database) == [(table, True) for table in tables]
 
 
 def test_an_index_another_process_is_building_is_left_to_it(filled: Database) -> None:
     with filled.connection() as other:
-        other.execute("SELECT pg_advisory_lock(hashtextextended('index chunk_embeddings_nn', 0))")
-        assert build_vector_indexes(filled, exact_rows=ROWS) == []
+        other.execute("SELECT pg_advisory_lock(hashtextextended('index vectors.chunk_embeddings', 0))")
+        assert build_vector_indexes(filled, least_rows=ROWS) == []
         other.execute("SELECT pg_advisory_unlock_all()")
     assert indexes(filled) == []
 
 
 def test_a_connection_is_fit_for_transactions_after_a_build(filled: Database) -> None:
-    build_vector_indexes(filled, exact_rows=ROWS)
+    build_vector_indexes(filled, least_rows=ROWS)
     for _ in range(4):
         with filled.connection() as connection:
             assert not connection.autocommit

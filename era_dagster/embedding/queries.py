@@ -1,0 +1,107 @@
+"""Questions become vectors one at a time, for callers in any thread.
+
+The embedder stays open on an event loop in a thread of its own: a loop for each question would open the model or the
+connections anew each time, and cannot start inside another loop.
+"""
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import AsyncExitStack, contextmanager
+from dataclasses import dataclass, replace
+
+from era_dagster.domain.errors import BadVectors
+from era_dagster.embedding.embedder import Embedder
+from era_dagster.embedding.factory import KnownModel, open_embedder
+from era_dagster.embedding.vectors import ModelIdentity, Vector
+from era_dagster.settings import Settings
+
+# Somebody waits for the answer: a dead embedding server is said after seconds, not after a run's patience.
+_LONGEST_RETRY_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _OpenEmbedder:
+    """An open embedder, the model it turned out to be, and what closes it."""
+
+    embedder: Embedder
+    identity: ModelIdentity
+    stack: AsyncExitStack
+
+
+class QueryEmbedder:
+    """Embeds questions with the model the settings and the database name; opened at the first one. Thread-safe."""
+
+    def __init__(self, settings: Settings) -> None:
+        patience = min(settings.retry_budget_seconds, _LONGEST_RETRY_SECONDS)
+        self._settings = replace(settings, retry_budget_seconds=patience)
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._opening = asyncio.Lock()
+        # One for each model the database held in our time: questions may still be under way when it switches.
+        self._opened: dict[KnownModel, _OpenEmbedder] = {}
+
+    def embed(self, text: str, known: KnownModel) -> tuple[Vector, ModelIdentity]:
+        """The normalised float32 vector of `text` as a query, shape (dimension,), and the model that made it.
+
+        `known`, hashable, is the model the database holds; each has its own embedder. Raises what `Embedder.embed` and
+        `Embedder.identify` raise, and `BadVectors` for a text the model cannot take.
+        """
+        with self._running_loop() as loop:
+            asked = asyncio.run_coroutine_threadsafe(self._embed(text, known), loop)
+        return asked.result()
+
+    def close(self) -> None:
+        """Close the embedder and end the thread. A later `embed` opens both again."""
+        with self._lock:
+            loop, thread, self._loop, self._thread = self._loop, self._thread, None, None
+        if loop is not None and thread is not None:
+            asyncio.run_coroutine_threadsafe(self._close_embedders(), loop).result()
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join()
+
+    @contextmanager
+    def _running_loop(self) -> Iterator[asyncio.AbstractEventLoop]:
+        """The loop, which cannot be closed as long as it is held."""
+        with self._lock:
+            if self._loop is None:
+                started: Future[asyncio.AbstractEventLoop] = Future()
+                self._thread = threading.Thread(target=_run_loop, args=(started,), name="era-queries", daemon=True)
+                self._thread.start()
+                self._loop = started.result()
+            yield self._loop
+
+    async def _embed(self, text: str, known: KnownModel) -> tuple[Vector, ModelIdentity]:
+        async with self._opening:
+            if known not in self._opened:
+                self._opened[known] = await self._open(known)
+            opened = self._opened[known]
+        report = await opened.embedder.embed([text], role="query")
+        vector = report.vectors[0]
+        if vector is None:
+            raise BadVectors(
+                f"The text to search for got no vector: {report.failures[0].message}",
+                hint="Search for a shorter or simpler text.",
+            )
+        return vector, opened.identity
+
+    async def _open(self, known: KnownModel) -> _OpenEmbedder:
+        async with AsyncExitStack() as stack:
+            embedder = await stack.enter_async_context(open_embedder(self._settings, known=known))
+            identity = await embedder.identify()
+            return _OpenEmbedder(embedder=embedder, identity=identity, stack=stack.pop_all())
+
+    async def _close_embedders(self) -> None:
+        opened, self._opened = self._opened, {}
+        async with AsyncExitStack() as stack:
+            for embedder in opened.values():
+                stack.push_async_callback(embedder.stack.aclose)
+
+
+def _run_loop(started: Future[asyncio.AbstractEventLoop]) -> None:
+    with asyncio.Runner() as runner:
+        loop = runner.get_loop()
+        started.set_result(loop)
+        loop.run_forever()
