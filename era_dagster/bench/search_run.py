@@ -107,7 +107,8 @@ def look_up(settings: Settings, url: str, corpus: Corpus, *, how: Callable[[str]
                 with database.connection() as connection:
                     return search(connection, questions[number], top_k=TOP_K, words=corpus.question_texts[number])
 
-            searches.append(_timed(name, "", hybrid, [None] * len(questions)))
+            table = "doctrine_embeddings_all" if search is search_entries else "chunk_embeddings"
+            searches.append(_timed(name, how(table), hybrid, [None] * len(questions)))
     return searches
 
 
@@ -161,12 +162,13 @@ def run_rival(python: str, name: str, server_url: str, corpus: Corpus) -> dict[s
 
 
 def nearest(rows: Rows, questions: Array, domains: Sequence[str] | None = None) -> list[set[str]]:
-    """The ids of the ten rows truly nearest to each question, by brute force over the vectors as they are stored."""
+    """The ids of the ten rows truly nearest to each question, by brute force in half precision, as stored."""
     stored = rows.vectors.astype(np.float16).astype(np.float32)
+    lengths = np.linalg.norm(stored, axis=1)
     of_row = np.array(rows.domains)
     truth: list[set[str]] = []
     for number, question in enumerate(questions):
-        similarities = stored @ question
+        similarities = stored @ question.astype(np.float16).astype(np.float32) / lengths
         if domains is not None:
             similarities[of_row != domains[number]] = -np.inf
         count = min(TOP_K, int(np.isfinite(similarities).sum()))

@@ -7,8 +7,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-_MOST_WORDS = 12
-_SHARE_READ = 0.5
+_MOST_WORDS = 8
+_SHARE_READ = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +39,8 @@ def weighed_words(words: Iterable[tuple[str, ...]], shares: Mapping[str, float])
     """The words to look for, rarest first. `shares`: the share of all texts that hold a stem, 0 where none does.
 
     A word's weight is its inverse document frequency, ln(1 / share) (K. Spärck Jones, "A statistical interpretation of term
-    specificity", 1972). Of the commonest words those are left out that would have the database read more than half of all
-    texts: their weight is small, their cost is not. At most 12 remain, and at least one of those that are found at all.
+    specificity", 1972). Of the commonest words those are left out that would have the database read more than a quarter of
+    all texts: their weight is small, their cost is not. At most 8 remain, and at least one of those that are found at all.
     """
     ranked = sorted((share, stems) for stems in words if (share := sum(shares[stem] for stem in stems)) > 0.0)
     chosen: list[AskedWord] = []

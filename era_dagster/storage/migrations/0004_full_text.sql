@@ -9,6 +9,10 @@ CREATE FUNCTION searchable_words(language text, body text) RETURNS tsvector
 ALTER TABLE doctrine_sources ADD COLUMN language text;
 CREATE INDEX doctrine_sources_language ON doctrine_sources (language);
 
+-- Ranking reads the words of many rows: in the row and not compressed they are read twice as fast.
+ALTER TABLE minister_entries SET (toast_tuple_target = 8160);
+ALTER TABLE chapter_chunks SET (toast_tuple_target = 8160);
+
 ALTER TABLE minister_entries
     ADD COLUMN language text NOT NULL DEFAULT 'simple',
     ADD COLUMN words tsvector GENERATED ALWAYS AS (searchable_words(language, text)) STORED;
