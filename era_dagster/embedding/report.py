@@ -48,8 +48,8 @@ class EmbedReport:
     """The answer to one `embed`: one normalised float32 vector of shape (dimension,) or None per text, in order.
 
     `requests`, `texts_sent` and `latency` count every request that carried a text of this call, and its texts;
-    `retries` those sent again after trouble, `refusals` the answers 429 and 503. `from_cache` counts texts, `seconds`
-    the whole call.
+    `retries` those sent again after trouble, `refusals` the answers 429 and 503. `tokens` is its share, by number of
+    texts, of the tokens of answered requests. `from_cache` counts texts, `seconds` the whole call.
     """
 
     # Not in the repr: asyncio.run formats its result once, for nobody, and 2,000 vectors take 12 seconds.
@@ -60,6 +60,7 @@ class EmbedReport:
     texts_sent: int
     retries: int
     refusals: int
+    tokens: int
     seconds: float
     latency: Latency
 
@@ -91,6 +92,7 @@ class EmbedStats:
     texts_sent: int
     retries: int
     refusals: int
+    tokens: int
     latency: Latency
     endpoints: tuple[EndpointStats, ...]
 
@@ -106,6 +108,7 @@ class Counters:
     texts_sent: int = 0
     retries: int = 0
     refusals: int = 0
+    tokens: int = 0
     latencies: deque[float] = field(default_factory=lambda: deque(maxlen=LATENCIES_KEPT))
 
     def sent(self, texts: int, *, retried: bool) -> None:
@@ -113,6 +116,11 @@ class Counters:
         self.requests += 1
         self.texts_sent += texts
         self.retries += texts if retried else 0
+
+    def answered(self, seconds: float, tokens: int) -> None:
+        """One request came back with vectors; tokens as the server counts them where it does, else estimated."""
+        self.latencies.append(seconds)
+        self.tokens += tokens
 
 
 def latency(seconds: Collection[float]) -> Latency:

@@ -134,7 +134,9 @@ RUNS = Metric(
     labels=("state",),
     help="Runs that go now: running, or stale (no sign of life for three intervals, but not known to be gone).",
 )
-RUN_CHAPTERS = Metric(name="era_run_chapters", kind="gauge", labels=("run_id",), help="Chapters a living run has to do.")
+RUN_CHAPTERS = Metric(
+    name="era_run_chapters", kind="gauge", labels=("run_id",), help="Chapters a living run has to do."
+)
 RUN_CHAPTERS_DONE = Metric(
     name="era_run_chapters_done", kind="gauge", labels=("run_id",), help="Chapters it has ended, well or not."
 )
