@@ -4,13 +4,13 @@ Records and their arithmetic only; they are filled by `embedding.work` and `embe
 """
 
 import hashlib
-import re
 from collections import deque
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from era_dagster.control.trace import Mode
 from era_dagster.domain.errors import EraError
+from era_dagster.domain.fingerprint import fingerprint
 from era_dagster.embedding.vectors import Vector
 
 LATENCIES_KEPT = 10_000
@@ -144,13 +144,12 @@ def latency(seconds: Collection[float]) -> Latency:
 def text_failure(position: int, text: str, error: EraError, attempts: int) -> TextFailure:
     """The record of one failed text."""
     error_class = type(error).__name__
-    kind = re.sub(r"\d+", "#", f"{error_class}: {error.message}")
     return TextFailure(
         position=position,
         text_hash=hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest(),
         stage="embeddings",
         error_class=error_class,
         message=error.message,
-        fingerprint=hashlib.sha256(kind.encode("utf-8", "surrogatepass")).hexdigest()[:16],
+        fingerprint=fingerprint(error_class, error.message),
         attempts=attempts,
     )

@@ -71,3 +71,12 @@ def overview(database: Database) -> Overview:
                 " WHERE state = 'open' GROUP BY 1, 2 ORDER BY 4 DESC"
             ).fetchall(),
         )
+
+
+def domain_counts(database: Database) -> dict[str, int]:
+    """Entries by domain, most first."""
+    with database.connection() as connection:
+        rows = connection.execute(
+            "SELECT domain, count(*) FROM minister_entries GROUP BY 1 ORDER BY 2 DESC, 1"
+        ).fetchall()
+    return dict(rows)
