@@ -5,7 +5,7 @@ from dataclasses import asdict
 import click
 
 from era_dagster.cli.knowledge_base import open_knowledge_base
-from era_dagster.cli.output import print_json, print_table, settings_from_environment, stdout
+from era_dagster.cli.output import print_json, settings_from_environment, stdout
 from era_dagster.domain.errors import ConfigurationError
 from era_dagster.storage.errors import ErrorGroup, error_groups, forget_errors
 
@@ -38,21 +38,12 @@ def errors(fingerprint: str | None, run_id: str | None, forget: bool, yes: bool,
     elif not found:
         stdout.print("No errors so far.")
     else:
-        print_table(
-            "Errors, the latest first",
-            ("fingerprint", "count", "stage", "last", "error", "example"),
-            [
-                (
-                    group.fingerprint,
-                    group.occurrences,
-                    group.stage,
-                    f"{group.last_at:%Y-%m-%d %H:%M:%S}",
-                    group.error_class,
-                    group.message,
-                )
-                for group in found
-            ],
-        )
+        for group in found:
+            stdout.print(
+                f"{group.fingerprint}  {group.occurrences:,} x {group.error_class} ({group.stage}),"
+                f" last {group.last_at:%Y-%m-%d %H:%M:%S} UTC\n    {group.message}",
+                markup=False,
+            )
     return 0
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from era_dagster.control.trace import TraceRecord
-from era_dagster.domain.errors import ChaptersFailed, EraError
+from era_dagster.domain.errors import ChaptersFailed, EraError, TransientError
 from era_dagster.domain.fingerprint import fingerprint
 from era_dagster.embedding.observer import RequestRecord
 from era_dagster.embedding.report import EmbedStats, TextFailure
@@ -23,12 +23,12 @@ from era_dagster.settings import Settings
 from era_dagster.storage.errors import ErrorNote
 from era_dagster.telemetry import catalogue
 from era_dagster.telemetry.catalogue import Metric
-from era_dagster.telemetry.logs import current_run, logging_to
+from era_dagster.telemetry.logs import ITEMS, current_run, logging_to
 from era_dagster.telemetry.tally import Part
 from era_dagster.telemetry.tape import Tape
 
 _log = logging.getLogger("era_dagster.run")
-_requests_log = logging.getLogger("era_dagster.requests")
+_items_log = logging.getLogger(ITEMS)
 # Enough for a line of 1,200 pixels; a long run keeps every n-th decision.
 _MOST_DECISIONS = 1200
 _ABANDONED = "abandoned"
@@ -80,10 +80,11 @@ class RunWatch:
             if outcome == "success":
                 tally.add(catalogue.TOKENS, at, by=record.tokens)
                 tally.observe(catalogue.REQUEST_SECONDS, at, value=record.seconds)
-        if record.error is not None:
+        # What is wrong with texts is told when they become dead letters.
+        if isinstance(record.error, TransientError):
             self._note("requests", type(record.error).__name__, record.error.message, None)
-        if _requests_log.isEnabledFor(logging.DEBUG):
-            _requests_log.debug(
+        if _items_log.isEnabledFor(logging.DEBUG):
+            _items_log.debug(
                 "%s: %d texts, %s after %.0f ms", at, record.texts, outcome, record.seconds * 1000.0,
                 extra={"event": "request", "stage": "embeddings", "request_id": f"{self._run_id[:8]}-{record.number}",
                        "endpoint": at, "texts": record.texts, "tokens": record.tokens, "outcome": outcome,
@@ -97,7 +98,7 @@ class RunWatch:
             return
         down = "down" in (record.mode, self._modes.get(endpoint))
         self._modes[endpoint] = record.mode
-        _log.log(
+        (_log if down else _items_log).log(
             logging.WARNING if down else logging.DEBUG,
             "%s: %s (%s), %d requests of %d texts",
             endpoint, record.mode, record.reason, record.concurrency, record.batch_items,
@@ -115,14 +116,14 @@ class RunWatch:
     def chapter_stored(self, key: str, seconds: float) -> None:
         """One chapter went from its file to the tables."""
         self._recorder.tally.observe(catalogue.CHAPTER_SECONDS, value=seconds)
-        _log.debug(
+        _items_log.debug(
             "%s is stored", key, extra={"event": "chapter_stored", "partition": key, "seconds": round(seconds, 4)}
         )
 
     def text_failed(self, key: str, failure: TextFailure) -> None:
         """One text of a chapter ended in the dead letters."""
         self._note(failure.stage, failure.error_class, failure.message, key, group=failure.fingerprint)
-        _log.debug(
+        _items_log.debug(
             "A text of %s is dead: %s", key, failure.message,
             extra={"event": "dead_letter", "partition": key, "stage": failure.stage, "fingerprint": failure.fingerprint},
         )  # fmt: skip
