@@ -131,7 +131,7 @@ class RunWatch:
     def chapter_failed(self, key: str, error: EraError) -> None:
         """One chapter could not be finished."""
         self._note("chapters", type(error).__name__, error.message, key)
-        _log.warning("%s failed: %s", key, error, extra={"event": "chapter_failed", "partition": key})
+        _items_log.warning("%s failed: %s", key, error, extra={"event": "chapter_failed", "partition": key})
 
     def progress(self, receipt: Receipt, stats: EmbedStats | None) -> None:
         """The totals changed; also called once at the very end."""

@@ -9,6 +9,7 @@ import logging.handlers
 import os
 import re
 import sys
+import urllib.parse
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -23,8 +24,10 @@ ROOT = "era_dagster"
 """The logger all of ours are below; `dagster.yaml` names it, so that its lines appear in the UI."""
 
 ITEMS = "era_items"
-"""The logger of lines about single chapters, texts and requests, all of level DEBUG. It is not below `ROOT`: in Dagster's
-event log each line would cost 11 milliseconds of the run."""
+"""The logger of lines about single chapters, texts and requests: of level DEBUG, but for a chapter that failed. It is not
+below `ROOT`: in Dagster's event log each line would cost 11 milliseconds of the run."""
+# Where nobody asked for lines, a failed chapter is not printed either: runs name it in other ways.
+logging.getLogger(ITEMS).addHandler(logging.NullHandler())
 
 current_run: ContextVar[str | None] = ContextVar("era_current_run", default=None)
 """The id of the run this code belongs to."""
@@ -41,8 +44,9 @@ class Redactor:
     """Takes secrets out of text: the values of the secret settings, and passwords in URLs."""
 
     def __init__(self, secrets: Iterable[str]) -> None:
-        # A shorter one would tear holes into ordinary words.
-        self._secrets = sorted({secret for secret in secrets if len(secret) >= _LEAST_SECRET_CHARS}, key=len)[::-1]
+        # A shorter one would tear holes into ordinary words. In a JSON line a quotation mark stands with its backslash.
+        known = {secret for secret in secrets if len(secret) >= _LEAST_SECRET_CHARS}
+        self._secrets = sorted(known | {orjson.dumps(secret).decode()[1:-1] for secret in known}, key=len)[::-1]
 
     def __call__(self, text: str) -> str:
         """The text without them."""
@@ -52,8 +56,10 @@ class Redactor:
 
 
 def redactor(settings: Settings) -> Redactor:
-    """One that knows the secrets of these settings."""
-    return Redactor(str(value) for name in SECRETS if (value := getattr(settings, name)) is not None)
+    """One that knows the secrets of these settings, and the passwords inside their URLs."""
+    values = [str(value) for name in SECRETS if (value := getattr(settings, name)) is not None]
+    passwords = [password for value in values if (password := urllib.parse.urlsplit(value).password)]
+    return Redactor([*values, *passwords, *map(urllib.parse.unquote, passwords)])
 
 
 class JsonLines(logging.Formatter):
