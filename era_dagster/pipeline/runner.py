@@ -45,6 +45,7 @@ T = TypeVar("T")
 _TEXTS_PER_CHAPTER = 8
 _MOST_CHAPTERS_IN_FLIGHT = 64
 _PROGRESS_SECONDS = 0.2
+_TICK_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,9 +163,19 @@ class ChapterRunner:
                         queue_closed.set()
                 self._tell_progress(outcome.receipt, len(work.chapters))
 
-        async with asyncio.TaskGroup() as group:
-            for _ in range(min(self._in_flight, len(ordered))):
-                group.create_task(worker())
+        ticker = asyncio.create_task(self._tick(outcome.receipt, len(work.chapters)))
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(min(self._in_flight, len(ordered))):
+                    group.create_task(worker())
+        finally:
+            ticker.cancel()
+
+    async def _tick(self, receipt: Receipt, total: int) -> None:
+        """Totals and controllers are told while no chapter ends, too: most of all when the server is away."""
+        while True:
+            self._tell_progress(receipt, total)
+            await asyncio.sleep(_TICK_SECONDS)
 
     async def _one(
         self, known: KnownChapter, stamps: Mapping[str, str | None] | None, work: Work, outcome: Outcome
