@@ -17,6 +17,7 @@ from era_dagster.domain.errors import ConfigurationError
 Profile = Literal["local", "standard", "high_throughput"]
 ProviderName = Literal["ollama", "openai", "local"]
 ChunkMode = Literal["sentences", "words"]
+LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 DEFAULT_MODELS: Mapping[str, str] = {"ollama": "nomic-embed-text", "local": "all-minilm-l6-v2"}
 """The model of a provider where none is named."""
 
@@ -78,7 +79,8 @@ class Settings:
     database already holds is used, and for an empty database the first of Ollama (when it answers) and the local model.
     `database_url` unset means the embedded PostgreSQL under `home`. `embed_concurrency` and `embed_batch` are ceilings of a
     chosen profile or of their own variables; None: the embedder finds its values without one. `latency_target_seconds` is
-    the 95th percentile of an embedding request that it aims at.
+    the 95th percentile of an embedding request that it aims at. A run writes its metrics every `metrics_interval_seconds`;
+    0: never. `log_file` None: lines go where the process's own go.
     """
 
     profile: Profile
@@ -110,6 +112,12 @@ class Settings:
     database_pool: int
     retry_attempts: int
     retry_budget_seconds: float
+    metrics_interval_seconds: float
+    prometheus_port: int
+    log_level: LogLevel
+    log_file: Path | None
+    json_logs: bool
+    error_webhook_url: str | None
     sources: Mapping[str, str]
 
     @property
@@ -137,7 +145,7 @@ def configured_model(settings: Settings) -> str | None:
     return DEFAULT_MODELS.get(settings.embedding_provider or "")
 
 
-SECRETS = frozenset({"database_url", "dagster_database_url", "embedding_api_key"})
+SECRETS = frozenset({"database_url", "dagster_database_url", "embedding_api_key", "error_webhook_url"})
 
 
 def _path(text: str) -> Path:
@@ -172,6 +180,33 @@ def _positive(text: str) -> float:
     if not 0 < number < float("inf"):
         raise ValueError("must be a number above 0")
     return number
+
+
+def _not_negative(text: str) -> float:
+    number = float(text)
+    if not 0 <= number < float("inf"):
+        raise ValueError("must be a number, 0 or above")
+    return number
+
+
+def _port(text: str) -> int:
+    number = int(text)
+    if not 0 < number < 65536:
+        raise ValueError("must be a port, 1 to 65535")
+    return number
+
+
+def _flag(text: str) -> bool:
+    words = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+    if text.lower() not in words:
+        raise ValueError("must be true or false")
+    return words[text.lower()]
+
+
+def _web_address(text: str) -> str:
+    if not text.startswith(("http://", "https://")):
+        raise ValueError("must begin with http:// or https://")
+    return text
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,6 +251,12 @@ _VARIABLES = (
     _Variable("database_pool", _whole(1), None),
     _Variable("retry_attempts", _whole(1), None),
     _Variable("retry_budget_seconds", _positive, None),
+    _Variable("metrics_interval_seconds", _not_negative, "10"),
+    _Variable("prometheus_port", _port, "8000"),
+    _Variable("log_level", lambda text: _choice("DEBUG", "INFO", "WARNING", "ERROR")(text.upper()), "INFO"),
+    _Variable("log_file", _path, None),
+    _Variable("json_logs", _flag, "false"),
+    _Variable("error_webhook_url", _web_address, None),
 )
 
 

@@ -6,7 +6,6 @@ Each drives a `Source` until it is closed and everything is settled, and counts 
 import asyncio
 import re
 from array import array
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from random import Random
@@ -20,9 +19,11 @@ from numpy.typing import NDArray
 
 from era_dagster.bench.scenario import Scenario
 from era_dagster.bench.source import Source
+from era_dagster.control.outcome import Outcome
 from era_dagster.domain.errors import ConfigurationError
 from era_dagster.embedding.config import EmbedderConfig
 from era_dagster.embedding.embedder import Embedder
+from era_dagster.embedding.observer import RequestRecord
 
 CALL_TEXTS = 20
 """Texts of one `embed` call: small, so that a text that is late holds few others back."""
@@ -93,9 +94,9 @@ class EraClient:
         config = EmbedderConfig(provider=scenario.provider, urls=(url,), model="simulated")
         if ceilings is not None:
             config = replace(config, concurrency=ceilings.concurrency, batch_items=ceilings.batch)
-        self._embedder = Embedder(config, random=Random(1))
+        self.tape = Tape()
+        self._embedder = Embedder(config, random=Random(1), on_request=self._ended)
         self._callers = max(2, -(-backlog // CALL_TEXTS))
-        self.tape = _listen_in(self._embedder)
 
     async def __aenter__(self) -> Self:
         await self._embedder.__aenter__()
@@ -118,6 +119,10 @@ class EraClient:
             for _ in range(self._callers):
                 callers.create_task(call())
 
+    def _ended(self, request: RequestRecord) -> None:
+        if request.outcome is Outcome.SUCCESS and not request.probe:
+            self.tape.add(request.ended_at, request.seconds)
+
     def read(self) -> Reading:
         """The one place that looks into the embedder while it works."""
         stats = self._embedder.stats()
@@ -130,24 +135,10 @@ class EraClient:
             refusals=stats.refusals,
             in_flight=endpoint.in_flight,
             limit=endpoint.limit,
-            batch=getattr(endpoint, "batch", None),
-            rate=getattr(endpoint, "rate", None),
+            batch=endpoint.batch,
+            rate=endpoint.rate,
             mode=endpoint.mode,
         )
-
-
-def _listen_in(embedder: Embedder) -> Tape:
-    """Every request's duration as it ends; the embedder itself only keeps percentiles of the last 10,000."""
-    tape = Tape()
-
-    class Durations(deque[float]):
-        def append(self, seconds: float, /) -> None:
-            tape.add(asyncio.get_running_loop().time(), seconds)
-            super().append(seconds)
-
-    # Few are kept, because `stats` sorts them ten times a second.
-    embedder._ledger.counters.latencies = Durations(maxlen=100)
-    return tape
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,6 +15,7 @@ from era_dagster.pipeline.drop import DropLook, look_at_drop
 from era_dagster.pipeline.ingest import refresh_combined_index, stamp_rules
 from era_dagster.pipeline.moves import DomainMove, domain_moves
 from era_dagster.pipeline.receipt import Receipt
+from era_dagster.pipeline.watch import chapters_done
 from era_dagster.settings import Settings
 from era_dagster.storage.database import Database, database_url
 from era_dagster.storage.drops import KnownChapter, pending_chapters
@@ -23,6 +24,7 @@ from era_dagster.storage.minister_files import render_due
 
 if TYPE_CHECKING:
     from era_dagster.defs.resources import KnowledgeBaseResource
+    from era_dagster.embedding.report import EmbedStats
 
 
 @click.command()
@@ -82,14 +84,13 @@ def run_pending(settings: Settings, pending: list[KnownChapter], *, quiet: bool)
         _progress_bar(quiet=quiet) as bar,
         open_instance(settings) as instance,
     ):
-        task = bar.add_task("Chapters", total=len(pending), rate="")
+        task = bar.add_task("Chapters", total=len(pending), told="")
 
-        def on_progress(current: Receipt, total: int) -> None:
+        def on_progress(current: Receipt, total: int, stats: "EmbedStats | None") -> None:
             nonlocal receipt
             receipt = current
-            done = current.chapters_stored + current.chapters_unchanged + current.chapters_retired
-            rate = current.items.seen / max(time.monotonic() - started, 0.001)
-            bar.update(task, total=total, completed=done + len(current.chapters_failed), rate=f"{rate:,.0f} items/s")
+            seconds = max(time.monotonic() - started, 0.001)
+            bar.update(task, total=total, completed=chapters_done(current), told=_brief(current, stats, seconds))
 
         result = run_ingest(
             instance,
@@ -113,13 +114,28 @@ def knowledge_base_of(settings: Settings) -> "KnowledgeBaseResource":
     )
 
 
+def _brief(receipt: Receipt, stats: "EmbedStats | None", seconds: float) -> str:
+    """What stands behind the bar: pace, what the controllers allow, and trouble where there is some."""
+    words = [f"{receipt.items.seen / seconds:,.0f} items/s"]
+    if stats is not None:
+        words.append(f"limit {sum(endpoint.limit for endpoint in stats.endpoints)}")
+    for number, name in (
+        (receipt.embedding_retries, "retries"),
+        (receipt.items.dead, "dead letters"),
+        (len(receipt.chapters_failed), "failed"),
+    ):
+        if number:
+            words.append(f"{number:,} {name}")
+    return ", ".join(words)
+
+
 def _progress_bar(*, quiet: bool) -> Progress:
     return Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
+        TextColumn("{task.fields[told]}"),
         TimeRemainingColumn(),
         console=stderr,
         disable=quiet,

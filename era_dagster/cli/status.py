@@ -12,10 +12,16 @@ from era_dagster.storage.spaces import live_space
 
 
 @click.command()
+@click.option("--watch", is_flag=True, help="Show the runs that go now, until Ctrl-C; with --json a line each time.")
+@click.option("--every", type=click.FloatRange(0.1), default=2.0, show_default=True, help="Seconds between two looks.")
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
-def status(as_json: bool) -> int:
+def status(watch: bool, every: float, as_json: bool) -> int:
     """Show books, counts, the model, and everything that waits for attention."""
     settings = settings_from_environment()
+    if watch:
+        from era_dagster.cli.watch import watch_runs
+
+        return watch_runs(settings, every_seconds=every, as_json=as_json)
     with open_knowledge_base(settings) as database:
         found, space = overview(database), live_space(database)
         judged = run_checks(settings, database)

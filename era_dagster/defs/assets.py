@@ -16,30 +16,42 @@ from pydantic import Field
 from era_dagster.defs.checks import record_checks
 from era_dagster.defs.events import MaterializationLog
 from era_dagster.defs.failures import as_dagster_failures
+from era_dagster.defs.metadata import chapter_metadata, run_metadata
 from era_dagster.defs.partitions import add_missing, book_chapters, forget, with_unmarked
 from era_dagster.defs.pictures import domains_picture, knowledge_pictures
 from era_dagster.defs.resources import KnowledgeBaseResource
 from era_dagster.defs.runs import OP_NAME, note_taken, settle_runs
 from era_dagster.domain.errors import EraError
 from era_dagster.domain.stages import STAGES, UPSTREAM, with_upstream
+from era_dagster.embedding.report import EmbedStats
 from era_dagster.pipeline.drop import look_at_drop
 from era_dagster.pipeline.ingest import refresh_combined_index, run_stages, stamp_rules
 from era_dagster.pipeline.receipt import Receipt
 from era_dagster.pipeline.runner import StageDone
+from era_dagster.pipeline.watch import RunReport
 from era_dagster.settings import Settings
 from era_dagster.storage.chapters import set_recorded
 from era_dagster.storage.database import Database
 from era_dagster.storage.drops import KnownChapter, find_chapters, pending_chapters
+from era_dagster.storage.map_rows import domain_counts
 from era_dagster.storage.spaces import live_space_name
 
 COMBINED_INDEX = "combined_index"
 ASSET_ORDER = (*STAGES, COMBINED_INDEX)
+# One paragraph each, for whoever meets the asset in the UI for the first time.
 _DESCRIPTIONS = {
-    "chapters": "The chapter was read, cleaned and validated; text, doctrine and provenance are stored.",
-    "chunks": "Its text is cut into chunks with offsets; no text is lost.",
-    "embeddings": "Every text of it has a vector of the live model, or is in the dead letters with its reason.",
-    "vector_tables": "Its rows in the vector tables are exactly its texts.",
-    "minister_files": "Every minister file it touches agrees with the database.",
+    "chapters": "The chapter was read from the drop folder, cleaned and validated: its text, its doctrine entries and where"
+    " they come from are stored (tables `doctrine_sources`, `minister_entries`). Items that hold no sentence are named in the"
+    " metadata with the reason; files that cannot be read are in quarantine and never become a chapter.",
+    "chunks": "The chapter's text is cut into chunks of whole sentences, 512 to 1,024 characters unless the settings say"
+    " otherwise, with offsets into the text (table `chapter_chunks`). Together they cover it: no text is lost.",
+    "embeddings": "Every text of the chapter, chunk or entry, has a vector of the live model in the cache"
+    " (`embedding_cache`), or is a dead letter with its reason (`era dead-letters list`). The metadata tell what that took:"
+    " requests, tokens, retries, refusals and percentiles of the requests that carried texts of this chapter.",
+    "vector_tables": "The chapter's rows in `chunk_embeddings`, `doctrine_embeddings` and `doctrine_embeddings_all` are"
+    " exactly its texts, written in one transaction: what left the chapter left the tables. From here it can be searched.",
+    "minister_files": "Every file under `ministers/<domain>/` that the chapter touches agrees with the database. Files are"
+    " rendered whole and replaced atomically, each domain once a run; a damaged file is rebuilt.",
 }
 _KINDS = {
     "chapters": {"json", "postgres"},
@@ -49,7 +61,11 @@ _KINDS = {
     "minister_files": {"json"},
 }
 
-Progress = Callable[[Receipt, int], None]
+# Each costs 11 ms; all of them are named in the run's failure and in `era status`.
+_MOST_FAILURES_TOLD = 100
+OWNERS = ["team:knowledge-base"]
+
+Progress = Callable[[Receipt, int, EmbedStats | None], None]
 
 
 class IngestConfig(dg.Config):
@@ -75,6 +91,7 @@ def _chapter_assets(*, partitioned: bool, on_progress: Progress | None) -> dg.As
             description=_DESCRIPTIONS[stage],
             kinds=_KINDS[stage],
             group_name="knowledge_base",
+            owners=OWNERS,
             skippable=True,
             partitions_def=book_chapters if partitioned else None,
         )
@@ -107,9 +124,12 @@ def _combined_index() -> dg.AssetsDefinition:
         name=COMBINED_INDEX,
         deps=["vector_tables", "minister_files"],
         group_name="knowledge_base",
+        owners=OWNERS,
         kinds={"json", "postgres"},
-        description="Totals of all domains are written, and vector indexes stand where they pay. Materialized by itself it"
-        " also draws a map of the knowledge base.",
+        description="The whole: totals of all domains are written (`combined_vector.index`), and vector indexes stand where"
+        " they pay. Every run that touches tables or files refreshes it and leaves its figures here: items a second,"
+        " percentiles, retries, refusals, the controller's decisions as a plot, chunk lengths, domains. Materialized by"
+        " itself it also draws a map of the knowledge base.",
         # Dagster refuses a partition range over several assets when one of them has no policy.
         backfill_policy=dg.BackfillPolicy.single_run(),
     )
@@ -162,9 +182,10 @@ def run_chapters(
 
     Raises as `pipeline.ingest.run_stages`, after everything that is true is recorded.
     """
+    log = MaterializationLog(context, ASSET_ORDER)
+    listener = _DagsterListener(log, on_progress)
     try:
-        with MaterializationLog(context, ASSET_ORDER) as log:
-            listener = _DagsterListener(log, on_progress)
+        with log:
             try:
                 receipt = run_stages(
                     settings,
@@ -181,7 +202,7 @@ def run_chapters(
                     COMBINED_INDEX,
                     None,
                     {
-                        "receipt": dg.MetadataValue.json(receipt.as_json()),
+                        **_run_metadata(listener.report, database),
                         "space": live_space_name(database) or "none yet",
                         "entries_by_domain": domains_picture(database),
                     },
@@ -190,11 +211,21 @@ def run_chapters(
     except EraError:
         # The trouble of the run is what counts, should the checks meet the same.
         with suppress(EraError):
+            # A run that failed makes nothing true; its figures are an observation.
+            context.log_event(dg.AssetObservation(COMBINED_INDEX, metadata=_run_metadata(listener.report, database)))
+            for observation in listener.failures(selected):
+                context.log_event(observation)
             record_checks(context, settings, database)
         raise
     record_checks(context, settings, database)
     context.log.info("Receipt: %s", receipt.as_json())
     return receipt
+
+
+def _run_metadata(report: RunReport | None, database: Database) -> dict[str, Any]:
+    return (
+        {} if report is None else run_metadata(report, {each.domain: each.entries for each in domain_counts(database)})
+    )
 
 
 def _forget_retired(instance: dg.DagsterInstance, database: Database, chapters: Sequence[KnownChapter]) -> None:
@@ -247,20 +278,33 @@ def _everything_pending(
 
 
 class _DagsterListener:
-    """Turns finished stages into materializations and passes totals on; `told` are the chapters it heard of."""
+    """Turns finished stages into materializations and passes totals on; `told` are the chapters it heard of, with their
+    finished stages."""
 
     def __init__(self, log: MaterializationLog, on_progress: Progress | None) -> None:
         self._log = log
         self._on_progress = on_progress
-        self.told: set[str] = set()
+        self.told: dict[str, set[str]] = {}
+        self.report: RunReport | None = None
 
     def stages_done(self, done: Sequence[StageDone]) -> None:
-        self.told.update(stage.partition_key for stage in done)
         for stage in done:
-            self._log.add(stage.stage, stage.partition_key, stage.metadata)
+            self.told.setdefault(stage.partition_key, set()).add(stage.stage)
+            self._log.add(stage.stage, stage.partition_key, chapter_metadata(stage.metadata))
         self._log.flush_if_due()
 
-    def progress(self, receipt: Receipt, total_chapters: int) -> None:
+    def progress(self, receipt: Receipt, total_chapters: int, stats: EmbedStats | None) -> None:
         self._log.flush_if_due()
         if self._on_progress is not None:
-            self._on_progress(receipt, total_chapters)
+            self._on_progress(receipt, total_chapters, stats)
+
+    def run_ended(self, report: RunReport) -> None:
+        self.report = report
+
+    def failures(self, selected: Sequence[str]) -> Iterator[dg.AssetObservation]:
+        """Why a chapter is missing, told where it is missing: at the first selected stage that was not finished."""
+        failed = {} if self.report is None else self.report.receipt.chapters_failed
+        for key, reason in list(failed.items())[:_MOST_FAILURES_TOLD]:
+            missing = [stage for stage in STAGES if stage in selected and stage not in self.told.get(key, ())]
+            if missing:
+                yield dg.AssetObservation(missing[0], partition=key, metadata={"failure": reason})

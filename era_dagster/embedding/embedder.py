@@ -32,6 +32,7 @@ from era_dagster.embedding.endpoint import Endpoint, open_endpoints
 from era_dagster.embedding.identity import ask_identity
 from era_dagster.embedding.ledger import Ledger
 from era_dagster.embedding.model_profile import Role
+from era_dagster.embedding.observer import RequestObserver, RequestRecord
 from era_dagster.embedding.provider import CANARY, Answer
 from era_dagster.embedding.report import EmbedReport, EmbedStats, latency
 from era_dagster.embedding.responses import Verdict
@@ -49,7 +50,7 @@ class Embedder:
     The texts of all `embed` calls share one queue, so that requests fill across callers; at most `queue_limit` texts
     are accepted and not yet settled. With a `cache`, known vectors are not asked for, and a vector counts as made only
     once it is remembered. A `transport` replaces the network and stays the caller's to close. `trace` hears every decision
-    of a controller, as (URL of the endpoint, record).
+    of a controller, as (URL of the endpoint, record), `on_request` every request when it ends.
     """
 
     def __init__(
@@ -60,8 +61,10 @@ class Embedder:
         cache: VectorCache | None = None,
         random: Random | None = None,
         trace: Callable[[str, TraceRecord], None] | None = None,
+        on_request: RequestObserver | None = None,
     ) -> None:
         self._config = config
+        self._on_request = on_request
         self._random = Random(0) if random is None else random
         self._policy = RetryPolicy(attempts=config.retry_attempts, budget_seconds=config.retry_budget_seconds)
         self._endpoints = open_endpoints(config, transport, trace)
@@ -138,6 +141,7 @@ class Embedder:
             texts_sent=counters.texts_sent,
             retries=counters.retries,
             refusals=counters.refusals,
+            tokens=counters.tokens,
             latency=latency(counters.latencies),
             endpoints=tuple(endpoint.stats() for endpoint in self._endpoints),
         )
@@ -226,7 +230,8 @@ class Embedder:
     async def _request(self, endpoint: Endpoint, batch: Batch, ticket: Ticket) -> None:
         endpoint.travelling[ticket.number] = batch
         try:
-            answer = await self._exchange(endpoint, [item.text for item in batch.items], ticket)
+            texts = [item.text for item in batch.items]
+            answer = await self._exchange(endpoint, texts, ticket, retried=batch.attempts > 1)
         finally:
             del endpoint.travelling[ticket.number]
         if isinstance(answer, Answer):
@@ -243,13 +248,15 @@ class Embedder:
 
     async def _probe(self, endpoint: Endpoint, ticket: Ticket) -> None:
         """See with a text of our own whether a silent endpoint lives again: no caller's text pays for it."""
-        answer = await self._exchange(endpoint, [CANARY], ticket)
+        answer = await self._exchange(endpoint, [CANARY], ticket, retried=False)
         if isinstance(answer, Verdict) and isinstance(answer.error, EndpointRefused):
             self._stop(answer.error)
         self._wake.set()
 
-    async def _exchange(self, endpoint: Endpoint, texts: list[str], ticket: Ticket) -> Answer | Verdict:
-        """Ask once, and tell the controller how it ended, cancelled or not."""
+    async def _exchange(
+        self, endpoint: Endpoint, texts: list[str], ticket: Ticket, *, retried: bool
+    ) -> Answer | Verdict:
+        """Ask once, and tell the controller and the observer how it ended, cancelled or not."""
         ended = False
         try:
             answer = await endpoint.provider.embed(texts, endpoint.timeout_seconds)
@@ -257,8 +264,33 @@ class Embedder:
         finally:
             if not ended:
                 endpoint.controller.abandoned(ticket)
+                self._tell(endpoint, len(texts), ticket, None, retried=retried)
         endpoint.learn(self._now(), ticket, answer)
+        self._tell(endpoint, len(texts), ticket, answer, retried=retried)
         return answer
+
+    def _tell(
+        self, endpoint: Endpoint, texts: int, ticket: Ticket, answer: Answer | Verdict | None, *, retried: bool
+    ) -> None:
+        if self._on_request is None:
+            return
+        now = self._now()
+        counted = answer.tokens if isinstance(answer, Answer) else None
+        failed = answer if isinstance(answer, Verdict) else None
+        self._on_request(
+            RequestRecord(
+                endpoint=endpoint.provider.url,
+                number=ticket.number,
+                ended_at=now,
+                seconds=now - ticket.sent_at,
+                texts=texts,
+                retried=texts if retried else 0,
+                tokens=ticket.tokens if counted is None else counted,
+                probe=ticket.probe,
+                outcome=failed.outcome if failed else None if answer is None else Outcome.SUCCESS,
+                error=failed.error if failed else None,
+            )
+        )
 
     def _deliver(self, endpoint: Endpoint, batch: Batch, answer: Answer, seconds: float) -> None:
         vectors, bad = checked(answer.vectors, self._dimension)
@@ -276,8 +308,10 @@ class Embedder:
                 )
             )
             return
-        for counters in (self._ledger.counters, *(call.counters for call in batch.calls())):
-            counters.latencies.append(seconds)
+        tokens = batch.tokens if answer.tokens is None else answer.tokens
+        self._ledger.counters.answered(seconds, tokens)
+        for call, texts in batch.calls().items():
+            call.counters.answered(seconds, round(tokens * texts / len(batch.items)))
         good = [
             (item, vectors[index]) for index, item in enumerate(batch.items) if index not in bad and not item.settled
         ]
@@ -373,6 +407,7 @@ async def embed_texts(
     cache: VectorCache | None = None,
     random: Random | None = None,
     trace: Callable[[str, TraceRecord], None] | None = None,
+    on_request: RequestObserver | None = None,
     role: Role = "document",
     **options: Any,
 ) -> EmbedReport:
@@ -382,5 +417,7 @@ async def embed_texts(
     """
     addresses = (urls,) if isinstance(urls, str) else tuple(urls)
     config = EmbedderConfig(provider=provider, urls=addresses, model=model, **options)
-    async with Embedder(config, transport=transport, cache=cache, random=random, trace=trace) as embedder:
+    async with Embedder(
+        config, transport=transport, cache=cache, random=random, trace=trace, on_request=on_request
+    ) as embedder:
         return await embedder.embed(texts, role=role)

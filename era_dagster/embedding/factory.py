@@ -11,9 +11,11 @@ from typing import Protocol
 
 import httpx
 
+from era_dagster.control.trace import TraceRecord
 from era_dagster.domain.errors import ConfigurationError
 from era_dagster.embedding.config import EmbedderConfig, embedder_config
 from era_dagster.embedding.embedder import Embedder
+from era_dagster.embedding.observer import RequestObserver
 from era_dagster.embedding.vectors import VectorCache
 from era_dagster.settings import DEFAULT_MODELS, ProviderName, Settings
 
@@ -59,12 +61,16 @@ async def open_embedder(
     known: KnownModel | None,
     cache: Callable[[str], VectorCache] | None = None,
     transport: httpx.AsyncBaseTransport | None = None,
+    trace: Callable[[str, TraceRecord], None] | None = None,
+    on_request: RequestObserver | None = None,
 ) -> AsyncIterator[Embedder]:
-    """An open embedder for the chosen model; `cache` is called with the model's name."""
+    """An open embedder for the chosen model; `cache` is called with the model's name, the rest as for `Embedder`."""
     config = await choose_config(settings, known=known, transport=transport)
     vectors = cache(config.model) if cache else None
     # Chance from the system: processes that retry must not retry in step.
-    async with Embedder(config, transport=transport, cache=vectors, random=Random()) as embedder:
+    async with Embedder(
+        config, transport=transport, cache=vectors, random=Random(), trace=trace, on_request=on_request
+    ) as embedder:
         yield embedder
 
 

@@ -4,13 +4,13 @@ Records and their arithmetic only; they are filled by `embedding.work` and `embe
 """
 
 import hashlib
-import re
 from collections import deque
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from era_dagster.control.trace import Mode
 from era_dagster.domain.errors import EraError
+from era_dagster.domain.fingerprint import fingerprint
 from era_dagster.embedding.vectors import Vector
 
 LATENCIES_KEPT = 10_000
@@ -48,8 +48,8 @@ class EmbedReport:
     """The answer to one `embed`: one normalised float32 vector of shape (dimension,) or None per text, in order.
 
     `requests`, `texts_sent` and `latency` count every request that carried a text of this call, and its texts;
-    `retries` those sent again after trouble, `refusals` the answers 429 and 503. `from_cache` counts texts, `seconds`
-    the whole call.
+    `retries` those sent again after trouble, `refusals` the answers 429 and 503. `tokens` is its share, by number of
+    texts, of the tokens of answered requests. `from_cache` counts texts, `seconds` the whole call.
     """
 
     # Not in the repr: asyncio.run formats its result once, for nobody, and 2,000 vectors take 12 seconds.
@@ -60,6 +60,7 @@ class EmbedReport:
     texts_sent: int
     retries: int
     refusals: int
+    tokens: int
     seconds: float
     latency: Latency
 
@@ -91,6 +92,7 @@ class EmbedStats:
     texts_sent: int
     retries: int
     refusals: int
+    tokens: int
     latency: Latency
     endpoints: tuple[EndpointStats, ...]
 
@@ -106,6 +108,7 @@ class Counters:
     texts_sent: int = 0
     retries: int = 0
     refusals: int = 0
+    tokens: int = 0
     latencies: deque[float] = field(default_factory=lambda: deque(maxlen=LATENCIES_KEPT))
 
     def sent(self, texts: int, *, retried: bool) -> None:
@@ -113,6 +116,11 @@ class Counters:
         self.requests += 1
         self.texts_sent += texts
         self.retries += texts if retried else 0
+
+    def answered(self, seconds: float, tokens: int) -> None:
+        """One request came back with vectors; tokens as the server counts them where it does, else estimated."""
+        self.latencies.append(seconds)
+        self.tokens += tokens
 
 
 def latency(seconds: Collection[float]) -> Latency:
@@ -136,13 +144,12 @@ def latency(seconds: Collection[float]) -> Latency:
 def text_failure(position: int, text: str, error: EraError, attempts: int) -> TextFailure:
     """The record of one failed text."""
     error_class = type(error).__name__
-    kind = re.sub(r"\d+", "#", f"{error_class}: {error.message}")
     return TextFailure(
         position=position,
         text_hash=hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest(),
         stage="embeddings",
         error_class=error_class,
         message=error.message,
-        fingerprint=hashlib.sha256(kind.encode("utf-8", "surrogatepass")).hexdigest()[:16],
+        fingerprint=fingerprint(error_class, error.message),
         attempts=attempts,
     )

@@ -60,6 +60,7 @@ class Call:
             texts_sent=self.counters.texts_sent,
             retries=self.counters.retries,
             refusals=self.counters.refusals,
+            tokens=self.counters.tokens,
             seconds=seconds,
             latency=latency(self.counters.latencies),
         )

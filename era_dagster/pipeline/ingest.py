@@ -25,6 +25,7 @@ from era_dagster.pipeline.runner import (
     Work,
     raise_failures,
 )
+from era_dagster.pipeline.watch import RunWatch, watching
 from era_dagster.settings import Settings, configured_model
 from era_dagster.storage.cache import PostgresVectorCache
 from era_dagster.storage.chapters import set_stamp, stored_stamps
@@ -39,6 +40,7 @@ from era_dagster.storage.indexes import (
 )
 from era_dagster.storage.minister_files import render_due, write_combined_index
 from era_dagster.storage.spaces import Space, check_configured, ensure_space, live_space, live_space_name
+from era_dagster.storage.telemetry import settle_killed
 
 _ASK_AGAIN_SECONDS = 1.0
 
@@ -79,16 +81,22 @@ def run_stages(
         rules=stamp_rules(settings, database),
         run_id=run_id,
     )
+    settle_killed(database)
     if "vector_tables" in work.stages:
         drop_indexes_before_load(database, chapters=len(chapters))
-    outcome = asyncio.run(_run(settings, database, work, listener, transport))
-    receipt = outcome.receipt
-    if "minister_files" in work.stages:
-        _files(settings, database, work, outcome, listener)
-    note_failures(database, receipt.chapters_failed, outcome.finished)
-    if work.stages & {"minister_files", "vector_tables"}:
-        refresh_combined_index(settings, database, build=not load_goes_on(database))
-    raise_failures(outcome)
+    with watching(settings, database.url, run_id=run_id, chapters=len(chapters)) as watch:
+        try:
+            outcome = asyncio.run(_run(settings, database, work, listener, watch, transport))
+            receipt = outcome.receipt
+            if "minister_files" in work.stages:
+                _files(settings, database, work, outcome, listener)
+            watch.progress(receipt, None)
+            note_failures(database, receipt.chapters_failed, outcome.finished)
+            if work.stages & {"minister_files", "vector_tables"}:
+                refresh_combined_index(settings, database, build=not load_goes_on(database))
+            raise_failures(outcome)
+        finally:
+            listener.run_ended(watch.report())
     return receipt
 
 
@@ -116,6 +124,7 @@ async def _run(
     database: Database,
     work: Work,
     listener: Listener,
+    watch: RunWatch,
     transport: httpx.AsyncBaseTransport | None,
 ) -> Outcome:
     stamps = await asyncio.to_thread(stored_stamps, database, [chapter.partition_key for chapter in work.chapters])
@@ -125,12 +134,17 @@ async def _run(
         for chapter in work.chapters
         if not chapter.gone
     )
-    without_vectors = ChapterRunner(database, None, listener=listener, settings=settings, space=None)
+    without_vectors = ChapterRunner(database, None, listener=listener, watch=watch, settings=settings, space=None)
     if not needs_vectors:
         return await without_vectors.run(work, stamps)
     live = await asyncio.to_thread(live_space, database)
     async with open_embedder(
-        settings, known=live, cache=lambda model: PostgresVectorCache(database, model=model), transport=transport
+        settings,
+        known=live,
+        cache=lambda model: PostgresVectorCache(database, model=model),
+        transport=transport,
+        trace=watch.decision,
+        on_request=watch.request,
     ) as embedder:
         try:
             identity = await _identify(embedder, settings.retry_budget_seconds if live else 0.0)
@@ -143,7 +157,7 @@ async def _run(
         space = space_of(identity)
         await asyncio.to_thread(ensure_space, database, space)
         work = replace(work, rules=replace(work.rules, model_stamp=space.stamp))
-        runner = ChapterRunner(database, embedder, listener=listener, settings=settings, space=space)
+        runner = ChapterRunner(database, embedder, listener=listener, watch=watch, settings=settings, space=space)
         return await runner.run(work, stamps)
 
 

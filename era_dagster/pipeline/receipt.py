@@ -37,8 +37,11 @@ class Receipt:
     assets: dict[str, AssetCounts] = field(default_factory=dict[str, AssetCounts])
     texts_from_cache: int = 0
     texts_embedded: int = 0
+    texts_failed: int = 0
+    tokens: int = 0
     embedding_requests: int = 0
     embedding_retries: int = 0
+    embedding_refusals: int = 0
     request_seconds: Mapping[str, float | None] = field(default_factory=dict[str, float | None])
     seconds: float = 0.0
 
@@ -81,7 +84,10 @@ class Receipt:
                 "requests": self.embedding_requests,
                 "texts_embedded": self.texts_embedded,
                 "texts_from_cache": self.texts_from_cache,
+                "texts_failed": self.texts_failed,
+                "tokens": self.tokens,
                 "retries": self.embedding_retries,
+                "refusals": self.embedding_refusals,
                 "request_seconds": dict(self.request_seconds),
             },
             "seconds": round(self.seconds, 3),

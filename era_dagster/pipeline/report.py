@@ -1,6 +1,7 @@
 """Turns what happened to one chapter into counts for the receipt and key numbers for its materializations. Pure."""
 
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -25,7 +26,11 @@ class ChapterVectors:
     entries: list[npt.NDArray[np.float32] | None] | None = None
     dead: list[DeadText] = field(default_factory=list[DeadText])
     texts: int = 0
-    from_cache: int = 0
+    report: EmbedReport | None = None
+
+    @property
+    def from_cache(self) -> int:
+        return 0 if self.report is None else self.report.from_cache
 
 
 def dead_texts(texts: Sequence[str], report: EmbedReport) -> list[DeadText]:
@@ -97,6 +102,7 @@ def stage_metadata(
             "characters": len(chapter.text),
             "entries": len(chapter.entries),
             "entry_domain_rows": sum(len(entry.domains) for entry in chapter.entries),
+            "domains": _domains(chapter),
             **{name: value for name, value in extras.items() if value},
         }
     }
@@ -111,6 +117,7 @@ def stage_metadata(
             "from_cache": vectors.from_cache,
             "dead_letters": len(vectors.dead),
             "model": space.model if space else "",
+            **_request_numbers(vectors.report),
         }
         rows = (written.chunk_vectors, written.entry_vectors, written.domain_vectors)
         found["vector_tables"] = {
@@ -127,3 +134,31 @@ def stage_metadata(
             },
         }
     return found
+
+
+def _domains(chapter: Chapter) -> dict[str, int]:
+    """Entries by domain, most first."""
+    counted = Counter(domain for entry in chapter.entries for domain in entry.domains)
+    return dict(sorted(counted.items(), key=lambda pair: (-pair[1], pair[0])))
+
+
+def _request_numbers(report: EmbedReport | None) -> dict[str, Any]:
+    """What embedding this chapter took; nothing when all of it was in the cache."""
+    if report is None or not report.requests:
+        return {}
+    latency = report.latency
+    numbers: dict[str, float | None] = {
+        "requests": report.requests,
+        "tokens": report.tokens,
+        "retries": report.retries or None,
+        "refusals": report.refusals or None,
+        "texts_per_second": round(len(report.vectors) / report.seconds, 1) if report.seconds else None,
+        "request_p50_ms": _ms(latency.p50_seconds),
+        "request_p95_ms": _ms(latency.p95_seconds),
+        "request_p99_ms": _ms(latency.p99_seconds),
+    }
+    return {name: number for name, number in numbers.items() if number is not None}
+
+
+def _ms(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds * 1000.0, 2)

@@ -25,9 +25,11 @@ from era_dagster.domain.errors import (
 )
 from era_dagster.domain.stages import STAGES, Stage, StampRules, stale_stages
 from era_dagster.embedding.embedder import Embedder
+from era_dagster.embedding.report import EmbedStats
 from era_dagster.intake.books import BookShelf
 from era_dagster.pipeline.receipt import Receipt
 from era_dagster.pipeline.report import ChapterVectors, count_chapter, dead_texts, stage_metadata
+from era_dagster.pipeline.watch import RunReport, RunWatch
 from era_dagster.settings import Settings
 from era_dagster.storage.chapters import (
     ChapterWrite,
@@ -43,6 +45,7 @@ T = TypeVar("T")
 _TEXTS_PER_CHAPTER = 8
 _MOST_CHAPTERS_IN_FLIGHT = 64
 _PROGRESS_SECONDS = 0.2
+_TICK_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,8 +64,12 @@ class Listener(Protocol):
         """These stages of one chapter are stored."""
         ...
 
-    def progress(self, receipt: Receipt, total_chapters: int) -> None:
-        """The totals changed."""
+    def progress(self, receipt: Receipt, total_chapters: int, stats: EmbedStats | None) -> None:
+        """The totals changed; `stats` are the embedder's, when there is one."""
+        ...
+
+    def run_ended(self, report: RunReport) -> None:
+        """The work is over, well or not; called once, from the thread that started it."""
         ...
 
 
@@ -100,9 +107,11 @@ class ChapterRunner:
         embedder: Embedder | None,
         *,
         listener: Listener,
+        watch: RunWatch,
         settings: Settings,
         space: Space | None,
     ) -> None:
+        self._watch = watch
         self._database = database
         self._embedder = embedder
         self._listener = listener
@@ -123,14 +132,14 @@ class ChapterRunner:
         """
         outcome = Outcome(receipt=Receipt(chapters_seen=len(work.chapters)))
         started = asyncio.get_running_loop().time()
+        self._watch.loop_started()
         try:
             await self._run(work, stored, outcome)
         finally:
             self._readers.shutdown(wait=True)
             self._writers.shutdown(wait=True)
             outcome.receipt.seconds = asyncio.get_running_loop().time() - started
-            self._note_embedder(outcome.receipt)
-            self._listener.progress(outcome.receipt, len(work.chapters))
+            self._progress(outcome.receipt, len(work.chapters))
         return outcome
 
     async def _run(self, work: Work, stored: Mapping[str, Mapping[str, str | None]], outcome: Outcome) -> None:
@@ -148,14 +157,25 @@ class ChapterRunner:
                     outcome.finished.append(chapter.partition_key)
                 except EraError as error:
                     outcome.receipt.chapters_failed[chapter.partition_key] = str(error)
+                    self._watch.chapter_failed(chapter.partition_key, error)
                     if _concerns_every_chapter(error):
                         outcome.fatal = outcome.fatal or error
                         queue_closed.set()
                 self._tell_progress(outcome.receipt, len(work.chapters))
 
-        async with asyncio.TaskGroup() as group:
-            for _ in range(min(self._in_flight, len(ordered))):
-                group.create_task(worker())
+        ticker = asyncio.create_task(self._tick(outcome.receipt, len(work.chapters)))
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(min(self._in_flight, len(ordered))):
+                    group.create_task(worker())
+        finally:
+            ticker.cancel()
+
+    async def _tick(self, receipt: Receipt, total: int) -> None:
+        """Totals and controllers are told while no chapter ends, too: most of all when the server is away."""
+        while True:
+            self._tell_progress(receipt, total)
+            await asyncio.sleep(_TICK_SECONDS)
 
     async def _one(
         self, known: KnownChapter, stamps: Mapping[str, str | None] | None, work: Work, outcome: Outcome
@@ -172,13 +192,17 @@ class ChapterRunner:
                 outcome.files_due[known.partition_key] = expected["minister_files"]
             self._report(known.partition_key, work.selected - stale, {"unchanged": True})
             return
+        started = asyncio.get_running_loop().time()
         source, file_hash = await self._in_thread(
             self._readers, lambda: self._shelf.chapter(known.source_path, known.partition_key)
         )
         chapter, chunks = await self._in_thread(self._readers, lambda: _prepare(source, work))
+        if chunks is not None and "chunks" in stale:
+            self._watch.chunks_cut([len(chunk.text) for chunk in chunks])
         expected = work.rules.stamps(chapter.content_hash)
         await self._register_domains(chapter)
         await self._store(known, chapter, chunks, file_hash, expected, stale, work, outcome)
+        self._watch.chapter_stored(chapter.partition_key, asyncio.get_running_loop().time() - started)
 
     async def _store(
         self,
@@ -248,12 +272,14 @@ class ChapterRunner:
         if not texts:
             return ChapterVectors(chunks=[], entries=[])
         report = await self._embedder.embed(texts)
+        for failure in report.failures:
+            self._watch.text_failed(chapter.partition_key, failure)
         return ChapterVectors(
             chunks=list(report.vectors[: len(chunks)]),
             entries=list(report.vectors[len(chunks) :]),
             dead=dead_texts(texts, report),
             texts=len(texts),
-            from_cache=report.from_cache,
+            report=report,
         )
 
     def _report(self, key: str, stages: Collection[Stage], metadata: Mapping[str, Any]) -> None:
@@ -269,21 +295,25 @@ class ChapterRunner:
         now = asyncio.get_running_loop().time()
         if now >= self._next_progress:
             self._next_progress = now + _PROGRESS_SECONDS
-            self._note_embedder(receipt)
-            self._listener.progress(receipt, total)
+            self._progress(receipt, total)
 
-    def _note_embedder(self, receipt: Receipt) -> None:
-        if self._embedder is not None:
-            stats = self._embedder.stats()
+    def _progress(self, receipt: Receipt, total: int) -> None:
+        stats = None if self._embedder is None else self._embedder.stats()
+        if stats is not None:
             receipt.embedding_requests = stats.requests
             receipt.embedding_retries = stats.retries
             receipt.texts_embedded = stats.embedded
             receipt.texts_from_cache = stats.from_cache
+            receipt.texts_failed = stats.failed
+            receipt.tokens = stats.tokens
+            receipt.embedding_refusals = stats.refusals
             receipt.request_seconds = {
                 "p50": stats.latency.p50_seconds,
                 "p95": stats.latency.p95_seconds,
                 "p99": stats.latency.p99_seconds,
             }
+        self._watch.progress(receipt, stats)
+        self._listener.progress(receipt, total, stats)
 
     async def _in_thread(self, pool: ThreadPoolExecutor, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(pool, work)

@@ -95,7 +95,7 @@ class Database:
             configure=_configure,
             check=ConnectionPool.check_connection,
         )
-        self._url = url
+        self.url = url
 
     def __enter__(self) -> Self:
         self.open()
@@ -109,7 +109,7 @@ class Database:
     def open(self) -> None:
         """Connect once, so that a wrong URL is one clear error instead of a time-out."""
         with driver_errors():
-            psycopg.connect(self._url, connect_timeout=10).close()
+            psycopg.connect(self.url, connect_timeout=10).close()
             self._pool.open()
 
     def close(self) -> None:

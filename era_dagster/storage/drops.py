@@ -253,6 +253,29 @@ def pending_chapters(
     A stage without a suffix (its model is not known yet) is stale for every chapter. `root` limits the answer to
     sources found under that folder; `unrecorded` adds what a killed run stored and did not live to record in Dagster.
     """
+    where, values = _is_pending(stages, suffixes, unrecorded=unrecorded)
+    if root is not None:
+        where = sql.SQL("{} AND (f.folder = %(root)s OR f.source_path = %(root)s)").format(where)
+        values["root"] = str(root)
+    with database.connection() as connection:
+        return _chapters(connection, where, values)
+
+
+def count_pending(connection: psycopg.Connection, *, stages: Collection[Stage], suffixes: Mapping[Stage, str]) -> int:
+    """How many chapters `pending_chapters` would find in all folders."""
+    where, values = _is_pending(stages, suffixes, unrecorded=False)
+    row = connection.execute(
+        sql.SQL(
+            "SELECT count(*) FROM drop_chapters AS d LEFT JOIN doctrine_sources AS s USING (partition_key) WHERE {}"
+        ).format(where),
+        values,
+    ).fetchone()
+    return row[0] if row else 0
+
+
+def _is_pending(
+    stages: Collection[Stage], suffixes: Mapping[Stage, str], *, unrecorded: bool
+) -> tuple[sql.Composable, dict[str, str]]:
     conditions: list[sql.Composable] = [sql.SQL("d.gone"), sql.SQL("s.partition_key IS NULL")]
     if unrecorded:
         conditions.append(sql.SQL("NOT s.recorded"))
@@ -267,12 +290,7 @@ def pending_chapters(
                 column=sql.Identifier(STAMP_COLUMNS[stage]), suffix=sql.Placeholder(stage)
             )
         )
-    where: sql.Composable = sql.SQL("({})").format(sql.SQL(" OR ").join(conditions))
-    if root is not None:
-        where = sql.SQL("{} AND (f.folder = %(root)s OR f.source_path = %(root)s)").format(where)
-        values["root"] = str(root)
-    with database.connection() as connection:
-        return _chapters(connection, where, values)
+    return sql.SQL("({})").format(sql.SQL(" OR ").join(conditions)), values
 
 
 def _chapters(

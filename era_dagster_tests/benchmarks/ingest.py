@@ -27,12 +27,14 @@ import numpy as np
 from era_dagster.domain.chunking import cut_chunks
 from era_dagster.domain.cleaning import clean_chapter
 from era_dagster.domain.stages import STAGES, StampRules
+from era_dagster.embedding.report import EmbedStats
 from era_dagster.intake.reader import read_source
 from era_dagster.pipeline.drop import look_at_drop
 from era_dagster.pipeline.ingest import run_stages, stamp_rules
 from era_dagster.pipeline.receipt import Receipt
 from era_dagster.pipeline.rules import chunk_rules
 from era_dagster.pipeline.runner import StageDone
+from era_dagster.pipeline.watch import RunReport
 from era_dagster.settings import load_settings
 from era_dagster.storage.cache import PostgresVectorCache
 from era_dagster.storage.chapters import ChapterWrite, write_chapter
@@ -50,7 +52,9 @@ _SPACE = Space(provider="none", model="made-up", digest=None, dimension=_DIMENSI
 class _Silent:
     def stages_done(self, done: list[StageDone]) -> None: ...
 
-    def progress(self, receipt: Receipt, total_chapters: int) -> None: ...
+    def progress(self, receipt: Receipt, total_chapters: int, stats: EmbedStats | None) -> None: ...
+
+    def run_ended(self, report: RunReport) -> None: ...
 
 
 def pure_pass() -> dict[str, Any]:

@@ -13,10 +13,12 @@ from psycopg import sql
 
 from era_dagster.domain.stages import STAGES, with_upstream
 from era_dagster.embedding.provider import CANARY
+from era_dagster.embedding.report import EmbedStats
 from era_dagster.pipeline.drop import DropLook, look_at_drop
 from era_dagster.pipeline.ingest import run_stages, stamp_rules
 from era_dagster.pipeline.receipt import Receipt
 from era_dagster.pipeline.runner import StageDone
+from era_dagster.pipeline.watch import RunReport
 from era_dagster.settings import Settings
 from era_dagster.storage.database import Database
 from era_dagster.storage.drops import KnownChapter, find_chapters, pending_chapters
@@ -34,12 +36,16 @@ class Heard:
 
     done: list[StageDone] = field(default_factory=list)
     receipt: Receipt = field(default_factory=Receipt)
+    report: RunReport | None = None
 
     def stages_done(self, done: Sequence[StageDone]) -> None:
         self.done.extend(done)
 
-    def progress(self, receipt: Receipt, total_chapters: int) -> None:
+    def progress(self, receipt: Receipt, total_chapters: int, stats: EmbedStats | None) -> None:
         self.receipt = receipt
+
+    def run_ended(self, report: RunReport) -> None:
+        self.report = report
 
     def stages_of(self, key: str) -> set[str]:
         return {done.stage for done in self.done if done.partition_key == key}
@@ -145,15 +151,20 @@ class Workbench:
         return json.loads((self.settings.ministers_dir / domain / f"{name}.json").read_text(encoding="utf-8"))
 
 
+# What runs tell of themselves differs from run to run, on purpose.
+TELEMETRY = ["telemetry_runs", "metric_totals", "error_groups"]
+
+
 def dump_tables(database: Database, *, versions: bool = False, without: Collection[str] = ()) -> dict[str, list[str]]:
-    """See `Workbench.tables`."""
+    """See `Workbench.tables`; the tables of telemetry are left out."""
     dump: dict[str, list[str]] = {}
     with database.connection() as connection:
         found = connection.execute(
             "SELECT n.nspname, c.relname, array_agg(a.attname::text ORDER BY a.attnum) FROM pg_class AS c"
             " JOIN pg_namespace AS n ON n.oid = c.relnamespace JOIN pg_attribute AS a ON a.attrelid = c.oid"
             " WHERE n.nspname IN ('public', 'vectors') AND c.relkind = 'r' AND a.attnum > 0 AND NOT a.attisdropped"
-            " GROUP BY 1, 2 ORDER BY 1, 2"
+            " AND NOT c.relname = ANY(%s) GROUP BY 1, 2 ORDER BY 1, 2",
+            (TELEMETRY,),
         ).fetchall()
         for schema, table, columns in found:
             names = [sql.Identifier(column) for column in columns if column not in without]

@@ -1,0 +1,62 @@
+"""What the exporter reads at each scrape. A database that is away gives a page that says so, never an error.
+
+Between the storage, which reads, and `era metrics`, which serves.
+"""
+
+from collections.abc import Callable, Mapping
+
+import psycopg
+
+from era_dagster.domain.errors import ConfigurationError, EraError
+from era_dagster.domain.stages import Stage
+from era_dagster.pipeline.ingest import stamp_rules
+from era_dagster.settings import Settings
+from era_dagster.storage.database import Database, driver_errors, with_database
+from era_dagster.storage.scrape import Gauge, build, dagster_gauges, read_figures, up
+from era_dagster.telemetry.exposition import Figures
+
+_CONNECT_SECONDS = 3
+# A scrape that takes longer than Prometheus waits is of no use.
+_OPTIONS = "-c statement_timeout=8000 -c search_path=public,vectors -c timezone=UTC"
+
+
+def scraper(settings: Settings, url: str) -> Callable[[], Figures]:
+    """A function that reads all figures; each call opens its own connection, so that it outlives any outage."""
+
+    def read() -> Figures:
+        try:
+            suffixes = _suffixes(settings, url)
+            with driver_errors(), _connect(url) as connection:
+                found = read_figures(connection, suffixes)
+        except EraError:
+            return Figures(gauges=[up(0.0), build()])
+        return Figures(totals=found.totals, gauges=[*found.gauges, *_dagster(settings, url)])
+
+    return read
+
+
+def _suffixes(settings: Settings, url: str) -> Mapping[Stage, str] | None:
+    """What tells a pending chapter; None when the settings name another model than the database holds."""
+    with Database(url, pool_size=1) as database:
+        try:
+            return stamp_rules(settings, database).suffixes
+        except ConfigurationError:
+            return None
+
+
+def _dagster(settings: Settings, url: str) -> list[Gauge]:
+    """Dagster's runs; nothing where its database is not there yet, or another than ours to see."""
+    try:
+        with driver_errors():
+            with _connect(url) as connection:
+                name = connection.info.dbname
+            with _connect(settings.dagster_database_url or with_database(url, f"{name}_dagster")) as connection:
+                return dagster_gauges(connection)
+    except EraError:
+        return []
+
+
+def _connect(url: str) -> psycopg.Connection:
+    return psycopg.connect(
+        url, connect_timeout=_CONNECT_SECONDS, options=_OPTIONS, application_name="era_dagster metrics"
+    )

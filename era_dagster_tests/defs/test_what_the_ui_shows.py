@@ -1,0 +1,83 @@
+"""What a person sees of a run in the UI: its figures, plots and tables, why a chapter is missing, and its log lines."""
+
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import yaml
+
+from era_dagster.definitions import build_defs
+from era_dagster.defs.assets import ASSET_ORDER, COMBINED_INDEX
+from era_dagster_tests.defs.desk import Desk
+
+SVG = "data:image/svg+xml;base64,"
+
+
+def values(metadata: Any) -> dict[str, Any]:
+    return {name: value.value for name, value in metadata.items()}
+
+
+def observations(desk: Desk, asset: str) -> list[dg.AssetObservation]:
+    records = desk.instance.fetch_observations(dg.AssetKey(asset), limit=10).records
+    return [record.asset_observation for record in records if record.asset_observation is not None]
+
+
+def test_a_run_leaves_its_figures_its_histogram_and_its_domains_on_the_whole(desk: Desk) -> None:
+    desk.drop("level", [1, 2, 3])
+    assert desk.run([]).success
+    event = desk.instance.get_latest_materialization_event(dg.AssetKey(COMBINED_INDEX))
+    assert event is not None
+    assert event.asset_materialization is not None
+    shown = values(event.asset_materialization.metadata)
+    assert (shown["chapters_stored"], shown["items"], shown["dead_letters"], shown["cache_hits"]) == (3, 6, 0, 0)
+    assert shown["items_per_second"] > 0
+    assert shown["tokens"] > 0
+    assert 0 < shown["request_p50_ms"] <= shown["request_p95_ms"] <= shown["request_p99_ms"]
+    assert {"retries", "refusals", "requests"} <= shown.keys()
+    assert SVG in shown["chunk_lengths"]
+    assert "| truth | 3 |" in shown["domains"]
+    assert shown["receipt"]["items"]["adds_up"]
+
+
+def test_a_chapter_shows_what_it_took_and_its_domains(desk: Desk) -> None:
+    desk.drop("level", [1])
+    assert desk.run([]).success
+    found = {}
+    for stage in ("chapters", "embeddings"):
+        event = desk.instance.get_latest_materialization_event(dg.AssetKey(stage))
+        assert event is not None
+        assert event.asset_materialization is not None
+        found |= values(event.asset_materialization.metadata)
+    assert (found["texts"], found["dead_letters"]) == (2, 0)
+    assert found["requests"] >= 1
+    assert found["request_p95_ms"] > 0
+    assert "| truth | 1 |" in found["domains"]
+
+
+def test_a_run_that_fails_shows_its_figures_and_each_failed_chapter_its_reason_where_it_is_missing(desk: Desk) -> None:
+    desk.server.poison.add("level 2")
+    desk.drop("level", [1, 2])
+    assert not desk.run([]).success
+    (whole,) = observations(desk, COMBINED_INDEX)
+    assert values(whole.metadata)["chapters_failed"] == 1
+    (failed,) = observations(desk, "embeddings")
+    assert failed.partition == "level/0002"
+    assert "could be embedded" in values(failed.metadata)["failure"]
+    assert observations(desk, "chapters") == []
+
+
+def test_every_asset_has_a_paragraph_kinds_a_group_and_an_owner() -> None:
+    graph = build_defs().resolve_asset_graph()
+    for name in ASSET_ORDER:
+        node = graph.get(dg.AssetKey(name))
+        assert len(node.description or "") > 150
+        assert node.kinds
+        assert node.group_name == "knowledge_base"
+        assert node.owners
+
+
+def test_both_instance_files_let_the_run_s_lines_into_the_ui() -> None:
+    root = Path(__file__).parents[2]
+    for file in (root / "dagster.yaml", root / "era_dagster" / "defs" / "dagster.yaml"):
+        logs = yaml.safe_load(file.read_text(encoding="utf-8"))["python_logs"]
+        assert logs == {"python_log_level": "INFO", "managed_python_loggers": ["era_dagster"]}

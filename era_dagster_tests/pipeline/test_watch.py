@@ -1,0 +1,270 @@
+"""A run under observation: what a scrape shows is what the receipt says, and nothing that observes can harm the run."""
+
+import json
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import psycopg
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from era_dagster.domain.errors import ChaptersFailed, EndpointRefused
+from era_dagster.pipeline.receipt import Receipt
+from era_dagster.pipeline.recorder import Recorder
+from era_dagster.pipeline.scrape import scraper
+from era_dagster.pipeline.watch import describe, duration
+from era_dagster.storage.errors import ErrorNote, error_groups
+from era_dagster.storage.telemetry import read_runs
+from era_dagster.telemetry.catalogue import CHAPTERS
+from era_dagster.telemetry.exposition import page
+from era_dagster_tests.fakes.embedding_server import BUSY, Fault
+from era_dagster_tests.fakes.webhook import Webhook, webhook
+from era_dagster_tests.pipeline.workbench import Workbench, chapter
+
+
+@pytest.fixture
+def hook() -> Iterator[Webhook]:
+    with webhook() as opened:
+        yield opened
+
+
+def scrape(bench: Workbench) -> dict[tuple[str, ...], float]:
+    """A page as (name, label values...) to value."""
+    text = page(scraper(bench.settings, bench.database.url))
+    return {
+        (sample.name, *sample.labels.values()): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def total(found: dict[tuple[str, ...], float], name: str) -> float:
+    return sum(value for key, value in found.items() if key[0] == name)
+
+
+def assert_equal_to(receipt: Receipt, found: dict[tuple[str, ...], float]) -> None:
+    for outcome in ("stored", "unchanged", "dead", "unusable"):
+        assert found.get(("era_items_total", outcome), 0) == getattr(receipt.items, outcome)
+    assert found["era_items_seen_total",] == receipt.items.seen
+    assert found.get(("era_chapters_total", "stored"), 0) == receipt.chapters_stored
+    assert found.get(("era_chapters_total", "failed"), 0) == len(receipt.chapters_failed)
+    assert total(found, "era_embedding_requests_total") == receipt.embedding_requests
+    assert total(found, "era_embedding_texts_retried_total") == receipt.embedding_retries
+    assert total(found, "era_embedding_tokens_total") == receipt.tokens
+    assert found.get(("era_texts_total", "embedded"), 0) == receipt.texts_embedded
+    for asset, counts in receipt.assets.items():
+        for outcome in ("stored", "unchanged", "removed", "dead"):
+            assert found.get(("era_rows_total", asset, outcome), 0) == getattr(counts, outcome)
+
+
+def three_books(bench: Workbench) -> None:
+    for book in ("one", "two", "three"):
+        chapters = [
+            chapter(number, text=f"{book} {number}. It stands. " * 200, principles=[f"{book} {number} stands."])
+            for number in (1, 2, 3)
+        ]
+        bench.drop(book, *chapters)
+    bench.look()
+
+
+def test_a_scrape_after_a_run_is_its_receipt(bench: Workbench) -> None:
+    three_books(bench)
+    bench.server.faults.extend([Fault(), Fault(status=503, message=BUSY)])  # the first is for the model's name
+    receipt = bench.run()
+    found = scrape(bench)
+    assert receipt.items.seen > 20
+    assert receipt.embedding_retries > 0
+    assert_equal_to(receipt, found)
+    assert found["ingestion_jobs_submitted",] == found["ingestion_jobs_completed",] == 9
+    assert found["era_chapter_seconds_count",] == 9
+    assert found["era_chunk_chars_count",] == receipt.assets["chunks"].stored
+    assert total(found, "era_embedding_request_seconds_count") == total(found, "era_embedding_request_texts_count") - 1
+    assert found["era_runs_ended_total", "succeeded"] == 1
+    assert found["era_database_up",] == 1
+    assert found["era_stored", "chapters"] == 9
+
+
+def test_a_scrape_of_several_runs_is_the_sum_of_their_receipts(bench: Workbench) -> None:
+    three_books(bench)
+    first = bench.run(chapters=bench.pending()[:4])
+    second = bench.run()
+    found = scrape(bench)
+    assert found["era_items_seen_total",] == first.items.seen + second.items.seen
+    assert total(found, "era_embedding_requests_total") == first.embedding_requests + second.embedding_requests
+    assert found["era_runs_started_total",] == 2
+
+
+def test_a_run_that_fails_leaves_its_figures_and_its_errors_by_kind(bench: Workbench) -> None:
+    bench.server.poison.add("spoiled")
+    bench.drop("one", chapter(1), chapter(2, text="spoiled", principles=["spoiled too"]))
+    bench.drop("two", chapter(1, text="spoiled as well", principles=["spoiled again"]))
+    bench.look()
+    with pytest.raises(ChaptersFailed):
+        bench.run()
+    found = scrape(bench)
+    assert_equal_to(bench.heard.receipt, found)
+    assert found["era_runs_ended_total", "failed"] == 1
+    groups = {group.error_class: group for group in error_groups(bench.database)}
+    assert groups["TextsRejected"].occurrences == bench.heard.receipt.items.dead == 4
+    assert groups["PermanentError"].occurrences == 2
+    assert groups["PermanentError"].partition_key in ("one/0002", "two/0001")
+
+
+def test_what_stops_a_run_is_recorded_once(bench: Workbench) -> None:
+    bench.drop("one", chapter(1))
+    bench.look()
+    bench.server.faults.extend([Fault(status=401, message="no key")] * 20)
+    with pytest.raises(EndpointRefused):
+        bench.run()
+    assert [(group.error_class, group.occurrences) for group in error_groups(bench.database)] == [
+        ("EndpointRefused", 1)
+    ]
+
+
+def test_with_an_interval_of_zero_nothing_is_written_and_the_report_is_there_all_the_same(bench: Workbench) -> None:
+    three_books(bench)
+    bench.settings = replace(bench.settings, metrics_interval_seconds=0.0)
+    receipt = bench.run()
+    assert bench.count("telemetry_runs") == bench.count("metric_totals") == 0
+    assert bench.heard.report is not None
+    assert bench.heard.report.receipt == receipt
+    assert sum(bench.heard.report.chunk_chars.values()) == receipt.assets["chunks"].stored
+
+
+def test_a_database_that_is_away_for_the_figures_does_not_touch_the_run(
+    bench: Workbench, caplog: pytest.LogCaptureFixture
+) -> None:
+    three_books(bench)
+    url, bench.database.url = bench.database.url, "postgresql://u:s3cret@127.0.0.1:9/none"
+    with caplog.at_level(logging.WARNING, logger="era_dagster"):
+        receipt = bench.run()
+    bench.database.url = url
+    assert receipt.chapters_stored == 9
+    assert [getattr(line, "event", "") for line in caplog.records] == ["figures_wait", "figures_lost"]
+    assert "s3cret" not in caplog.text
+
+
+def test_figures_wait_for_a_database_that_comes_back_and_none_is_lost(bench: Workbench, postgres_server: str) -> None:
+    name = psycopg.conninfo.conninfo_to_dict(bench.database.url)["dbname"]
+
+    def connections(allowed: bool) -> None:
+        with psycopg.connect(postgres_server, autocommit=True) as connection:
+            connection.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS {allowed}')
+
+    settings = replace(bench.settings, metrics_interval_seconds=0.02)
+    recorder = Recorder(settings, bench.database.url, "run-1", figures=dict[str, Any])
+    recorder.tally.add(CHAPTERS, "stored", by=2)
+    connections(False)
+    try:
+        recorder.start()
+        time.sleep(0.1)  # several writes are tried in vain
+        recorder.tally.add(CHAPTERS, "stored", by=3)
+    finally:
+        connections(True)
+    recorder.stop("succeeded")
+    assert scrape(bench)["era_chapters_total", "stored"] == 5
+
+
+def test_a_clock_that_goes_back_spoils_no_figure(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+    three_books(bench)
+    real, started = time.time, time.time()
+    monkeypatch.setattr(time, "time", lambda: started - (real() - started) * 3600)
+    receipt = bench.run()
+    monkeypatch.undo()
+    assert receipt.seconds > 0
+    found = scrape(bench)
+    assert found["era_run_seconds_sum",] > 0
+    assert found["era_chapter_seconds_sum",] > 0
+    assert bench.rows("SELECT ended_at >= started_at FROM telemetry_runs") == [True]
+
+
+def recorder_with(bench: Workbench, hook: Webhook, run_id: str = "run-1") -> Recorder:
+    settings = replace(bench.settings, metrics_interval_seconds=30.0, error_webhook_url=hook.url)
+    return Recorder(settings, bench.database.url, run_id, figures=dict[str, Any])
+
+
+def note(message: str = "The server is busy.", fingerprint: str = "f1") -> ErrorNote:
+    return ErrorNote(
+        fingerprint=fingerprint,
+        stage="requests",
+        error_class="EndpointBusy",
+        message=message,
+        partition_key=None,
+        occurrences=1,
+    )
+
+
+def test_the_webhook_hears_of_a_new_kind_of_error_once_and_of_no_secret(bench: Workbench, hook: Webhook) -> None:
+    for run_id in ("run-1", "run-2"):
+        recorder = recorder_with(bench, hook, run_id)
+        recorder.start()
+        recorder.errors.add(note(f"postgresql://u:hidden@h/db and {hook.url} are busy."))
+        recorder.stop("succeeded")
+    (told,) = hook.taken
+    assert (told["fingerprint"], told["run_id"], told["error_class"]) == ("f1", "run-1", "EndpointBusy")
+    assert "New error" in told["text"]
+    assert "hidden" not in json.dumps(told)
+    assert "T0KEN" not in json.dumps(told)
+    (group,) = error_groups(bench.database)
+    assert (group.occurrences, group.told_at is not None) == (2, True)
+
+
+@pytest.mark.parametrize("trouble", ["down", "refuses"])
+def test_a_webhook_that_is_down_or_refuses_harms_nothing_and_is_told_later(
+    bench: Workbench, hook: Webhook, caplog: pytest.LogCaptureFixture, trouble: str
+) -> None:
+    hook.status = 500
+    recorder = recorder_with(bench, replace(hook, url="http://127.0.0.1:9/T0KEN") if trouble == "down" else hook)
+    with caplog.at_level(logging.WARNING, logger="era_dagster"):
+        recorder.start()
+        recorder.errors.add(note())
+        recorder.stop("succeeded")
+    assert [getattr(line, "event", "") for line in caplog.records] == ["webhook_failed"]
+    assert "T0KEN" not in caplog.text
+    hook.taken.clear()
+    hook.status = 200
+    with bench.database.connection() as connection:
+        connection.execute("UPDATE error_groups SET tell_after = now()")  # a minute later
+    recorder = recorder_with(bench, hook, "run-2")
+    recorder.start()
+    recorder.stop("succeeded")
+    assert [told["fingerprint"] for told in hook.taken] == ["f1"]
+
+
+def test_a_webhook_that_never_answers_holds_the_end_of_a_run_up_for_seconds_only(
+    bench: Workbench, hook: Webhook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("era_dagster.pipeline.recorder._LAST_WORDS_SECONDS", 0.3)
+    hook.held = True
+    recorder = recorder_with(bench, hook)
+    recorder.start()
+    for number in range(5):
+        recorder.errors.add(note(fingerprint=f"f{number}"))
+    recorder.stop("succeeded")
+    with bench.database.connection() as connection:
+        (run,) = read_runs(connection, running=False, ended=1)
+    assert run.state == "succeeded"
+    assert [group.told_at for group in error_groups(bench.database)] == [None] * 5
+
+
+def test_progress_is_one_line_with_what_a_person_asks_for() -> None:
+    endpoint = {"limit": 12, "batch": 8}
+    figures = {
+        "chapters": 600,
+        "chapters_done": 120,
+        "items": 1700,
+        "items_per_second": 85.2,
+        "seconds_left": 190.0,
+        "endpoints": [endpoint, endpoint],
+        "retries": 0,
+        "refusals": 4,
+        "dead_letters": 2,
+        "chapters_failed": 0,
+    }
+    assert describe(figures) == (
+        "120 of 600 chapters, 1,700 items, 85 a second, about 3 min 10 s left, limit 24, batch 8, 4 refusals, 2 dead letters"
+    )
+    assert [duration(seconds) for seconds in (4.4, 95, 7260)] == ["4 s", "1 min 35 s", "2 h 1 min"]
