@@ -47,6 +47,8 @@ def run_redrive(
 def _execute(instance: dg.DagsterInstance, defs: dg.Definitions, job: str, config: dict[str, Any]) -> LaunchResult:
     result = defs.resolve_job_def(job).execute_in_process(
         instance=instance,
+        # Run by a person, who sees how it ended: never started again by the daemon.
+        tags={"dagster/max_retries": "0"},
         run_config={**config, "loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
         raise_on_error=False,
     )

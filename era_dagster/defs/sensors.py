@@ -66,7 +66,12 @@ def chapter_drop_sensor(context: dg.SensorEvaluationContext, knowledge_base: Kno
         run_requests=[
             dg.RunRequest(
                 run_config=run_config(run.keys),
-                tags={"dagster/priority": str(run.priority), "era/chapters": str(len(run.keys))},
+                tags={
+                    "dagster/priority": str(run.priority),
+                    "era/chapters": str(len(run.keys)),
+                    # What a killed run leaves is requested again by the next tick; a retry would be a second run over it.
+                    "dagster/max_retries": "0",
+                },
             )
             for run in runs
         ],

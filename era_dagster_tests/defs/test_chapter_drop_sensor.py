@@ -21,6 +21,7 @@ def test_a_new_book_becomes_partitions_and_runs_of_at_most_chapters_per_run(
     assert desk.asked() == [["level/0001", "level/0002"], ["level/0003"]]
     assert desk.partitions() == ["level/0001", "level/0002", "level/0003"]
     for request in desk.requested:
+        assert request.tags["dagster/max_retries"] == "0"
         assert desk.execute(request).success
     for stage in STAGES:
         assert desk.marked(stage) == {"level/0001", "level/0002", "level/0003"}

@@ -1,28 +1,25 @@
-"""The container files as far as a machine without containers can check them: they parse, agree with each other, and
-Dagster accepts its own. Building the image and starting the services is not tested here."""
+"""The container files as far as a machine without containers can check them: they parse and agree with each other. What the
+containers run is run by test_container_commands; building the image is not tested here."""
 
 import os
 import re
 import shutil
 import subprocess
+import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
-import psycopg
 import pytest
 import yaml
-from dagster import DagsterInstance
 
 from era_dagster.settings import load_settings
-from era_dagster.storage.database import with_database
+from era_dagster_tests.docker.compose_file import DOCKER, image_command, read
 
 ROOT = Path(__file__).parents[2]
-DOCKER = ROOT / "docker"
-OURS = ("code", "webserver", "daemon")
-
-
-def read(name: str) -> str:
-    return (DOCKER / name).read_text(encoding="utf-8")
+OURS = ("migrate", "code", "webserver", "daemon", "metrics")
+# Ends when it has done its work, so that its exit code is its health.
+ONE_SHOT = {"migrate"}
 
 
 def compose() -> dict[str, Any]:
@@ -80,7 +77,7 @@ def test_our_services_share_one_image_and_one_environment() -> None:
 def test_every_service_has_a_health_check_and_every_volume_is_declared() -> None:
     content = compose()
     for name, service in content["services"].items():
-        assert service["healthcheck"]["test"][0] == "CMD", name
+        assert name in ONE_SHOT or service["healthcheck"]["test"][0] == "CMD", name
         for volume in service.get("volumes", ()):
             source = volume.split(":")[0] if isinstance(volume, str) else None
             if source is not None and not source.startswith("."):
@@ -91,9 +88,7 @@ def test_every_service_has_a_health_check_and_every_volume_is_declared() -> None
 
 def test_the_webserver_looks_for_the_code_where_the_code_server_listens() -> None:
     server = yaml.safe_load(read("workspace.yaml"))["load_from"][0]["grpc_server"]
-    command = re.search(r"^CMD (\[.*\])$", read("Dockerfile"), flags=re.MULTILINE)
-    assert command is not None
-    words = yaml.safe_load(command[1])
+    words = image_command()
     assert server["host"] in compose()["services"]
     assert str(server["port"]) == words[words.index("-p") + 1]
     assert words[words.index("-h") + 1] == "0.0.0.0"
@@ -103,46 +98,56 @@ def test_the_image_copies_only_what_exists_and_what_docker_may_see() -> None:
     allowed = {line[1:] for line in read("Dockerfile.dockerignore").splitlines() if line.startswith("!")}
     copied = {
         word
-        for line in re.findall(r"^COPY (.*)$", read("Dockerfile"), flags=re.MULTILINE)
+        for line in re.findall(r"^COPY (?!--from)(.*)$", read("Dockerfile"), flags=re.MULTILINE)
         for word in line.split()[:-1]
-        if not word.startswith("--")
     }
     assert copied == allowed
     assert all((ROOT / path).exists() for path in copied)
 
 
-def test_the_image_does_not_run_as_root() -> None:
-    users = re.findall(r"^USER (\w+)$", read("Dockerfile"), flags=re.MULTILINE)
-    assert users == ["era"]
+def test_the_image_does_not_run_as_root_and_leaves_its_tools_in_the_first_stage() -> None:
+    stages = re.split(r"^FROM ", read("Dockerfile"), flags=re.MULTILINE)[1:]
+    assert len(stages) == 2
+    assert re.findall(r"^USER (\w+)$", stages[-1], flags=re.MULTILINE) == ["1000"]
+    assert "pip install" in stages[0]
+    assert "pip install" not in stages[-1]
 
 
-@pytest.mark.skipif(os.name == "nt", reason="the embedded server's port is not the containers' there")
-def test_dagster_opens_the_containers_instance_on_a_real_postgresql(
-    postgres_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with psycopg.connect(postgres_server, autocommit=True) as connection:
-        connection.execute("DROP DATABASE IF EXISTS era_dagster")
-        connection.execute("DROP ROLE IF EXISTS era")
-        connection.execute("CREATE ROLE era LOGIN SUPERUSER")
-        connection.execute((DOCKER / "postgres-init.sql").read_bytes())
-        # The socket's folder and port stand in for the host name and port of the service.
-        monkeypatch.setenv("PGHOST", str(connection.info.host))
-        port = connection.info.port
-    content = yaml.safe_load(read("dagster.yaml"))
-    content["storage"]["postgres"]["postgres_db"]["port"] = port
-    (tmp_path / "dagster.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
-    monkeypatch.setenv("ERA_DAGSTER_POSTGRES_HOST", "")
-    environment = compose()["services"]["code"]["environment"]
-    monkeypatch.setenv("ERA_DAGSTER_POSTGRES_DB", environment["ERA_DAGSTER_POSTGRES_DB"])
-    with DagsterInstance.from_config(str(tmp_path)) as instance:
-        assert instance.get_runs_count() == 0
-        instance.add_dynamic_partitions("book_chapters", ["a-book/0001"])
-        assert instance.get_dynamic_partitions("book_chapters") == ["a-book/0001"]
-        assert instance.run_retries_enabled
-        assert not instance.telemetry_enabled
-    with psycopg.connect(with_database(postgres_server, "era_dagster")) as connection:
-        tables = {row[0] for row in connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")}
-    assert {"runs", "event_logs", "alembic_version"} <= tables
+def test_every_image_that_is_not_ours_is_pinned() -> None:
+    base = re.search(r"^ARG PYTHON_IMAGE=(\S+)$", read("Dockerfile"), flags=re.MULTILINE)
+    assert base is not None
+    assert re.fullmatch(r"python:3\.12\.\d+-slim-\w+@sha256:[0-9a-f]{64}", base[1])
+    for name, service in compose()["services"].items():
+        if name not in OURS:
+            assert re.fullmatch(r"[\w./-]+:\d+\.\d+\.\d+[\w.-]*", service["image"]), name
+    version = re.search(r"pgvector:(\d+)\.(\d+)\.(\d+)-pg(\d+)", compose()["services"]["postgres"]["image"])
+    assert version is not None
+    assert tuple(map(int, version.groups()[:3])) >= (0, 8, 4)
+    assert int(version[4]) >= 16
+
+
+def test_the_image_installs_the_projects_dependencies_and_the_run_launcher(tmp_path: Path) -> None:
+    line = re.search(r'^RUN python -c "(import tomllib.*)" > requirements.txt', read("Dockerfile"), flags=re.MULTILINE)
+    assert line is not None
+    done = subprocess.run([sys.executable, "-c", line[1]], cwd=ROOT, capture_output=True, text=True, check=True)
+    listed = done.stdout.splitlines()
+    assert any(name.startswith("dagster-k8s") for name in listed)
+    assert set(tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]) < set(
+        listed
+    )
+
+
+def test_services_start_when_what_they_need_is_well_and_are_started_again_when_they_end() -> None:
+    services = compose()["services"]
+    needs = {name: services[name].get("depends_on", {}) for name in services}
+    assert needs["code"] == {
+        "postgres": {"condition": "service_healthy"},
+        "migrate": {"condition": "service_completed_successfully"},
+    }
+    assert needs["webserver"] == needs["daemon"] == {"code": {"condition": "service_healthy"}}
+    assert "postgres" in needs["migrate"] and "migrate" in needs["metrics"]
+    for name, service in services.items():
+        assert service["restart"] == ("on-failure" if name in ONE_SHOT else "unless-stopped"), name
 
 
 def test_the_compose_plugin_accepts_the_file() -> None:
