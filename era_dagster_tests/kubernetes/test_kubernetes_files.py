@@ -1,0 +1,149 @@
+"""The files for Kubernetes as far as a machine without a cluster can check them: they parse, name the same things, say the same
+as the container files, and our settings take what the ConfigMap gives. No cluster and no Helm is used here."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from era_dagster.settings import SECRETS, load_settings
+from era_dagster_tests.docker import compose_file
+
+FOLDER = Path(__file__).parents[2] / "kubernetes"
+IN_THE_CLUSTER = {"DAGSTER_EVENT_BATCH_SIZE"}  # Dagster's own, not a setting of ours.
+
+
+def documents(name: str) -> list[dict[str, Any]]:
+    return list(yaml.safe_load_all((FOLDER / name).read_text(encoding="utf-8")))
+
+
+def values() -> dict[str, Any]:
+    return documents("values.yaml")[0]
+
+
+def manifests() -> list[dict[str, Any]]:
+    return [document for name in ("settings.yaml", "data.yaml", "metrics.yaml") for document in documents(name)]
+
+
+def code() -> dict[str, Any]:
+    deployments = values()["dagster-user-deployments"]["deployments"]
+    assert len(deployments) == 1
+    return deployments[0]
+
+
+def metrics_pod() -> dict[str, Any]:
+    return next(document for document in manifests() if document["kind"] == "Deployment")["spec"]["template"]
+
+
+def test_production_is_configured_the_same_on_one_host_and_in_a_cluster() -> None:
+    host = yaml.safe_load(compose_file.read("dagster.yaml"))
+    found = values()
+    daemon = found["dagsterDaemon"]
+    queue = daemon["runCoordinator"]["config"]["queuedRunCoordinator"]
+    assert host["concurrency"]["runs"] == {
+        "max_concurrent_runs": queue["maxConcurrentRuns"],
+        "tag_concurrency_limits": queue["tagConcurrencyLimits"],
+    }
+    monitoring = daemon["runMonitoring"]
+    assert host["run_monitoring"] == {
+        "enabled": monitoring["enabled"],
+        "start_timeout_seconds": monitoring["startTimeoutSeconds"],
+        "cancel_timeout_seconds": monitoring["cancelTimeoutSeconds"],
+        "poll_interval_seconds": monitoring["pollIntervalSeconds"],
+        "free_slots_after_run_end_seconds": monitoring["freeSlotsAfterRunEndSeconds"],
+    }
+    retries = daemon["runRetries"]
+    assert host["run_retries"] == {
+        "enabled": retries["enabled"],
+        "max_retries": retries["maxRetries"],
+        "retry_on_asset_or_op_failure": retries["retryOnAssetOrOpFailure"],
+    }
+    ticks = found["retention"]["sensor"]["purgeAfterDays"]
+    assert host["retention"]["sensor"]["purge_after_days"] == {k: v for k, v in ticks.items() if k != "started"}
+    assert host["telemetry"] == found["telemetry"]
+    assert host["nux"] == found["additionalInstanceConfig"]["nux"]
+    assert host["storage"]["postgres"]["postgres_db"]["scheme"] == found["postgresql"]["postgresqlScheme"]
+
+
+def test_our_settings_take_the_config_map_and_no_secret_is_in_it() -> None:
+    data: dict[str, str] = documents("settings.yaml")[0]["data"]
+    assert all(isinstance(value, str) for value in data.values())
+    settings = load_settings(data)
+    used = set(settings.sources.values())
+    assert set(data) - used == IN_THE_CLUSTER
+    assert settings.database_url == "postgresql://era@postgres.example.internal:5432/era"
+    for name in SECRETS - {"database_url"}:
+        assert f"ERA_{name.upper()}" not in data
+    drop, models = settings.drop_dir.as_posix(), settings.model_dir.as_posix()
+    mounted = code()["volumeMounts"][0]["mountPath"]
+    assert drop.endswith(f"{mounted}/drop") and models.endswith(f"{mounted}/models")
+
+
+def test_everything_that_is_named_is_there() -> None:
+    made = {(document["kind"], document["metadata"]["name"]) for document in manifests()}
+    found = values()
+    pods = [code(), found["dagsterWebserver"], found["dagsterDaemon"]]
+    for pod in pods:
+        assert [("ConfigMap", source["name"]) in made for source in pod["envConfigMaps"]] == [True]
+    claims = {volume["persistentVolumeClaim"]["claimName"] for volume in code()["volumes"]}
+    assert {("PersistentVolumeClaim", claim) for claim in claims} <= made
+    container = metrics_pod()["spec"]["containers"][0]
+    sources = [next(iter(source.values()))["name"] for source in container["envFrom"]]
+    assert sources == [code()["envConfigMaps"][0]["name"], code()["envSecrets"][0]["name"]]
+    # The two Secrets are made by a person, with commands of the documentation.
+    guide = (FOLDER.parent / "docs" / "kubernetes.md").read_text(encoding="utf-8")
+    for secret in (sources[1], found["global"]["postgresqlSecretName"]):
+        assert f"create secret generic {secret}" in guide
+
+
+def test_one_image_serves_all_and_runs_what_the_containers_run() -> None:
+    found = values()
+    image = code()["image"]
+    assert found["dagsterWebserver"]["image"] == found["dagsterDaemon"]["image"] == image
+    container = metrics_pod()["spec"]["containers"][0]
+    assert container["image"] == f"{image['repository']}:{image['tag']}"
+    assert container["command"] == compose_file.command("metrics")
+    words = compose_file.image_command()
+    assert words == [
+        "dagster",
+        "api",
+        "grpc",
+        "-h",
+        "0.0.0.0",
+        "-p",
+        str(code()["port"]),
+        *code()["dagsterApiGrpcArgs"],
+    ]
+    assert found["dagsterDaemon"]["livenessProbe"]["exec"]["command"] == compose_file.health_command("daemon")
+    probe = found["dagsterWebserver"]["readinessProbe"]["httpGet"]
+    assert probe["path"] in compose_file.health_command("webserver")[-1]
+    assert probe["port"] == found["dagsterWebserver"]["service"]["port"]
+
+
+def test_no_pod_runs_as_root_and_each_has_its_resources() -> None:
+    found = values()
+    run = found["runLauncher"]["config"]["k8sRunLauncher"]["runK8sConfig"]
+    security = [pod["podSecurityContext"] for pod in (code(), found["dagsterWebserver"], found["dagsterDaemon"])]
+    security += [run["podSpecConfig"]["securityContext"], metrics_pod()["spec"]["securityContext"]]
+    assert all(context["runAsNonRoot"] and context["runAsUser"] == 1000 for context in security)
+    for pod in (code(), found["dagsterWebserver"], found["dagsterDaemon"], metrics_pod()["spec"]["containers"][0]):
+        assert set(pod["resources"]) == {"requests", "limits"}
+        assert pod["securityContext"]["allowPrivilegeEscalation"] is False
+    assert code()["resources"] == {"requests": {"cpu": "2", "memory": "2Gi"}, "limits": {"cpu": "4", "memory": "4Gi"}}
+
+
+def test_prometheus_finds_the_metrics_by_their_annotations() -> None:
+    annotations = metrics_pod()["metadata"]["annotations"]
+    port = metrics_pod()["spec"]["containers"][0]["ports"][0]["containerPort"]
+    assert annotations == {
+        "prometheus.io/scrape": "true",
+        "prometheus.io/port": str(port),
+        "prometheus.io/path": "/metrics",
+    }
+
+
+def test_the_manifests_are_valid_kubernetes() -> None:
+    validator = pytest.importorskip("kubernetes_validate", reason="kubernetes-validate is not installed")
+    for document in manifests():
+        validator.validate(document, "1.34", strict=True)
