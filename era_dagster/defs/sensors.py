@@ -9,6 +9,7 @@ import time
 
 import dagster as dg
 
+from era_dagster.defs.health import DROP_SENSOR
 from era_dagster.defs.jobs import ingest_job, run_config
 from era_dagster.defs.partitions import BOOK_CHAPTERS, book_chapters, with_unmarked
 from era_dagster.defs.resources import KnowledgeBaseResource
@@ -25,7 +26,7 @@ MOST_RUNS_PER_TICK = 20
 
 
 @dg.sensor(
-    name="chapter_drop_sensor",
+    name=DROP_SENSOR,
     job=ingest_job,
     minimum_interval_seconds=10,
     default_status=dg.DefaultSensorStatus.RUNNING,

@@ -21,13 +21,7 @@ def migrate(url: str) -> list[str]:
     Safe when several processes call it at once. Raises `ConfigurationError` when an applied file differs from ours or
     the server has no pgvector, `DatabaseUnavailable` when it cannot be reached.
     """
-    files = [
-        (entry.name, entry.read_text(encoding="utf-8"))
-        for entry in sorted(
-            resources.files("era_dagster.storage").joinpath("migrations").iterdir(), key=lambda e: e.name
-        )
-        if entry.name.endswith(".sql")
-    ]
+    files = _files()
     with driver_errors(), psycopg.connect(url, connect_timeout=10) as connection:
         applied = _applied(connection)
         if applied is not None and all(name in applied for name, _ in files):
@@ -54,6 +48,27 @@ def migrate(url: str) -> list[str]:
             connection.execute("INSERT INTO schema_migrations (name, sha256) VALUES (%s, %s)", (name, _sha256(text)))
             done.append(name)
         return done
+
+
+def compare(connection: psycopg.Connection) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The names of our files that this database lacks, and of those it has that we don't; changes nothing.
+
+    Raises `ConfigurationError` when an applied file differs from ours.
+    """
+    files = _files()
+    applied = _applied(connection) or {}
+    _check_unchanged(files, applied)
+    ours = [name for name, _ in files]
+    return tuple(name for name in ours if name not in applied), tuple(sorted(set(applied) - set(ours)))
+
+
+def _files() -> list[tuple[str, str]]:
+    folder = resources.files("era_dagster.storage").joinpath("migrations")
+    return [
+        (entry.name, entry.read_text(encoding="utf-8"))
+        for entry in sorted(folder.iterdir(), key=lambda entry: entry.name)
+        if entry.name.endswith(".sql")
+    ]
 
 
 def _applied(connection: psycopg.Connection) -> dict[str, bytes] | None:

@@ -154,11 +154,23 @@ def test_an_unknown_domain_finds_nothing_and_is_no_error(shell: Shell) -> None:
 def test_doctor_is_content_when_all_is_there_and_names_what_is_not(shell: Shell) -> None:
     well = shell.json("doctor")
     assert well["ok"] is True
+    assert [check["name"] for check in well["checks"] if check["level"] != "ok"] == ["daemon"]
+    assert all(check["next_step"] for check in well["checks"] if check["level"] != "ok")
     assert well["settings"]["database_url"]["value"] == "***"
     assert well["settings"]["embedding_model"] == {"value": "test-model", "source": "ERA_EMBEDDING_MODEL"}
     ill = shell.era("doctor", ERA_EMBEDDING_URLS="http://127.0.0.1:9", ERA_RETRY_BUDGET_SECONDS="1")
     assert ill.returncode == 1
     assert "http://127.0.0.1:9" in ill.stdout
+
+
+def test_doctor_tells_by_its_exit_code_what_is_wrong(shell: Shell) -> None:
+    assert shell.era("doctor").returncode == 0
+    away = shell.era("doctor", "--json", ERA_DATABASE_URL="postgresql://127.0.0.1:9/era")
+    assert away.returncode == 1
+    database = next(check for check in json.loads(away.stdout)["checks"] if check["name"] == "database")
+    assert database["level"] == "failed"
+    assert database["next_step"]
+    assert shell.era("doctor", ERA_SETTLE_SECONDS="soon").returncode == 2
 
 
 def test_db_stop_refuses_a_server_it_did_not_start(shell: Shell) -> None:

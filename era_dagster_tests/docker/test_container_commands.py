@@ -200,6 +200,11 @@ def test_every_command_of_the_containers_runs_and_a_dropped_book_goes_through(sy
 
         system.wait("the sensor's run", stored)
         assert (system.folder / "data" / "ministers" / "truth" / "principles.json").exists()
+        doctor = system.run("code", ["era", "doctor", "--json"], kind="by hand")
+        assert doctor.returncode == 0, doctor.stdout + doctor.stderr
+        found = {check["name"]: check["found"] for check in json.loads(doctor.stdout)["checks"]}
+        assert "alive" in found["daemon"]
+        assert found["sensor"].startswith("on, last tick")
 
     commands = {(name, "command") for name, service in compose_file.services().items() if name != "postgres"}
     health = {(name, "health") for name, service in compose_file.services().items() if "healthcheck" in service}
