@@ -48,7 +48,7 @@ def sensor(instance: dg.DagsterInstance) -> Finding:
             name="sensor",
             level="warning",
             found="switched off: drops wait.",
-            next_step=f"Switch it on in the UI (Automation), or `dagster sensor start {DROP_SENSOR}`.",
+            next_step="Switch it on in the UI under Automation.",
         )
     ticks = instance.get_ticks(state.instigator_origin_id, state.selector_id, limit=1)
     if ticks and ticks[0].status.value == "FAILURE" and ticks[0].error is not None:

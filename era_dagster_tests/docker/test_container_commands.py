@@ -22,7 +22,6 @@ import psycopg
 import pytest
 import yaml
 
-from era_dagster.cli.main import _COMMANDS
 from era_dagster.storage.database import with_database
 from era_dagster_tests.docker import compose_file
 from era_dagster_tests.docker.compose_file import BIN, DOCKER, Machine, interpolated
@@ -37,7 +36,7 @@ pytestmark = [
 
 # No Ollama is at hand: its health check is the one command of the file that is not run.
 ELSEWHERE = {"ollama"}
-BESIDE_THE_CODE = [name for name in ("webserver", "daemon", "metrics") if name != "metrics" or "metrics" in _COMMANDS]
+BESIDE_THE_CODE = ("webserver", "daemon", "metrics")
 FROM_A_TERMINAL = (
     "import os, signal, sys; [signal.signal(s, signal.SIG_DFL) for s in (signal.SIGINT, signal.SIGTERM)];"
     " os.execvp(sys.argv[1], sys.argv[1:])"
@@ -208,9 +207,5 @@ def test_every_command_of_the_containers_runs_and_a_dropped_book_goes_through(sy
 
     commands = {(name, "command") for name, service in compose_file.services().items() if name != "postgres"}
     health = {(name, "health") for name, service in compose_file.services().items() if "healthcheck" in service}
-    wanted = {
-        (name, kind)
-        for name, kind in commands | health
-        if name not in ELSEWHERE and ("metrics" in _COMMANDS or name != "metrics")
-    }
+    wanted = {(name, kind) for name, kind in commands | health if name not in ELSEWHERE}
     assert wanted == {(name, kind) for name, kind in system.ran if kind != "by hand"}
