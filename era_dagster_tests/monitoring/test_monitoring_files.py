@@ -1,0 +1,128 @@
+"""The alert rules, the dashboard and the scrape configuration: every name is one that is exported, every alert leads into the
+runbook, and Prometheus' own tool accepts them and fires each alert on its trouble, where that tool is installed."""
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from era_dagster.settings import load_settings
+from era_dagster.telemetry import catalogue
+from era_dagster.telemetry.catalogue import Metric
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "monitoring"
+
+
+def rules() -> list[dict[str, Any]]:
+    return yaml.safe_load((FOLDER / "alerts.yml").read_text(encoding="utf-8"))["groups"][0]["rules"]
+
+
+def panels() -> list[dict[str, Any]]:
+    return json.loads((FOLDER / "grafana-dashboard.json").read_text(encoding="utf-8"))["panels"]
+
+
+def expressions() -> list[str]:
+    return [rule["expr"] for rule in rules()] + [target["expr"] for shown in panels() for target in shown["targets"]]
+
+
+def exported() -> dict[str, Metric]:
+    """The series a scrape shows, by name, a histogram's parts among them."""
+    found: dict[str, Metric] = {}
+    for metric in vars(catalogue).values():
+        if isinstance(metric, Metric):
+            parts = ("_bucket", "_sum", "_count") if metric.kind == "histogram" else ("",)
+            found |= {metric.name + part: metric for part in parts}
+    return found
+
+
+def test_every_name_and_label_is_one_that_is_exported() -> None:
+    known = exported()
+    assert len(known) > 30
+    used = {name for expression in expressions() for name in re.findall(r"\bera_\w+", expression)}
+    assert used
+    assert used <= set(known), used - set(known)
+    for expression in expressions():
+        for name, matchers in re.findall(r"\b(era_\w+)\{([^}]*)\}", expression):
+            labels = set(re.findall(r"(\w+)(?:=|!=|=~)", matchers))
+            assert labels <= set(known[name].labels), f"{name}: {labels}"
+
+
+def test_the_values_of_outcomes_are_ones_that_the_catalogue_names() -> None:
+    known = exported()
+    for expression in expressions():
+        for name, values in re.findall(r'\b(era_\w+)\{(?:outcome|state)=~?"([^"]+)"\}', expression):
+            for value in values.split("|"):
+                assert re.search(rf"\b{value}\b", known[name].help), f"{name}: {value} is not in its description"
+
+
+def test_every_alert_leads_to_a_section_of_the_runbook_that_names_it() -> None:
+    runbook = (ROOT / "docs" / "runbook.md").read_text(encoding="utf-8")
+    sections = {
+        re.sub(r"[^\w -]", "", part.splitlines()[0].lower()).replace(" ", "-"): part
+        for part in re.split(r"^## ", runbook, flags=re.MULTILINE)[1:]
+    }
+    for rule in rules():
+        page, anchor = rule["annotations"]["runbook"].split("#")
+        assert page == "docs/runbook.md"
+        assert f"`{rule['alert']}`" in sections[anchor], rule["alert"]
+        assert rule["labels"]["severity"] in ("warning", "critical")
+    assert set(re.findall(r"`(Era[A-Z]\w+)`", runbook)) == {rule["alert"] for rule in rules()}
+
+
+def test_what_the_promises_name_has_an_alert() -> None:
+    by_name = {rule["alert"]: rule["expr"] for rule in rules()}
+    assert "deriv(era_chapters_pending" in by_name["EraQueueGrowing"]
+    assert "rate_limited|overloaded" in by_name["EraRefusals"]
+    assert by_name["EraSuccessLow"].rstrip().endswith("> 0.005")
+    assert by_name["EraLatencyHigh"].rstrip().endswith(f"> {load_settings({}).latency_target_seconds:g}")
+    assert "era_dead_letters" in by_name["EraDeadLetters"]
+    assert "era_run_heartbeat_age_seconds" in by_name["EraHeartbeatStale"]
+
+
+def test_the_dashboard_is_whole() -> None:
+    shown = panels()
+    assert len({panel["id"] for panel in shown}) == len(shown)
+    places = [(p["gridPos"]["x"], p["gridPos"]["y"]) for p in shown]
+    assert len(set(places)) == len(places)
+    assert all(p["gridPos"]["x"] + p["gridPos"]["w"] <= 24 for p in shown)
+    assert all(p["title"] and p["description"] and p["targets"] for p in shown)
+    assert all(p["datasource"] == {"type": "prometheus", "uid": "${datasource}"} for p in shown)
+
+
+def test_prometheus_asks_where_the_metrics_are() -> None:
+    content = yaml.safe_load((FOLDER / "prometheus.yml").read_text(encoding="utf-8"))
+    assert content["rule_files"] == ["alerts.yml"]
+    (target,) = content["scrape_configs"][0]["static_configs"][0]["targets"]
+    assert target == f"127.0.0.1:{load_settings({}).prometheus_port}"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("check", "config", "prometheus.yml"), ("check", "rules", "alerts.yml"), ("test", "rules", "alerts.test.yml")],
+    ids=["config", "rules", "each alert on its trouble"],
+)
+def test_prometheus_own_tool_is_content(words: tuple[str, ...]) -> None:
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("promtool is not installed")
+    done = subprocess.run([promtool, *words], cwd=FOLDER, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_alert_has_a_case_in_which_it_fires_and_one_in_which_it_does_not() -> None:
+    cases = yaml.safe_load((FOLDER / "alerts.test.yml").read_text(encoding="utf-8"))["tests"]
+    quiet = {test["alertname"] for test in cases[0]["alert_rule_test"] if not test["exp_alerts"]}
+    fired = {
+        name
+        for case in cases
+        for test in case.get("promql_expr_test", ())
+        for sample in test["exp_samples"]
+        for name in re.findall(r'alertname="(\w+)"', sample["labels"])
+    }
+    assert quiet == fired == {rule["alert"] for rule in rules()}
