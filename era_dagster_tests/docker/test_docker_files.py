@@ -50,7 +50,7 @@ def test_every_variable_of_the_compose_file_stands_in_the_example() -> None:
 
 def test_the_example_holds_no_secret() -> None:
     values = dict(re.findall(r"^(\w+)=(.*)$", read(".env.example"), flags=re.MULTILINE))
-    assert values["POSTGRES_PASSWORD"] == values["ERA_EMBEDDING_API_KEY"] == ""
+    assert values["POSTGRES_PASSWORD"] == values["ERA_EMBEDDING_API_KEY"] == values["ERA_ERROR_WEBHOOK_URL"] == ""
 
 
 def test_the_settings_take_the_environment_of_the_code_server() -> None:

@@ -61,6 +61,10 @@ def test_production_is_configured_the_same_on_one_host_and_in_a_cluster() -> Non
     }
     ticks = found["retention"]["sensor"]["purgeAfterDays"]
     assert host["retention"]["sensor"]["purge_after_days"] == {k: v for k, v in ticks.items() if k != "started"}
+    assert host["python_logs"] == {
+        "python_log_level": found["pythonLogs"]["pythonLogLevel"],
+        "managed_python_loggers": found["pythonLogs"]["managedPythonLoggers"],
+    }
     assert host["telemetry"] == found["telemetry"]
     assert host["nux"] == found["additionalInstanceConfig"]["nux"]
     assert host["storage"]["postgres"]["postgres_db"]["scheme"] == found["postgresql"]["postgresqlScheme"]
