@@ -3,6 +3,8 @@
 import json
 import random
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -222,6 +224,30 @@ def test_the_demo_answers_three_questions_and_a_second_one_embeds_only_them(
     assert len(asked) == 3
     # The rest is the text by which the client asks which model answers.
     assert len(set(server.texts[before:]) - set(asked)) <= 1
+
+
+def test_the_persona_of_the_examples_reads_up_before_it_speaks(shell: Shell) -> None:
+    persona = [sys.executable, str(Path(__file__).resolve().parents[2] / "examples" / "persona.py")]
+
+    def asked(question: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*persona, question],
+            cwd=shell.folder,
+            env=shell.environment,
+            capture_output=True,
+            encoding="utf-8",
+            timeout=60,
+            check=False,
+        )
+
+    write_book(shell.folder / "data" / "drop", "Almanack")
+    shell.json("ingest")
+    spoken = asked("A dated record beats a good memory. Almanack 2.")
+    assert spoken.returncode == 0, spoken.stderr
+    assert "- A dated record beats a good memory. Almanack 2. (principles; Almanack, chapter 2)" in spoken.stdout
+    blank = asked(" ")
+    assert (blank.returncode, blank.stdout) == (1, "")
+    assert "blank" in blank.stderr
 
 
 def test_an_ingest_killed_at_any_moment_and_run_again_ends_like_an_undisturbed_one(
