@@ -17,10 +17,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
+import psycopg
 import pytest
 from pgvector import HalfVector
 
-from era_dagster.domain.errors import ConfigurationError, EndpointUnavailable
+from era_dagster.domain.errors import ConfigurationError, DatabaseUnavailable, EndpointUnavailable
 from era_dagster.knowledge import AsyncKnowledgeBase, KnowledgeBase
 from era_dagster.settings import Settings
 from era_dagster.storage.database import Database
@@ -257,6 +258,43 @@ def test_a_server_that_is_away_is_said_and_found_again_when_it_is_back(
             assert texts(base.search("easy gold", top_k=1)) == [DOCTRINE[2][0]]
         finally:
             back.close()
+
+
+def test_a_database_that_cuts_every_connection_is_asked_again_and_nothing_is_leaked(
+    filled: Database, settings: Settings
+) -> None:
+    query = vector_of(SPACE.document_prefix + DOCTRINE[0][0])
+    cut = (
+        "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    )
+    with KnowledgeBase.open(settings) as base:
+        for _ in range(3):
+            assert len(base.lookup(query)) == 4
+            with psycopg.connect(filled.url, autocommit=True) as connection:
+                connection.execute(cut)
+            try:
+                found = base.lookup(query)
+            except DatabaseUnavailable:
+                found = base.lookup(query)
+            assert len(found) == 4
+        with psycopg.connect(filled.url, autocommit=True) as connection:
+            row = connection.execute(
+                "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+            ).fetchone()
+        assert row is not None
+        assert row[0] <= 2 * settings.database_pool + 2
+
+
+def test_words_count_too_when_a_search_is_hybrid(filled: Database, configured: Settings) -> None:
+    async def ask() -> tuple[list[SearchHit], list[SearchHit]]:
+        async with AsyncKnowledgeBase.open(configured) as base:
+            plain = await base.search("battle", top_k=4)
+            return plain, await base.search("battle", top_k=4, hybrid=True)
+
+    plain, hybrid = asyncio.run(ask())
+    assert sorted(texts(plain)) == sorted(texts(hybrid))
+    assert texts(hybrid)[0] == DOCTRINE[3][0]
 
 
 def test_a_blank_text_is_refused(filled: Database, configured: Settings) -> None:

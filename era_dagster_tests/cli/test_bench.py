@@ -106,3 +106,15 @@ def test_the_list_names_every_scenario_with_its_intent() -> None:
     done = era_bench("--list")
     assert done.returncode == 0
     assert "queue-limit" in done.stdout
+
+
+@pytest.mark.slow
+def test_look_ups_are_measured_on_rows_of_their_own() -> None:
+    words = ("--entries", "200", "--chunks", "200", "--domains", "5", "--questions", "20")
+    done = era_bench("search", *words, "--json", "-")
+    assert done.returncode == 0, done.stderr
+    measured = json.loads(done.stdout)
+    assert (measured["stored"]["texts"], measured["stored"]["domain_tables"]) == (400, 5)
+    exact = [search for search in measured["searches"] if search["recall"] is not None]
+    assert len(exact) == 3
+    assert all(search["how"] == "exact" and search["recall"] == 1.0 for search in exact)

@@ -226,6 +226,19 @@ def test_the_demo_answers_three_questions_and_a_second_one_embeds_only_them(
     assert len(set(server.texts[before:]) - set(asked)) <= 1
 
 
+def test_a_search_may_count_words_and_its_recall_is_measured(shell: Shell) -> None:
+    write_book(shell.folder / "data" / "drop", "Almanack", chapters=3)
+    assert shell.era("verify", "--recall").returncode == 0, "nothing is stored yet"
+    shell.json("ingest")
+    hits = shell.json("search", "rumour", "--hybrid", "-k", "3")["results"]
+    assert len(hits) == 3
+    assert all("rumour" in hit["text"] for hit in hits)
+    tables = {table["table"]: table for table in shell.json("verify", "--recall")["tables"]}
+    assert tables["doctrine_embeddings_all"]["recall"] == 1.0
+    assert tables["chunk_embeddings"]["indexed_ms"] is None
+    assert shell.era("verify", "--recall", "--fix").returncode == 2
+
+
 def test_the_persona_of_the_examples_reads_up_before_it_speaks(shell: Shell) -> None:
     persona = [sys.executable, str(Path(__file__).resolve().parents[2] / "examples" / "persona.py")]
 
