@@ -18,6 +18,8 @@ from era_dagster.storage.migrations import migrate
 from era_dagster.storage.server import EmbeddedServer
 
 _numbers = itertools.count(1)
+# A shell that starts the tests in the background has them ignore interrupts, and their children with them.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
