@@ -99,6 +99,8 @@ class Startup:
         """
         if self._before is None or samples >= FLIGHTS * max(self.wave.concurrency, FEWEST_SAMPLES):
             return False
+        if self.wave.texts <= self._before[0].texts:
+            return False
         elasticity, doubt = self._elasticity(self._before, latency_seconds, error)
         return abs(elasticity - WORTH_IT) < doubt
 

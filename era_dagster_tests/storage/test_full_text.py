@@ -41,7 +41,7 @@ def texts(hits: list[SearchHit]) -> list[str]:
 def test_a_rare_word_brings_up_what_the_vector_leaves_far_behind(filled: Database) -> None:
     with filled.connection() as connection:
         plain = search_entries(connection, vector_of("Count to ten.", DIMENSION), top_k=8)
-    found = hybrid(filled, "What about the ferryman?", top_k=8)
+    found = hybrid(filled, "What about the ferrymen?", top_k=8)
     assert texts(plain)[0] == "Count to ten."
     assert {hit.doctrine_id for hit in found} == {hit.doctrine_id for hit in plain}
     assert "ferrymen" in found[0].text.lower() or found[0].text == "Count to ten."
@@ -120,17 +120,16 @@ def test_chapters_stored_before_languages_were_looked_at_get_theirs(filled: Data
         connection.execute("UPDATE doctrine_sources SET language = NULL")
         connection.execute("UPDATE minister_entries SET language = 'simple'")
         connection.execute("UPDATE chapter_chunks SET language = 'simple'")
-    assert texts(hybrid(filled, "ferryman", top_k=9))[0] == "Count to ten."
+    assert texts(hybrid(filled, "quarrels", top_k=9))[0] == "Count to ten.", "no stem of another language"
     assert note_languages(filled) == 3
     assert note_languages(filled) == 0
-    assert "ferrymen" in texts(hybrid(filled, "ferryman", near=ENGLISH, top_k=1))[0]
+    assert texts(hybrid(filled, "quarrels", top_k=1)) == ["Never quarrel with ferrymen."]
 
 
 def test_more_words_than_are_asked_for_and_statistics_change_nothing_essential(filled: Database) -> None:
     with filled.connection() as connection:
         connection.execute("ANALYZE minister_entries")
     long = "ferrymen quarrel dawn tide level plan room write wait count pay leave never night keeper gate"
-    assert np.isfinite([hit.score for hit in hybrid(filled, long, top_k=9)]).all()
-    assert {"Never quarrel with ferrymen.", "Pay the ferrymen before dawn."} <= set(
-        texts(hybrid(filled, long, top_k=3))
-    )
+    found = hybrid(filled, long, top_k=9)
+    assert np.isfinite([hit.score for hit in found]).all()
+    assert sorted(texts(found)) == sorted(text for _, _, rules in RULES.values() for text in rules)
