@@ -1,0 +1,218 @@
+"""Look-ups with bad questions and a failing database: a clear error or nothing found, and the next look-up works.
+
+The rows were ingested as any user's are, so that what other programs may send to the tables runs on these too.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from types import SimpleNamespace
+
+import psycopg
+import pytest
+from pgvector import HalfVector
+
+from era_dagster.domain.errors import ConfigurationError, DatabaseUnavailable
+from era_dagster.knowledge import AsyncKnowledgeBase, KnowledgeBase
+from era_dagster.settings import Settings
+from era_dagster.storage.database import Database
+from era_dagster_tests.fakes.embedding_server import FakeEmbeddingServer, serving, vector_of
+from era_dagster_tests.pipeline.workbench import Workbench, chapter
+
+DIMENSION = 16
+POOL = 3
+RULES = ("Sound the bell in fog.", "Tie up before the tide turns.", "Count the crew at dusk.")
+WARNING = "A calm sea hides the reef."
+DOMAIN = "decision_making"
+HOSTILE = (
+    "x'; DROP TABLE minister_entries; --",
+    'x"; DELETE FROM doctrine_embeddings_all; --',
+    "' OR '1'='1",
+    "%(query)s",
+    "%",
+    "\\",
+    "../../etc/passwd",
+    "a" * 10_000,
+)
+WATCHED = "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+
+
+@pytest.fixture
+def asked(settings: Settings, database_url: str) -> Iterator[Settings]:
+    """Settings for a filled knowledge base that nobody is connected to; its embedding server is up."""
+    server = FakeEmbeddingServer(dimension=DIMENSION)
+    with serving(server) as url:
+        with Database(database_url, pool_size=2) as database:
+            bench = Workbench(settings, database, server)
+            bench.drop("harbour", chapter(1, domains=["Decision-Making"], rules=list(RULES), warnings=[WARNING]))
+            bench.look()
+            bench.run()
+        yield replace(bench.settings, embedding_urls=(url,), database_pool=POOL)
+
+
+@pytest.fixture
+def base(asked: Settings) -> Iterator[KnowledgeBase]:
+    with KnowledgeBase.open(asked) as opened:
+        yield opened
+
+
+@pytest.fixture
+def admin(database_url: str) -> Iterator[psycopg.Connection]:
+    """A connection beside the knowledge base's own."""
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        yield connection
+
+
+def query() -> list[float]:
+    return vector_of(RULES[0], DIMENSION).tolist()
+
+
+def count(connection: psycopg.Connection, statement: str) -> int:
+    row = connection.execute(statement).fetchone()  # type: ignore[arg-type]
+    assert row is not None
+    return row[0]
+
+
+def wait_until(reached: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not reached():
+        assert time.monotonic() < deadline, "nothing happened within 20 seconds"
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    "vector",
+    [
+        [1.0] * (DIMENSION - 1),
+        [1.0] * (DIMENSION + 1),
+        [0.0] * DIMENSION,
+        [float("nan")] * DIMENSION,
+        [float("-inf")] + [1.0] * (DIMENSION - 1),
+        [],
+    ],
+    ids=["short", "long", "zero", "nan", "infinite", "empty"],
+)
+def test_a_bad_vector_is_refused_by_every_function_and_the_next_look_up_works(
+    base: KnowledgeBase, vector: Sequence[float]
+) -> None:
+    for ask in (
+        lambda: base.lookup(vector),
+        lambda: base.lookup(vector, within="chunks"),
+        lambda: base.semantic_similarity_lookup(vector, DOMAIN),
+        lambda: base.judgment_prior_features(vector, DOMAIN),
+    ):
+        for _ in range(POOL + 1):  # a connection lost at each refusal would leave none
+            with pytest.raises(ConfigurationError, match="query vector"):
+                ask()
+    assert base.lookup(query())[0].text == RULES[0]
+
+
+@pytest.mark.parametrize("domain", HOSTILE, ids=range(len(HOSTILE)))
+def test_hostile_names_find_nothing_and_change_nothing(
+    base: KnowledgeBase, admin: psycopg.Connection, domain: str
+) -> None:
+    assert base.lookup(query(), domain) == base.lookup(query(), domain, within="chunks") == []
+    assert base.lookup(query(), book=domain) == base.lookup(query(), book=domain, within="chunks") == []
+    assert base.search(RULES[0], domain, hybrid=True) == []
+    # As the words of a question they are only words.
+    assert len(base.search(domain, top_k=10, hybrid=True)) == 4
+    assert base.judgment_prior_features(query(), domain)["prior"] == 1.0
+    for table in ("minister_entries", "vectors.doctrine_embeddings_all", "vectors.doctrine_embeddings"):
+        assert count(admin, f"SELECT count(*) FROM {table}") == 4
+
+
+def test_any_number_of_results_may_be_asked_for(base: KnowledgeBase) -> None:
+    for top_k, found in ((-1, 0), (0, 0), (1, 1), (4, 4), (1_000_000, 4)):
+        assert len(base.lookup(query(), top_k=top_k)) == found
+        assert len(base.search(RULES[0], DOMAIN, top_k, hybrid=True)) == found
+        assert len(base.semantic_similarity_lookup(query(), DOMAIN, top_k)) == found
+
+
+@pytest.mark.parametrize("domain", ["Decision-Making", "decision making", "DECISION_MAKING", " Decision – Making "])
+def test_a_domain_is_found_in_the_spellings_ingestion_folds(base: KnowledgeBase, domain: str) -> None:
+    hits = base.lookup(query(), domain)
+    assert {hit.text for hit in hits} == {*RULES, WARNING}
+    assert {hit.domains for hit in hits} == {(DOMAIN,)}
+
+
+def test_the_statement_promised_to_other_programs_runs_on_the_tables(
+    base: KnowledgeBase, admin: psycopg.Connection
+) -> None:
+    admin.execute("SET search_path = public, vectors")
+    admin.execute(
+        f"PREPARE promised (halfvec({DIMENSION}), text, int) AS"
+        " SELECT doctrine_id, similarity(embedding, $1) AS score"
+        " FROM doctrine_embeddings WHERE domain = $2 ORDER BY embedding <=> $1 LIMIT $3"
+    )
+    rows = psycopg.ClientCursor(admin).execute(
+        "EXECUTE promised (%s, %s, %s)", (str(HalfVector(query()).to_list()), DOMAIN, 3)
+    )
+    hits = base.lookup(query(), DOMAIN, 3)
+    assert [(str(identifier), pytest.approx(score, abs=1e-3)) for identifier, score in rows] == [
+        (hit.doctrine_id, hit.score) for hit in hits
+    ]
+    assert len(hits) == 3
+
+
+def test_the_awaited_functions_answer_as_the_others_do_and_nothing_is_open_after_closing(
+    asked: Settings, admin: psycopg.Connection
+) -> None:
+    async def ask() -> tuple[object, ...]:
+        async with AsyncKnowledgeBase.open(asked) as base:
+            persona = SimpleNamespace(domain="Decision-Making")
+            returned = await base.enrich_context_with_doctrine(persona, WARNING, top_k=1)
+            assert returned is persona.doctrine_context
+            assert [hit.text for hit in returned] == [WARNING]
+            for vector in ([float("nan")] * DIMENSION, [1.0]):
+                with pytest.raises(ConfigurationError):
+                    await base.lookup(vector)
+            with pytest.raises(ConfigurationError, match="blank"):
+                await base.search("  ")
+            answers = (
+                await base.semantic_similarity_lookup(query(), DOMAIN),
+                await base.judgment_prior_features(query(), DOMAIN),
+                await base.search(RULES[1], category="rules"),
+                await base.lookup(query(), book="harbour", within="chunks"),
+            )
+        await base.close()  # a second time does no harm
+        with pytest.raises(RuntimeError):
+            await base.lookup(query())
+        return answers
+
+    answers = asyncio.run(ask())
+    wait_until(lambda: count(admin, f"SELECT count(*) {WATCHED}") == 0)
+    with KnowledgeBase.open(asked) as base:
+        assert answers == (
+            base.semantic_similarity_lookup(query(), DOMAIN),
+            base.judgment_prior_features(query(), DOMAIN),
+            base.search(RULES[1], category="rules"),
+            base.lookup(query(), book="harbour", within="chunks"),
+        )
+    assert all(answers)
+
+
+def test_look_ups_cut_in_the_middle_fail_clearly_and_the_pool_is_whole_again(
+    asked: Settings, database_url: str, admin: psycopg.Connection
+) -> None:
+    """Every connection of the pool is held inside its query by a lock, and then ended by the server."""
+    with ThreadPoolExecutor(POOL) as threads:
+        with KnowledgeBase.open(asked) as base:
+
+            def at_once() -> list[Future[int]]:
+                return [threads.submit(lambda: len(base.lookup(query()))) for _ in range(POOL)]
+
+            assert [done.result() for done in at_once()] == [4] * POOL
+            with psycopg.connect(database_url) as locking:
+                locking.execute("LOCK TABLE vectors.doctrine_embeddings_all IN ACCESS EXCLUSIVE MODE")
+                caught = at_once()
+                blocked = f"{WATCHED} AND wait_event_type = 'Lock'"
+                wait_until(lambda: count(admin, f"SELECT count(*) {blocked}") == POOL)
+                assert count(admin, f"SELECT count(pg_terminate_backend(pid)) {blocked}") == POOL
+                for done in caught:
+                    with pytest.raises(DatabaseUnavailable, match="cannot be reached"):
+                        done.result(timeout=30)
+            assert [done.result() for done in at_once()] == [4] * POOL
+            assert 1 <= count(admin, f"SELECT count(*) {WATCHED}") <= POOL
+        wait_until(lambda: count(admin, f"SELECT count(*) {WATCHED}") == 0)
