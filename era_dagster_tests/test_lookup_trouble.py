@@ -9,10 +9,12 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import LiteralString
 
 import psycopg
 import pytest
 from pgvector import HalfVector
+from psycopg import sql
 
 from era_dagster.domain.errors import ConfigurationError, DatabaseUnavailable
 from era_dagster.knowledge import AsyncKnowledgeBase, KnowledgeBase
@@ -69,8 +71,8 @@ def query() -> list[float]:
     return vector_of(RULES[0], DIMENSION).tolist()
 
 
-def count(connection: psycopg.Connection, statement: str) -> int:
-    row = connection.execute(statement).fetchone()  # type: ignore[arg-type]
+def count(connection: psycopg.Connection, statement: LiteralString) -> int:
+    row = connection.execute(statement).fetchone()
     assert row is not None
     return row[0]
 
@@ -142,9 +144,11 @@ def test_the_statement_promised_to_other_programs_runs_on_the_tables(
 ) -> None:
     admin.execute("SET search_path = public, vectors")
     admin.execute(
-        f"PREPARE promised (halfvec({DIMENSION}), text, int) AS"
-        " SELECT doctrine_id, similarity(embedding, $1) AS score"
-        " FROM doctrine_embeddings WHERE domain = $2 ORDER BY embedding <=> $1 LIMIT $3"
+        sql.SQL(
+            "PREPARE promised (halfvec({}), text, int) AS"
+            " SELECT doctrine_id, similarity(embedding, $1) AS score"
+            " FROM doctrine_embeddings WHERE domain = $2 ORDER BY embedding <=> $1 LIMIT $3"
+        ).format(sql.Literal(DIMENSION))
     )
     rows = psycopg.ClientCursor(admin).execute(
         "EXECUTE promised (%s, %s, %s)", (str(HalfVector(query()).to_list()), DOMAIN, 3)
