@@ -125,6 +125,15 @@ def test_hostile_names_find_nothing_and_change_nothing(
         assert count(admin, f"SELECT count(*) FROM {table}") == 4
 
 
+@pytest.mark.parametrize("name", ["har\0bour", "harbour\udcff"], ids=["nul", "surrogate"])
+def test_a_name_that_no_database_can_hold_is_the_name_of_nothing(base: KnowledgeBase, name: str) -> None:
+    """A shell hands over a byte that is no UTF-8 as half of a surrogate pair."""
+    assert base.lookup(query(), book="harbour")[0].text == RULES[0]
+    for within in ("entries", "chunks"):
+        assert base.lookup(query(), book=name, within=within) == base.lookup(query(), name, within=within) == []
+    assert base.search(RULES[0], book=name, hybrid=True) == []
+
+
 def test_any_number_of_results_may_be_asked_for(base: KnowledgeBase) -> None:
     for top_k, found in ((-1, 0), (0, 0), (1, 1), (4, 4), (1_000_000, 4)):
         assert len(base.lookup(query(), top_k=top_k)) == found

@@ -81,7 +81,7 @@ def search_entries(
             f"There is no category {category!r}.", hint=f"The categories are {', '.join(CATEGORIES)}."
         )
     query = _query(connection, vector, made_by)
-    if query is None or top_k < 1:
+    if query is None or top_k < 1 or not _can_be_stored(book):
         return []
     conditions: list[LiteralString] = []
     if domain is not None:
@@ -135,7 +135,7 @@ def search_chunks(
     A chunk belongs to the domains its chapter's entries belong to. Otherwise as `search_entries`.
     """
     query = _query(connection, vector, made_by)
-    if query is None or top_k < 1:
+    if query is None or top_k < 1 or not _can_be_stored(book):
         return []
     conditions: list[LiteralString] = []
     if domain is not None:
@@ -257,6 +257,11 @@ def _query(
         )
     scaled = values / largest
     return HalfVector(scaled / np.linalg.norm(scaled))
+
+
+def _can_be_stored(name: str | None) -> bool:
+    """False for a name with NUL or half of a surrogate pair: PostgreSQL can hold no such text, so nothing is found."""
+    return name is None or not any(character == "\0" or "\ud800" <= character <= "\udfff" for character in name)
 
 
 def _distance(*, exact: bool) -> sql.Composable:
