@@ -74,7 +74,7 @@ def test_a_run_without_a_sign_of_life_and_without_a_connection_is_counted_as_kil
     with database.connection() as connection:
         connection.execute("UPDATE telemetry_runs SET beat_at = now() - interval '10 minutes'")
         assert all(run.stale for run in read_runs(connection))
-    with Database(database_url, pool_size=1, run_id="alive"):
+    with Database(database_url, pool_size=1, run_id="alive") as alive, alive.connection():
         assert [settle_killed(database), settle_killed(database)] == [1, 0]
     assert totals(database)[Part("era_runs_ended_total", ("killed",))] == 1.0
     with database.connection() as connection:
