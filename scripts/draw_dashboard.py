@@ -49,7 +49,7 @@ def drawn(place: int, shown: dict[str, Any], curves: list[tuple[str, Any]], seco
     parts.append(panel(Box(left=left, top=top, width=WIDTH - 70, height=HEIGHT - 90), seconds, lines))
     at = left
     for line, (legend, _) in zip(lines, curves, strict=True):
-        words = html.escape(legend[:44])
+        words = html.escape(legend.replace("http://", "")[:36])
         parts.append(f'<text x="{at}" y="{top + HEIGHT - 56}" font-size="10" fill="{line.colour}">{words}</text>')
         at += 12 + 6 * len(words)
     return "".join(parts)
