@@ -16,7 +16,7 @@ from era_dagster.storage.spaces import LIVE_SCHEMA
 
 # 20,000 rows of 384 dimensions, 10,000 of 768: an exact look-up there takes 10 ms of one core.
 _EXACT_NUMBERS = 7_680_000
-# A row costs 8 to 12 times as much when it is inserted into an index as when the index is built over it.
+# A row costs 6 to 9 times as much when it is inserted into an index as when the index is built over it.
 _SHARE_THAT_DROPS = 1 / 8
 # PostgreSQL's own autovacuum comes by once a minute; a recall measured right after a load must not wait for it.
 _CHANGED_SHARE = 0.1

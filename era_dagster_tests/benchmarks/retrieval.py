@@ -4,7 +4,8 @@
     python -m era_dagster_tests.benchmarks.retrieval       # asks the knowledge base that the environment names
 
 The questions (questions.json) were written by hand before any search was run: ten about the sample books' entries, in other
-words than theirs, and twenty about chapters of three real books. Questions about a book that is not there are left out.
+words than theirs, and twenty about chapters of three real books. After the first answers were seen, one question got a second
+right entry (it says the same). Questions about a book that is not there are left out.
 """
 
 import json
