@@ -19,11 +19,12 @@ import numpy.typing as npt
 from era_dagster.domain.domains import fold_domain
 from era_dagster.domain.errors import ConfigurationError
 from era_dagster.domain.judgment import judgment_features
+from era_dagster.domain.space import Space
 from era_dagster.settings import Settings, configured_model, load_settings
 from era_dagster.storage.database import Database, database_url
 from era_dagster.storage.migrations import migrate
 from era_dagster.storage.search import OtherModel, SearchHit, search_chunks, search_entries
-from era_dagster.storage.spaces import Space, check_configured, ensure_space, live_space
+from era_dagster.storage.spaces import check_configured, ensure_space, live_space
 
 if TYPE_CHECKING:
     from era_dagster.embedding.queries import QueryEmbedder
@@ -203,15 +204,7 @@ class KnowledgeBase:
                 self._queries = QueryEmbedder(self._settings)
             queries = self._queries
         vector, identity = queries.embed(text, space)
-        made_by = Space(
-            provider=identity.provider,
-            model=identity.model,
-            digest=identity.digest,
-            dimension=identity.dimension,
-            document_prefix=identity.document_prefix,
-            query_prefix=identity.query_prefix,
-        )
-        return vector, made_by
+        return vector, identity.space
 
 
 class AsyncKnowledgeBase:

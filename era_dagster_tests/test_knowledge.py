@@ -22,11 +22,12 @@ import pytest
 from pgvector import HalfVector
 
 from era_dagster.domain.errors import ConfigurationError, DatabaseUnavailable, EndpointUnavailable
+from era_dagster.domain.space import Space
 from era_dagster.knowledge import AsyncKnowledgeBase, KnowledgeBase
 from era_dagster.settings import Settings
 from era_dagster.storage.database import Database
 from era_dagster.storage.search import SearchHit
-from era_dagster.storage.spaces import Space, ensure_domain_tables, ensure_space
+from era_dagster.storage.spaces import ensure_domain_tables, ensure_space
 
 DIMENSION = 256
 MODEL = "nomic-embed-text"

@@ -21,10 +21,10 @@ from era_dagster.domain.cleaning import clean_chapter
 from era_dagster.domain.doctrine import CATEGORIES, Chapter, Chunk, DomainName, Entry
 from era_dagster.domain.domains import slugify_domain
 from era_dagster.domain.identity import doctrine_id, partition_key
+from era_dagster.domain.space import Space
 from era_dagster.embedding.embedder import embed_texts
 from era_dagster.intake.reader import read_source
 from era_dagster.storage.chapters import ChapterWrite
-from era_dagster.storage.spaces import Space
 
 Array = NDArray[np.float32]
 ENTRIES_OF_A_CHAPTER = 8

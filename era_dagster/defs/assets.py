@@ -33,7 +33,7 @@ from era_dagster.settings import Settings
 from era_dagster.storage.chapters import set_recorded
 from era_dagster.storage.database import Database
 from era_dagster.storage.drops import KnownChapter, find_chapters, pending_chapters
-from era_dagster.storage.map_rows import domain_counts
+from era_dagster.storage.map_rows import DomainCount, domain_counts
 from era_dagster.storage.spaces import live_space_name
 
 COMBINED_INDEX = "combined_index"
@@ -198,13 +198,14 @@ def run_chapters(
             finally:
                 _forget_retired(context.instance, database, chapters)
             if {"minister_files", "vector_tables"} & set(selected):
+                counts = domain_counts(database)
                 log.add(
                     COMBINED_INDEX,
                     None,
                     {
-                        **_run_metadata(listener.report, database),
+                        **_run_metadata(listener.report, counts),
                         "space": live_space_name(database) or "none yet",
-                        "entries_by_domain": domains_picture(database),
+                        "entries_by_domain": domains_picture(counts),
                     },
                 )
         set_recorded(database, sorted(listener.told))
@@ -212,7 +213,9 @@ def run_chapters(
         # The trouble of the run is what counts, should the checks meet the same.
         with suppress(EraError):
             # A run that failed makes nothing true; its figures are an observation.
-            context.log_event(dg.AssetObservation(COMBINED_INDEX, metadata=_run_metadata(listener.report, database)))
+            context.log_event(
+                dg.AssetObservation(COMBINED_INDEX, metadata=_run_metadata(listener.report, domain_counts(database)))
+            )
             for observation in listener.failures(selected):
                 context.log_event(observation)
             record_checks(context, settings, database)
@@ -222,10 +225,8 @@ def run_chapters(
     return receipt
 
 
-def _run_metadata(report: RunReport | None, database: Database) -> dict[str, Any]:
-    return (
-        {} if report is None else run_metadata(report, {each.domain: each.entries for each in domain_counts(database)})
-    )
+def _run_metadata(report: RunReport | None, counts: Sequence[DomainCount]) -> dict[str, Any]:
+    return {} if report is None else run_metadata(report, {each.domain: each.entries for each in counts})
 
 
 def _forget_retired(instance: dg.DagsterInstance, database: Database, chapters: Sequence[KnownChapter]) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from era_dagster.domain.doctrine import CATEGORIES
 
-LOWEST_PRIOR, HIGHEST_PRIOR = 0.7, 1.3
+HIGHEST_PRIOR = 1.3
 
 
 def judgment_features(found: Iterable[tuple[str, float]]) -> dict[str, float]:

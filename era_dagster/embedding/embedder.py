@@ -32,9 +32,9 @@ from era_dagster.embedding.endpoint import Endpoint, open_endpoints
 from era_dagster.embedding.identity import ask_identity
 from era_dagster.embedding.ledger import Ledger
 from era_dagster.embedding.model_profile import Role
-from era_dagster.embedding.observer import RequestObserver, RequestRecord
+from era_dagster.embedding.observer import RequestObserver, ended_request
 from era_dagster.embedding.provider import CANARY, Answer
-from era_dagster.embedding.report import EmbedReport, EmbedStats, latency
+from era_dagster.embedding.report import EmbedReport, EmbedStats, stats_of
 from era_dagster.embedding.responses import Verdict
 from era_dagster.embedding.vectors import ModelIdentity, Vector, VectorCache, checked
 from era_dagster.embedding.work import Batch, Call, Item, WorkQueue
@@ -131,20 +131,8 @@ class Embedder:
 
     def stats(self) -> EmbedStats:
         """The counters at this moment."""
-        counters = self._ledger.counters
-        return EmbedStats(
-            embedded=counters.embedded,
-            from_cache=counters.from_cache,
-            failed=counters.failed,
-            waiting=len(self._ledger),
-            requests=counters.requests,
-            texts_sent=counters.texts_sent,
-            retries=counters.retries,
-            refusals=counters.refusals,
-            tokens=counters.tokens,
-            latency=latency(counters.latencies),
-            endpoints=tuple(endpoint.stats() for endpoint in self._endpoints),
-        )
+        endpoints = tuple(endpoint.stats() for endpoint in self._endpoints)
+        return stats_of(self._ledger.counters, waiting=len(self._ledger), endpoints=endpoints)
 
     def _accept(self, item: Item) -> None:
         """A new text: to the cache first where there is one."""
@@ -272,25 +260,9 @@ class Embedder:
     def _tell(
         self, endpoint: Endpoint, texts: int, ticket: Ticket, answer: Answer | Verdict | None, *, retried: bool
     ) -> None:
-        if self._on_request is None:
-            return
-        now = self._now()
-        counted = answer.tokens if isinstance(answer, Answer) else None
-        failed = answer if isinstance(answer, Verdict) else None
-        self._on_request(
-            RequestRecord(
-                endpoint=endpoint.provider.url,
-                number=ticket.number,
-                ended_at=now,
-                seconds=now - ticket.sent_at,
-                texts=texts,
-                retried=texts if retried else 0,
-                tokens=ticket.tokens if counted is None else counted,
-                probe=ticket.probe,
-                outcome=failed.outcome if failed else None if answer is None else Outcome.SUCCESS,
-                error=failed.error if failed else None,
-            )
-        )
+        if self._on_request is not None:
+            url, now = endpoint.provider.url, self._now()
+            self._on_request(ended_request(url, ticket, answer, now=now, texts=texts, retried=retried))
 
     def _deliver(self, endpoint: Endpoint, batch: Batch, answer: Answer, seconds: float) -> None:
         vectors, bad = checked(answer.vectors, self._dimension)

@@ -6,8 +6,11 @@ A frozen record handed to one function; nothing the embedder does depends on it.
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from era_dagster.control.gate import Ticket
 from era_dagster.control.outcome import Outcome
 from era_dagster.domain.errors import EraError
+from era_dagster.embedding.provider import Answer
+from era_dagster.embedding.responses import Verdict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,3 +37,23 @@ class RequestRecord:
 
 RequestObserver = Callable[[RequestRecord], None]
 """Called in the event loop for every request; must return quickly and never raise."""
+
+
+def ended_request(
+    endpoint: str, ticket: Ticket, answer: Answer | Verdict | None, *, now: float, texts: int, retried: bool
+) -> RequestRecord:
+    """The record of a request that ended `now` with `answer`, None: it was given up."""
+    counted = answer.tokens if isinstance(answer, Answer) else None
+    failed = answer if isinstance(answer, Verdict) else None
+    return RequestRecord(
+        endpoint=endpoint,
+        number=ticket.number,
+        ended_at=now,
+        seconds=now - ticket.sent_at,
+        texts=texts,
+        retried=texts if retried else 0,
+        tokens=ticket.tokens if counted is None else counted,
+        probe=ticket.probe,
+        outcome=failed.outcome if failed else None if answer is None else Outcome.SUCCESS,
+        error=failed.error if failed else None,
+    )

@@ -141,6 +141,23 @@ def latency(seconds: Collection[float]) -> Latency:
     return Latency(p50_seconds=at(0.50), p95_seconds=at(0.95), p99_seconds=at(0.99))
 
 
+def stats_of(counters: Counters, *, waiting: int, endpoints: tuple[EndpointStats, ...]) -> EmbedStats:
+    """The counters of a whole embedder at this moment."""
+    return EmbedStats(
+        embedded=counters.embedded,
+        from_cache=counters.from_cache,
+        failed=counters.failed,
+        waiting=waiting,
+        requests=counters.requests,
+        texts_sent=counters.texts_sent,
+        retries=counters.retries,
+        refusals=counters.refusals,
+        tokens=counters.tokens,
+        latency=latency(counters.latencies),
+        endpoints=endpoints,
+    )
+
+
 def text_failure(position: int, text: str, error: EraError, attempts: int) -> TextFailure:
     """The record of one failed text."""
     error_class = type(error).__name__

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from era_dagster.domain.errors import BadVectors
+from era_dagster.domain.space import Space
 from era_dagster.embedding.model_profile import ModelProfile, Role, canonical_model_name
 
 Vector = NDArray[np.float32]
@@ -34,6 +35,18 @@ class ModelIdentity:
     query_prefix: str
     server_version: str | None
     uncased: bool = False
+
+    @property
+    def space(self) -> Space:
+        """Where its vectors belong."""
+        return Space(
+            provider=self.provider,
+            model=self.model,
+            digest=self.digest,
+            dimension=self.dimension,
+            document_prefix=self.document_prefix,
+            query_prefix=self.query_prefix,
+        )
 
     @property
     def profile(self) -> ModelProfile:

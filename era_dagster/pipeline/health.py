@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Literal
 
 from era_dagster.domain.errors import EraError
+from era_dagster.domain.space import Space
 from era_dagster.embedding.factory import open_embedder
-from era_dagster.pipeline.ingest import space_of
 from era_dagster.settings import Settings, configured_model
 from era_dagster.storage.database import Database
 from era_dagster.storage.inspection import DatabaseFacts
 from era_dagster.storage.overview import overview
-from era_dagster.storage.spaces import Space, check_configured, check_same_model
+from era_dagster.storage.spaces import check_configured, check_same_model
 
 Level = Literal["ok", "warning", "failed"]
 
@@ -248,7 +248,7 @@ def vector_tables(facts: DatabaseFacts, live: Space | None) -> Finding:
 
 async def _identify(settings: Settings, live: Space | None) -> Space:
     async with open_embedder(settings, known=live) as embedder:
-        return space_of(await embedder.identify())
+        return (await embedder.identify()).space
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -39,7 +39,7 @@ from era_dagster.storage.indexes import (
     tend_tables,
 )
 from era_dagster.storage.minister_files import render_due, write_combined_index
-from era_dagster.storage.spaces import Space, check_configured, ensure_space, live_space, live_space_name
+from era_dagster.storage.spaces import check_configured, ensure_space, live_space, live_space_name
 from era_dagster.storage.telemetry import settle_killed
 
 _ASK_AGAIN_SECONDS = 1.0
@@ -154,23 +154,11 @@ async def _run(
             outcome.fatal = outcome.fatal or error
             outcome.finished.clear()
             return outcome
-        space = space_of(identity)
+        space = identity.space
         await asyncio.to_thread(ensure_space, database, space)
         work = replace(work, rules=replace(work.rules, model_stamp=space.stamp))
         runner = ChapterRunner(database, embedder, listener=listener, watch=watch, settings=settings, space=space)
         return await runner.run(work, stamps)
-
-
-def space_of(identity: ModelIdentity) -> Space:
-    """The space that vectors of this model belong in."""
-    return Space(
-        provider=identity.provider,
-        model=identity.model,
-        digest=identity.digest,
-        dimension=identity.dimension,
-        document_prefix=identity.document_prefix,
-        query_prefix=identity.query_prefix,
-    )
 
 
 async def _identify(embedder: Embedder, patience_seconds: float) -> ModelIdentity:

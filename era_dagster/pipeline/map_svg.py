@@ -1,6 +1,6 @@
 """Draws the pictures of the knowledge base as self-contained SVG: a map of its entries, and its domains as bars.
 
-Pure: numbers in, text out; by hand, as in `bench.plot`, because a plotting library weighs 100 MB for dots and bars.
+Pure: numbers in, text out; by hand, as `telemetry.drawing` says why.
 """
 
 from collections.abc import Sequence
@@ -8,13 +8,13 @@ from html import escape
 
 from era_dagster.domain.doctrine import CATEGORIES
 from era_dagster.storage.map_rows import DomainCount
+from era_dagster.telemetry.drawing import GREY, document
 
 # Ten colours that stay apart for most kinds of colour blindness, and grey for what is none of the ten.
 COLOURS = (
     "#1f6feb", "#d9730d", "#2da44e", "#cf222e", "#8250df", "#0aa5b5", "#bf3989", "#9a6700", "#57606a", "#84b6eb"
 )  # fmt: skip
 OTHERS = "#d0d7de"
-_INK, _GREY = "#1f2328", "#6e7781"
 _MAP, _LEGEND, _MARGIN = 900, 260, 40
 _BAR, _BARS_WIDTH, _LABEL = 20, 620, 230
 MOST_BARS = 25
@@ -41,7 +41,7 @@ def map_svg(
         _legend(place, colour, f"{name or 'other domains'} ({len(dots[name]):,})")
         for place, (name, colour) in enumerate([*((n, colours[n]) for n in names), (None, OTHERS)])
     )
-    return _document(
+    return document(
         _MAP + _LEGEND, _MAP, f'<text x="{_MARGIN}" y="24" font-weight="600">{escape(title)}</text>{layers}{legend}'
     )
 
@@ -62,15 +62,15 @@ def domains_svg(counts: Sequence[DomainCount]) -> str:
     if left:
         entries = sum(count.entries for count in left)
         said = f"and {len(left):,} more domains with {entries:,} entries"
-        rest = f'<text x="{_LABEL}" y="{height + 4}" fill="{_GREY}">{said}</text>'
+        rest = f'<text x="{_LABEL}" y="{height + 4}" fill="{GREY}">{said}</text>'
         height += 20
-    return _document(_LABEL + _BARS_WIDTH + 80, height, keys + bars + rest)
+    return document(_LABEL + _BARS_WIDTH + 80, height, keys + bars + rest)
 
 
 def _bar(count: DomainCount, most: int, top: int) -> str:
     parts = [
         f'<text x="{_LABEL - 8}" y="{top + 13}" text-anchor="end">{escape(_short(count.domain))}</text>',
-        f'<text x="{_LABEL + count.entries / most * _BARS_WIDTH + 6:.0f}" y="{top + 13}" fill="{_GREY}">'
+        f'<text x="{_LABEL + count.entries / most * _BARS_WIDTH + 6:.0f}" y="{top + 13}" fill="{GREY}">'
         f"{count.entries:,}</text>",
     ]
     left = float(_LABEL)
@@ -95,11 +95,3 @@ def _legend(place: int, colour: str, text: str) -> str:
 
 def _short(name: str) -> str:
     return name if len(name) <= 32 else f"{name[:31]}…"
-
-
-def _document(width: int, height: int, content: str) -> str:
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}"'
-        f' font-family="system-ui, sans-serif" font-size="13" fill="{_INK}">'
-        f'<rect width="100%" height="100%" fill="white"/>{content}</svg>\n'
-    )

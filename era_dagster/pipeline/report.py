@@ -10,11 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from era_dagster.domain.doctrine import Chapter, Chunk
+from era_dagster.domain.space import Space
 from era_dagster.embedding.report import EmbedReport
 from era_dagster.pipeline.receipt import Receipt
 from era_dagster.storage.chapters import ChapterWritten
 from era_dagster.storage.dead_letters import DeadText
-from era_dagster.storage.spaces import Space, numbered_name
+from era_dagster.storage.spaces import numbered_name
 
 # Of the unusable items; all of them are in `doctrine_sources`.
 _MOST_NAMED = 20

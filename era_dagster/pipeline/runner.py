@@ -23,6 +23,7 @@ from era_dagster.domain.errors import (
     StorageError,
     TransientError,
 )
+from era_dagster.domain.space import Space
 from era_dagster.domain.stages import STAGES, Stage, StampRules, stale_stages
 from era_dagster.embedding.embedder import Embedder
 from era_dagster.embedding.report import EmbedStats
@@ -38,7 +39,7 @@ from era_dagster.storage.chapters import (
 )
 from era_dagster.storage.database import Database
 from era_dagster.storage.drops import KnownChapter
-from era_dagster.storage.spaces import Space, ensure_domain_tables
+from era_dagster.storage.spaces import ensure_domain_tables
 
 T = TypeVar("T")
 # One chapter of the user's corpus holds about 14 texts; more chapters than this in flight only cost memory.

@@ -13,9 +13,9 @@ from typing import TypeVar
 import httpx
 
 from era_dagster.domain.errors import ConfigurationError, EraError
+from era_dagster.domain.space import Space
 from era_dagster.embedding.embedder import Embedder
 from era_dagster.embedding.factory import open_embedder
-from era_dagster.pipeline.ingest import space_of
 from era_dagster.pipeline.report import dead_texts
 from era_dagster.settings import Settings, configured_model
 from era_dagster.storage.cache import PostgresVectorCache
@@ -29,7 +29,7 @@ from era_dagster.storage.space_rows import (
     stored_texts,
     write_space_chapter,
 )
-from era_dagster.storage.spaces import Space, attach_domain_table
+from era_dagster.storage.spaces import attach_domain_table
 
 T = TypeVar("T")
 _TEXTS_PER_CHAPTER = 8
@@ -103,7 +103,7 @@ async def _build(
     async with open_embedder(
         settings, known=known, cache=lambda model: PostgresVectorCache(database, model=model), transport=transport
     ) as embedder:
-        space = space_beside(database, space_of(await embedder.identify()))
+        space = space_beside(database, (await embedder.identify()).space)
         with working_on(database, space.space_id):
             builder = _Builder(database, embedder, space, settings, report, on_progress)
             try:

@@ -19,10 +19,11 @@ from psycopg import sql
 from era_dagster.domain.doctrine import Chapter, Chunk
 from era_dagster.domain.language import language_of
 from era_dagster.domain.receipt import ItemCounts
+from era_dagster.domain.space import Space
 from era_dagster.domain.stages import Stage
 from era_dagster.storage.database import Database
 from era_dagster.storage.dead_letters import DeadText, write_letters
-from era_dagster.storage.spaces import SWITCH_LOCK, Space, check_still_live
+from era_dagster.storage.spaces import SWITCH_LOCK, check_still_live
 from era_dagster.storage.vectors import CHUNK_TABLE, DOMAIN_TABLE, EVERY_TABLE, Difference, replace_rows
 
 STAMP_COLUMNS: Mapping[Stage, str] = {

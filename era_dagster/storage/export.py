@@ -18,9 +18,10 @@ from era_dagster.domain.doctrine import CATEGORIES, Category
 from era_dagster.domain.errors import ConfigurationError, TransientError
 from era_dagster.domain.exports import render_items
 from era_dagster.domain.ministers import MinisterEntry
+from era_dagster.domain.space import Space
 from era_dagster.storage.atomic_files import file_errors, new_file, new_folder
 from era_dagster.storage.database import Database
-from era_dagster.storage.spaces import Space, live_space, space_name
+from era_dagster.storage.spaces import live_space, space_name
 
 Progress = Callable[[int, int], None]
 _FILES = frozenset(f"{category}.json" for category in CATEGORIES)

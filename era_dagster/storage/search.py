@@ -17,8 +17,9 @@ from psycopg import sql
 from era_dagster.domain.doctrine import CATEGORIES
 from era_dagster.domain.errors import ConfigurationError
 from era_dagster.domain.fusion import fuse_rankings
+from era_dagster.domain.space import Space
 from era_dagster.storage.full_text import question_words, words_match
-from era_dagster.storage.spaces import Space, live_space_in, space_name
+from era_dagster.storage.spaces import live_space_in, space_name
 
 LARGEST_TOP_K = 1000
 # How far down each of the two rankings of a hybrid search counts.

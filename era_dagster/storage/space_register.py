@@ -15,10 +15,10 @@ import psycopg
 from psycopg import sql
 
 from era_dagster.domain.errors import ConfigurationError, TransientError
+from era_dagster.domain.space import Space
 from era_dagster.storage.database import Database
 from era_dagster.storage.spaces import (
     LIVE_SCHEMA,
-    Space,
     create_vector_tables,
     live_space_in,
     numbered_name,

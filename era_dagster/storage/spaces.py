@@ -6,13 +6,13 @@ are the business of `storage.space_register`; why it is built so: docs/adr/0014-
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import psycopg
 from psycopg import sql
 
 from era_dagster.domain.errors import ConfigurationError
+from era_dagster.domain.space import Space
 from era_dagster.storage.database import Database
 
 LIVE_SCHEMA = "vectors"
@@ -21,23 +21,6 @@ SWITCH_LOCK = "embedding spaces"
 # PostgreSQL keeps a row on one 8 kB page: beyond this many half-precision numbers the vector must live out of line.
 _LARGEST_PLAIN_DIMENSION = 3000
 LARGEST_DIMENSION = 4000
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Space:
-    """A model as the database records it. `dimension` is the length of its vectors; prefixes precede every text."""
-
-    provider: str
-    model: str
-    digest: str | None
-    dimension: int
-    document_prefix: str
-    query_prefix: str
-
-    @property
-    def stamp(self) -> str:
-        """What a stage's stamp says of the model: equal stamps mean interchangeable vectors."""
-        return f"{self.model}@{self.digest or '-'}/{self.dimension}/{self.document_prefix}"
 
 
 def live_space(database: Database) -> Space | None:

@@ -26,6 +26,7 @@ import numpy as np
 
 from era_dagster.domain.chunking import cut_chunks
 from era_dagster.domain.cleaning import clean_chapter
+from era_dagster.domain.space import Space
 from era_dagster.domain.stages import STAGES, StampRules
 from era_dagster.embedding.report import EmbedStats
 from era_dagster.intake.reader import read_source
@@ -42,7 +43,7 @@ from era_dagster.storage.database import Database, database_url
 from era_dagster.storage.drops import pending_chapters
 from era_dagster.storage.migrations import migrate
 from era_dagster.storage.minister_files import render_due
-from era_dagster.storage.spaces import Space, ensure_domain_tables, ensure_space
+from era_dagster.storage.spaces import ensure_domain_tables, ensure_space
 from era_dagster_tests.benchmarks.corpus import write_corpus
 
 _DIMENSION = 768

@@ -9,12 +9,13 @@ import psycopg
 import pytest
 
 from era_dagster.domain.errors import ConfigurationError
+from era_dagster.domain.space import Space
 from era_dagster.pipeline import health
 from era_dagster.pipeline.health import Finding
 from era_dagster.settings import Settings, load_settings
 from era_dagster.storage.database import Database
 from era_dagster.storage.inspection import DatabaseFacts, inspect_database
-from era_dagster.storage.spaces import Space, ensure_space
+from era_dagster.storage.spaces import ensure_space
 from era_dagster_tests.fakes.embedding_server import FakeEmbeddingServer, serving
 
 SPACE = Space(provider="ollama", model="test-model", digest=None, dimension=8, document_prefix="", query_prefix="")

@@ -9,11 +9,12 @@ import numpy.typing as npt
 from era_dagster.domain.chunking import ChunkRules, cut_chunks
 from era_dagster.domain.cleaning import clean_chapter
 from era_dagster.domain.doctrine import Chapter, SourceChapter
+from era_dagster.domain.space import Space
 from era_dagster.domain.stages import STAGES
 from era_dagster.storage.chapters import ChapterWrite, write_chapter
 from era_dagster.storage.database import Database
 from era_dagster.storage.dead_letters import DeadText
-from era_dagster.storage.spaces import Space, ensure_domain_tables, ensure_space
+from era_dagster.storage.spaces import ensure_domain_tables, ensure_space
 from era_dagster_tests.fakes.embedding_server import vector_of
 
 DIMENSION = 16

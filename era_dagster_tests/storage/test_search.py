@@ -10,9 +10,10 @@ import pytest
 from pgvector import HalfVector
 
 from era_dagster.domain.errors import ConfigurationError
+from era_dagster.domain.space import Space
 from era_dagster.storage.database import Database
 from era_dagster.storage.search import SearchHit, search_chunks, search_entries
-from era_dagster.storage.spaces import Space, ensure_domain_tables, ensure_space
+from era_dagster.storage.spaces import ensure_domain_tables, ensure_space
 
 DIMENSION = 16
 SPACE = Space(provider="ollama", model="tiny", digest=None, dimension=DIMENSION, document_prefix="", query_prefix="")
