@@ -63,6 +63,7 @@ _KINDS = {
 
 # Each costs 11 ms; all of them are named in the run's failure and in `era status`.
 _MOST_FAILURES_TOLD = 100
+_LONGEST_SETTLING_SECONDS = 10.0
 OWNERS = ["team:knowledge-base"]
 
 Progress = Callable[[Receipt, int, EmbedStats | None], None]
@@ -263,6 +264,12 @@ def _everything_pending(
     problems: list[str] = []
     if config.look:
         look = look_at_drop(settings, database, settings.drop_dir)
+        if look.settling:
+            # Somebody who drops a book and asks at once means that book.
+            seconds = min(settings.settle_seconds, _LONGEST_SETTLING_SECONDS)
+            context.log.info(f"{len(look.settling)} sources were just written: looking again in {seconds:g} s.")
+            time.sleep(seconds)
+            look = look_at_drop(settings, database, settings.drop_dir, settling=look.settling)
         problems = look.problems()
         for notice in look.notices():
             context.log.info(notice)

@@ -33,6 +33,13 @@ def test_everything_pending_looks_at_the_drop_folder_first(desk: Desk) -> None:
     assert run.tags[TAKES_TAG] == EVERYTHING_PENDING
 
 
+def test_a_book_dropped_a_moment_before_is_waited_for_and_taken(desk: Desk) -> None:
+    """The command found nothing to do, and said that all was well, when it started within two seconds of the drop."""
+    desk.set_age(desk.drop("level", [1, 2], settled=False), -0.5)
+    assert desk.run([]).success
+    assert desk.marked("minister_files") == {"level/0001", "level/0002"}
+
+
 def test_a_file_that_cannot_be_read_fails_the_run_by_name_after_all_else_is_done(desk: Desk) -> None:
     broken = desk.drop("level", [1]).with_name("broken.json")
     broken.write_text('[{"chapter_index": 1,', encoding="utf-8")
