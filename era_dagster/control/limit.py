@@ -22,8 +22,6 @@ STEP = 1.3
 """How far a probe changes the work; further when the one before it was kept."""
 SHORTEST_EPOCH_SECONDS = 0.4
 """However fast the answers come, a judgement waits this long: scheduling noise lives below it."""
-FAIR_ITEMS = 1
-"""On target, requests grow by a text each epoch and shrink by shares: clients of one server drift to equal shares."""
 MOST_MOVES = 4
 """After so many moves in a row the target is hidden by noise: as good as reached."""
 TOLERANCE = 0.14
@@ -228,23 +226,30 @@ class AdaptiveLimit:
         self._startup, self._answers = None, {}
         self._target = landing.target_seconds
         self._probes.begin(now, check_width=landing.concurrency <= 2)
-        work = self.point.work or self.point.concurrency * self.item_tokens
-        if measured is not None:
-            work *= max(0.5, min(2.0, self._target / measured.latency))
-        return self._go(now, self._bounded(now, Point(landing.concurrency, work)), landing.reason, measured)
+        wave, work = self.point, (landing.texts or 0) * self.item_tokens
+        if not work:
+            work = wave.work or wave.concurrency * self.item_tokens
+            if measured is not None:
+                work *= max(0.5, min(2.0, self._target / measured.latency))
+        judgement = self._go(now, self._bounded(now, Point(landing.concurrency, work)), landing.reason, measured)
+        if measured is not None and self.point.work > wave.work > 0:
+            self._came_from = (wave, measured)
+        return judgement
 
     def _judge_hold(self, now: float, measured: Measurement) -> Judgement | None:
         highest = self._highest_latency()
         if self._flight.epoch.pace == "requests":
             self._target = max(self._target, highest)
-        target = self._target if self._target > 1.5 * highest else min(self._target, highest)
+        beyond = self._target > 1.5 * highest and self._is_slow_itself
+        target = self._target if beyond else min(self._target, highest)
         off = math.log(target / measured.latency)
         enough = measured.samples >= min(60, 4 * self.point.concurrency) and measured.seconds >= SHORTEST_EPOCH_SECONDS
         far = abs(off) > max(0.4, 3.0 * measured.error) and measured.samples >= max(3 * self.point.concurrency // 2, 8)
         slower = off < -0.7 and measured.fastest > 1.3 * target
         if not (enough or far or slower):
             return None
-        undone = self._undo_harm(now, measured)
+        came_from, self._came_from = self._came_from, None
+        undone = self._undo_harm(now, measured, came_from)
         if undone is not None:
             return undone
         if self._probes.urgent:
@@ -262,42 +267,44 @@ class AdaptiveLimit:
                 before, self._size_before, self._moves = self.point, self.point.size(self.item_tokens), self._moves + 1
                 judgement = self._go(now, moved, "towards the latency target", measured)
                 self._came_from = (before, measured)
+                if came_from is not None and moved.work > before.work > came_from[0].work:
+                    # Several steps up are one: what they cost together counts.
+                    self._came_from = max(came_from, (before, measured), key=lambda each: each[1].throughput)
                 return judgement
         self._size_before, self._moves = None, 0
         self._held = [*self._held[-2:], measured]
-        # Within the tolerance no new epoch is due: up by texts, down by shares, so that clients come to equal shares.
-        work = (
-            self.point.work * math.exp(off)
-            if off < -TOLERANCE / 2.0
-            else self.point.work + FAIR_ITEMS * self.point.concurrency * self.item_tokens
-        )
-        fair = self._bounded(now, Point(self.point.concurrency, min(work, max(self._most_work, self.point.work))))
-        if self._affordable(fair, measured):
-            self.point = Point(self.point.concurrency, fair.work)
-        return self._try(now, measured)
+        # Within the tolerance no new epoch is due: up by the smallest step, down by shares.
+        before = self.point
+        more = before.one_more(self.item_tokens, in_number=self._flight.epoch.pace is None)
+        fine = more if off > -TOLERANCE / 2.0 else replace(before, work=before.work * math.exp(off))
+        fine = self._bounded(now, replace(fine, work=min(fine.work, max(self._most_work, before.work))))
+        judgement = self._try(now, measured)
+        if self._probes.running is None and self._affordable(fine, measured):
+            self.point, self._came_from = fine, (before, measured)
+        return judgement
 
     def _affordable(self, point: Point, measured: Measurement) -> bool:
         """Texts are whole: whether one more in each request would keep the latency target, if the server is saturated."""
         (_, items), (_, more) = self.point.size(self.item_tokens), point.size(self.item_tokens)
         return more <= items or measured.latency * more / max(items, 1) < 1.05 * self._ceilings.latency_seconds
 
-    def _undo_harm(self, now: float, measured: Measurement) -> Judgement | None:
+    def _undo_harm(
+        self, now: float, measured: Measurement, came_from: tuple[Point, Measurement] | None
+    ) -> Judgement | None:
         """Growth that cost far more throughput than noise is undone; a cut that lowered no latency teaches the target."""
-        if self._came_from is None:
+        if came_from is None or self._flight.epoch.pace is not None:
             return None
-        (point, before), self._came_from = self._came_from, None
-        if self._flight.epoch.pace is not None:
-            return None
+        point, before = came_from
         gain = math.log(measured.throughput / before.throughput)
         step = math.log(self.point.work / point.work)
         noise = math.hypot(measured.error, before.error)
-        if step > 0.1 and gain < -max(0.2, 3.0 * noise):
-            self._most_work = 1.1 * point.work
+        if step > 0.0 and gain < -max(0.2, 3.0 * noise):
+            self._most_work = (1.1 if step > 0.1 else 1.0) * point.work
             return self._go(now, point, "more work gave less throughput", measured, gain)
         same_latency = abs(math.log(measured.latency / before.latency)) < TOLERANCE
         if step < -0.1 and gain < HIGH_PRICE * step - noise and same_latency:
             # A rival that takes what is given up looks the same: beyond the target only where a light load is as slow.
-            most = self._highest_latency() if self._light_latency < self._highest_latency() / 2.0 else math.inf
+            most = math.inf if self._is_slow_itself else self._highest_latency()
             self._target = max(self._target, min(most, 1.2 * before.latency))
             return self._go(now, point, "less work did not lower the latency: it is the service itself", measured, gain)
         return None
@@ -324,7 +331,7 @@ class AdaptiveLimit:
             if highest < 1.05 * latency < 2.0 * highest:
                 return self.point
             step = STEP ** min(3, 1 + self._probes.kept_in_a_row)
-            return Point(c, max(work * step, work + c * self.item_tokens))
+            return self.point.grown(step, self.item_tokens, in_number=self._flight.epoch.pace is None)
         if probe == "down":
             return Point(c, work / STEP)
         if probe == "wider":
@@ -363,6 +370,11 @@ class AdaptiveLimit:
             self._most_work = self.point.work
         self._held = [measured]
         return self._go(now, self.point, f"probe {probe} kept", measured, gain)
+
+    @property
+    def _is_slow_itself(self) -> bool:
+        """Whether even a light load takes so long that the latency target is no measure."""
+        return self._light_latency > self._highest_latency() / 2.0
 
     def _highest_latency(self) -> float:
         """The most mean latency that keeps the 95th percentile under its target."""

@@ -29,7 +29,7 @@ WORTH_IT = 0.5
 CONFIDENCE = 1.5
 """Standard errors by which an elasticity must differ from `WORTH_IT` to be believed."""
 FLIGHTS = 4
-FEWEST_SAMPLES = 8
+FEWEST_SAMPLES = 6
 """A wave has at least so many answers, and where noise hides what it shows, up to so many flights of them."""
 
 
@@ -48,11 +48,13 @@ class Wave:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Landing:
-    """Where the waves end: the last useful wave, the concurrency to go on with, the latency (seconds) to aim at."""
+    """Where the waves end: the concurrency to go on with, the latency (seconds) to aim at, the texts in flight if a wave
+    has shown how many are best."""
 
     concurrency: int
     target_seconds: float
     reason: str
+    texts: int | None = None
 
 
 class Startup:
@@ -66,6 +68,7 @@ class Startup:
         self._larger = True
         self._fastest = math.inf
         self.alone = False
+        self._best: tuple[Wave, float] | None = None
 
     @property
     def is_first(self) -> bool:
@@ -118,6 +121,7 @@ class Startup:
         self, latency_seconds: float, answers: Sequence[tuple[float, float]], *, error: float = 0.0
     ) -> Landing | None:
         """A wave came back with this mean latency; `answers` are (sent at, done at) in the order of sending."""
+        factor = 2.0
         if self._before is None:
             first = min(done - sent for sent, done in answers)
             unevenness = _one_by_one(answers)
@@ -133,8 +137,10 @@ class Startup:
                 return None
             self.alone = False
             self._fastest = first
+            if latency_seconds < self._ceilings.lowest_latency / 2.0 and last <= ALIKE * first:
+                factor = 4.0
         self._fastest = min(self._fastest, latency_seconds)
-        factor = 2.0
+        self._remember(latency_seconds)
         if self._before is not None:
             wave, before, _ = self._before
             if self.wave.texts <= wave.texts:
@@ -146,6 +152,10 @@ class Startup:
             full = latency_seconds > max(self._ceilings.highest_latency, 1.3 * self._fastest)
             if not self._larger and (full or not worth_it):
                 wide = math.ceil(wave.concurrency * math.exp(step * max(0.0, min(1.0, elasticity))))
+                if self._best is not None and self._best[0].texts > self.wave.texts:
+                    best, spent = self._best
+                    reason = f"as good as it got, e = {elasticity:.2f}"
+                    return self._land(best.concurrency, spent, reason, texts=best.texts)
                 spent = latency_seconds if elasticity >= PRICE else before
                 return self._land(wide, spent, f"saturated, e = {elasticity:.2f}")
             if full or not worth_it:
@@ -162,6 +172,17 @@ class Startup:
                 factor = min(factor, max(LEAST_GROWTH, self._ceilings.highest_latency / latency_seconds))
         return self._grow(factor, latency_seconds, error)
 
+    def _remember(self, latency_seconds: float) -> None:
+        """The wave with the highest throughput that keeps the latency target; more work must be worth its waiting."""
+        if latency_seconds > self._ceilings.highest_latency:
+            return
+        if self._best is not None:
+            best, latency = self._best
+            step = math.log(self.wave.texts / best.texts)
+            if step - math.log(latency_seconds / latency) <= PRICE * step:
+                return
+        self._best = self.wave, latency_seconds
+
     def _grow(self, factor: float, latency_seconds: float, error: float) -> Landing | None:
         wave = self.wave
         items = min(max(wave.items + 1, int(factor * wave.items)), self._ceilings.items)
@@ -176,14 +197,15 @@ class Startup:
         self._before, self.wave, self.reason = (wave, latency_seconds, error), grown, "more work, more throughput"
         return None
 
-    def _land(self, concurrency: int, latency_seconds: float, reason: str) -> Landing:
+    def _land(self, concurrency: int, latency_seconds: float, reason: str, *, texts: int | None = None) -> Landing:
         low, high = self._ceilings.lowest_latency, self._ceilings.highest_latency
         target = max(low, min(high, 1.5 * self._fastest), min(high, latency_seconds))
         if high < self._fastest < math.inf:
             target = 1.2 * self._fastest
         elif self._fastest == math.inf:
             target = low
-        return Landing(concurrency=min(concurrency, self._ceilings.concurrency), target_seconds=target, reason=reason)
+        concurrency = min(concurrency, self._ceilings.concurrency)
+        return Landing(concurrency=concurrency, target_seconds=target, reason=reason, texts=texts)
 
 
 def _one_by_one(answers: Sequence[tuple[float, float]]) -> float:

@@ -43,7 +43,7 @@ def test_a_model_that_was_loading_is_forgotten_and_a_slow_server_is_not() -> Non
     assert startup.wave == Wave(4, 1)
     assert startup.alone
     assert even(startup, 0.02) is None
-    assert startup.wave == Wave(4, 2)
+    assert startup.wave == Wave(4, 4), "nothing waited for anything"
     assert not startup.alone
     slow = Startup(Ceilings())
     even(slow, 15.0)
@@ -104,3 +104,13 @@ def test_noise_makes_a_wave_go_on_and_one_that_a_413_cut_to_the_size_before_is_j
     assert not startup.unclear(0.07, error=0.3, samples=1000), "enough is enough"
     startup.bound(Ceilings(items=1))
     assert not startup.unclear(0.07, error=0.3, samples=8)
+
+
+def test_it_lands_on_the_best_of_the_waves_where_more_in_number_was_worse() -> None:
+    startup = Startup(Ceilings())
+    landing = None
+    while landing is None:
+        wave = startup.wave
+        landing = even(startup, 0.04 * max(1.0, wave.texts / 64) ** 0.8 if wave.concurrency == 4 else 0.25)
+    assert landing.concurrency == 4
+    assert landing.texts == 256
