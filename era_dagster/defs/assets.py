@@ -198,25 +198,17 @@ def run_chapters(
                 )
             finally:
                 _forget_retired(context.instance, database, chapters)
-            if {"minister_files", "vector_tables"} & set(selected):
-                counts = domain_counts(database)
-                log.add(
-                    COMBINED_INDEX,
-                    None,
-                    {
-                        **_run_metadata(listener.report, counts),
-                        "space": live_space_name(database) or "none yet",
-                        "entries_by_domain": domains_picture(counts),
-                    },
-                )
+                if listener.whole_is_fresh:
+                    log.add(COMBINED_INDEX, None, _whole_metadata(listener.report, database))
         set_recorded(database, sorted(listener.told))
     except EraError:
         # The trouble of the run is what counts, should the checks meet the same.
         with suppress(EraError):
-            # A run that failed makes nothing true; its figures are an observation.
-            context.log_event(
-                dg.AssetObservation(COMBINED_INDEX, metadata=_run_metadata(listener.report, domain_counts(database)))
-            )
+            if not listener.whole_is_fresh:
+                # Nothing became true of the whole; the figures of the run are an observation.
+                context.log_event(
+                    dg.AssetObservation(COMBINED_INDEX, metadata=_run_metadata(listener.report, domain_counts(database)))
+                )
             for observation in listener.failures(selected):
                 context.log_event(observation)
             record_checks(context, settings, database)
@@ -224,6 +216,15 @@ def run_chapters(
     record_checks(context, settings, database)
     context.log.info("Receipt: %s", receipt.as_json())
     return receipt
+
+
+def _whole_metadata(report: RunReport | None, database: Database) -> dict[str, Any]:
+    counts = domain_counts(database)
+    return {
+        **_run_metadata(report, counts),
+        "space": live_space_name(database) or "none yet",
+        "entries_by_domain": domains_picture(counts),
+    }
 
 
 def _run_metadata(report: RunReport | None, counts: Sequence[DomainCount]) -> dict[str, Any]:
@@ -294,6 +295,7 @@ class _DagsterListener:
         self._on_progress = on_progress
         self.told: dict[str, set[str]] = {}
         self.report: RunReport | None = None
+        self.whole_is_fresh = False
 
     def stages_done(self, done: Sequence[StageDone]) -> None:
         for stage in done:
@@ -305,6 +307,9 @@ class _DagsterListener:
         self._log.flush_if_due()
         if self._on_progress is not None:
             self._on_progress(receipt, total_chapters, stats)
+
+    def whole_refreshed(self) -> None:
+        self.whole_is_fresh = True
 
     def run_ended(self, report: RunReport) -> None:
         self.report = report

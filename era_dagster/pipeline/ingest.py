@@ -94,6 +94,7 @@ def run_stages(
             note_failures(database, receipt.chapters_failed, outcome.finished)
             if work.stages & {"minister_files", "vector_tables"}:
                 refresh_combined_index(settings, database, build=not load_goes_on(database))
+                listener.whole_refreshed()
             raise_failures(outcome)
         finally:
             listener.run_ended(watch.report())

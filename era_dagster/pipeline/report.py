@@ -144,15 +144,15 @@ def _domains(chapter: Chapter) -> dict[str, int]:
 
 
 def _request_numbers(report: EmbedReport | None) -> dict[str, Any]:
-    """What embedding this chapter took; nothing when all of it was in the cache."""
+    """What embedding this chapter took; counts are 0 and the rest is absent when all of it was in the cache."""
     if report is None or not report.requests:
-        return {}
+        return dict.fromkeys(("requests", "tokens", "retries", "refusals"), 0)
     latency = report.latency
     numbers: dict[str, float | None] = {
         "requests": report.requests,
         "tokens": report.tokens,
-        "retries": report.retries or None,
-        "refusals": report.refusals or None,
+        "retries": report.retries,
+        "refusals": report.refusals,
         "texts_per_second": round(len(report.vectors) / report.seconds, 1) if report.seconds else None,
         "request_p50_ms": _ms(latency.p50_seconds),
         "request_p95_ms": _ms(latency.p95_seconds),

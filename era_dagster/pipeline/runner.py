@@ -69,6 +69,10 @@ class Listener(Protocol):
         """The totals changed; `stats` are the embedder's, when there is one."""
         ...
 
+    def whole_refreshed(self) -> None:
+        """The totals and vector indexes of the whole are up to date with what is stored now."""
+        ...
+
     def run_ended(self, report: RunReport) -> None:
         """The work is over, well or not; called once, from the thread that started it."""
         ...

@@ -275,7 +275,8 @@ def describe(figures: Mapping[str, Any]) -> str:
         if figures[name]:
             words.append(f"{figures[name]:,} {word}")
     if figures["chapters_failed"]:
-        words.append(f"{figures['chapters_failed']:,} chapters failed")
+        failed = figures["chapters_failed"]
+        words.append(f"{failed:,} {'chapter' if failed == 1 else 'chapters'} failed")
     return ", ".join(words)
 
 

@@ -15,6 +15,9 @@ _GAP = 36
 _MOST_POINTS = 120
 """A curve's points: the plot lies in an event of the run, and a panel is 210 pixels wide."""
 
+_MOST_ROWS = 30
+"""A table's rows: what a person reads without scrolling."""
+
 
 def decisions_svg(decisions: Sequence[tuple[str, TraceRecord]], *, began_at: float) -> str:
     """What each endpoint's controller allowed and saw over the run: limit, batch, rate and throughput, latency."""
@@ -54,8 +57,11 @@ def image(svg: str, words: str) -> str:
 
 
 def count_table(head: tuple[str, str], counts: Mapping[str, int]) -> str:
-    """Names and counts as a Markdown table, most first."""
+    """Names and counts as a Markdown table, most first; what comes after 30 is one row."""
     rows = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
+    if len(rows) > _MOST_ROWS:
+        rest = rows[_MOST_ROWS - 1 :]
+        rows[_MOST_ROWS - 1 :] = [(f"{len(rest):,} others", sum(count for _, count in rest))]
     return "\n".join([f"| {head[0]} | {head[1]} |", "|---|---:|", *(f"| {name} | {count:,} |" for name, count in rows)])
 
 

@@ -4,10 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import pytest
 import yaml
 
 from era_dagster.definitions import build_defs
 from era_dagster.defs.assets import ASSET_ORDER, COMBINED_INDEX
+from era_dagster.domain.errors import StorageError
+from era_dagster.pipeline import ingest
 from era_dagster_tests.defs.desk import Desk
 
 SVG = "data:image/svg+xml;base64,"
@@ -22,13 +25,18 @@ def observations(desk: Desk, asset: str) -> list[dg.AssetObservation]:
     return [record.asset_observation for record in records if record.asset_observation is not None]
 
 
-def test_a_run_leaves_its_figures_its_histogram_and_its_domains_on_the_whole(desk: Desk) -> None:
-    desk.drop("level", [1, 2, 3])
-    assert desk.run([]).success
+def whole(desk: Desk) -> dict[str, Any]:
+    """What the last run left on the unpartitioned asset."""
     event = desk.instance.get_latest_materialization_event(dg.AssetKey(COMBINED_INDEX))
     assert event is not None
     assert event.asset_materialization is not None
-    shown = values(event.asset_materialization.metadata)
+    return values(event.asset_materialization.metadata)
+
+
+def test_a_run_leaves_its_figures_its_histogram_and_its_domains_on_the_whole(desk: Desk) -> None:
+    desk.drop("level", [1, 2, 3])
+    assert desk.run([]).success
+    shown = whole(desk)
     assert (shown["chapters_stored"], shown["items"], shown["dead_letters"], shown["cache_hits"]) == (3, 6, 0, 0)
     assert shown["items_per_second"] > 0
     assert shown["tokens"] > 0
@@ -50,6 +58,7 @@ def test_a_chapter_shows_what_it_took_and_its_domains(desk: Desk) -> None:
         found |= values(event.asset_materialization.metadata)
     assert (found["texts"], found["dead_letters"]) == (2, 0)
     assert found["requests"] >= 1
+    assert (found["retries"], found["refusals"], found["from_cache"]) == (0, 0, 0)
     assert found["request_p95_ms"] > 0
     assert "| truth | 1 |" in found["domains"]
 
@@ -58,12 +67,27 @@ def test_a_run_that_fails_shows_its_figures_and_each_failed_chapter_its_reason_w
     desk.server.poison.add("level 2")
     desk.drop("level", [1, 2])
     assert not desk.run([]).success
-    (whole,) = observations(desk, COMBINED_INDEX)
-    assert values(whole.metadata)["chapters_failed"] == 1
+    assert whole(desk)["chapters_failed"] == 1
+    assert observations(desk, COMBINED_INDEX) == []
     (failed,) = observations(desk, "embeddings")
     assert failed.partition == "level/0002"
     assert "could be embedded" in values(failed.metadata)["failure"]
     assert observations(desk, "chapters") == []
+
+
+def test_a_run_that_could_not_refresh_the_whole_leaves_its_figures_as_an_observation(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk.drop("level", [1])
+
+    def fails(*_: object, **__: object) -> None:
+        raise StorageError("No space is left.")
+
+    monkeypatch.setattr(ingest, "refresh_combined_index", fails)
+    assert not desk.run([]).success
+    (seen,) = observations(desk, COMBINED_INDEX)
+    assert values(seen.metadata)["chapters_stored"] == 1
+    assert desk.instance.get_latest_materialization_event(dg.AssetKey(COMBINED_INDEX)) is None
 
 
 def test_every_asset_has_a_paragraph_kinds_a_group_and_an_owner() -> None:

@@ -44,6 +44,8 @@ class Heard:
     def progress(self, receipt: Receipt, total_chapters: int, stats: EmbedStats | None) -> None:
         self.receipt = receipt
 
+    def whole_refreshed(self) -> None: ...
+
     def run_ended(self, report: RunReport) -> None:
         self.report = report
 

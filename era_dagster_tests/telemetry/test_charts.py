@@ -42,6 +42,9 @@ def test_bars_and_tables_show_every_count() -> None:
     texts = [text.text for text in ET.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")]
     assert {"≤512", "3", "≤1,024", "1,470", "more", "1"} <= set(texts)
     assert count_table(("domain", "entries"), {"a": 1, "b": 2}).splitlines()[2:] == ["| b | 2 |", "| a | 1 |"]
+    many = count_table(("domain", "entries"), {f"d{number}": number for number in range(1, 80)}).splitlines()
+    assert len(many) == 2 + 30
+    assert many[-1] == "| 50 others | 1,275 |"
 
 
 def test_a_tape_keeps_a_bounded_even_sample_of_all_it_was_given() -> None:
