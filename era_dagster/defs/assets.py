@@ -207,7 +207,9 @@ def run_chapters(
             if not listener.whole_is_fresh:
                 # Nothing became true of the whole; the figures of the run are an observation.
                 context.log_event(
-                    dg.AssetObservation(COMBINED_INDEX, metadata=_run_metadata(listener.report, domain_counts(database)))
+                    dg.AssetObservation(
+                        COMBINED_INDEX, metadata=_run_metadata(listener.report, domain_counts(database))
+                    )
                 )
             for observation in listener.failures(selected):
                 context.log_event(observation)

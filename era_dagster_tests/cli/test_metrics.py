@@ -21,6 +21,7 @@ from era_dagster.settings import load_settings
 from era_dagster.storage.database import with_database
 from era_dagster.telemetry import exposition
 from era_dagster_tests.cli.shell import Shell, write_book
+from era_dagster_tests.cli.terminal import HIDE_CURSOR, SHOW_CURSOR, Terminal
 from era_dagster_tests.fakes.embedding_server import FakeEmbeddingServer, serving
 
 PATIENCE_SECONDS = 60.0
@@ -250,6 +251,27 @@ def test_watching_shows_a_run_of_another_process_and_its_end(slow_shell: Shell) 
     assert running[-1]["chapters"] == 3
     (ended,) = lines[-1]["ended"]
     assert (ended["state"], ended["figures"]["chapters_done"]) == ("succeeded", 3)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a terminal of POSIX")
+def test_watching_in_a_terminal_draws_a_bar_and_ends_at_ctrl_c_with_the_terminal_as_it_was(slow_shell: Shell) -> None:
+    shell = slow_shell
+    write_book(shell.folder / "data" / "drop", "one", chapters=3)
+    with Terminal(shell, "status", "--watch", "--every", "0.2") as terminal:
+        terminal.read_until("No run goes now")
+        run = shell.start("ingest")
+        terminal.read_until("[12]/3")
+        terminal.read_until("[12] of 3 chapters")
+        assert run.wait(timeout=PATIENCE_SECONDS) == 0
+        terminal.read_until("succeeded")
+        before = terminal.attributes()
+        assert terminal.press_ctrl_c() == 0
+        assert terminal.attributes() == before
+    shown = terminal.shown
+    assert "3 of 3 chapters" in shown
+    assert "Traceback" not in shown
+    assert shown.rindex(SHOW_CURSOR) > shown.rindex(HIDE_CURSOR)
+    assert shown.endswith("\n") or shown.endswith(SHOW_CURSOR)
 
 
 def test_the_log_of_a_run_is_a_file_of_json_lines(shell: Shell, tmp_path: Path) -> None:
