@@ -57,7 +57,7 @@ def _vectors(settings: Settings, database: Database) -> Verdict:
     return _none_of(
         rows,
         "Every text has its vector, or a dead letter that says why not.",
-        "{n} chapters hold texts without a vector and without a dead letter; `era verify` says what mends them.",
+        "{n} chapters hold texts without a vector and without a dead letter; `era verify --fix` mends them.",
         texts=sum(row["texts"] for row in rows),
     )
 
@@ -89,7 +89,7 @@ def _dead_letters(settings: Settings, database: Database) -> Verdict:
     return _none_of(
         rows,
         "No text waits in the dead letters.",
-        f"{len(letters):,} texts could not be embedded, for {{n}} different reasons;"
+        f"{len(letters):,} texts could not be embedded, different reasons: {{n}};"
         " `era dead-letters redrive` tries them again.",
         letters=len(letters),
     )
@@ -113,8 +113,8 @@ def _first_pass(settings: Settings, database: Database) -> Verdict:
 def _receipts(settings: Settings, database: Database) -> Verdict:
     return _none_of(
         quality.unbalanced_receipts(database),
-        "In every chapter's receipt, items seen = stored + unchanged + dead + unusable.",
-        "{n} receipts do not add up: items were lost on the way.",
+        "In every chapter's latest receipt, items seen = stored + unchanged + dead + unusable.",
+        "{n} receipts do not add up: items were lost on the way; `era verify --fix` ingests these chapters again.",
     )
 
 
@@ -290,7 +290,7 @@ CHECKS = (
     Check(
         name="receipts_add_up",
         asset="vector_tables",
-        description="For each chapter and run, items seen = stored + unchanged + dead + unusable.",
+        description="In each chapter's latest receipt, items seen = stored + unchanged + dead + unusable.",
         blocking=True,
         judge=_receipts,
     ),

@@ -24,6 +24,7 @@ from era_dagster.storage.database import Database
 from era_dagster.storage.drops import KnownChapter, pending_chapters, registered_chapters, source_paths
 from era_dagster.storage.minister_audit import FileFault, compare_files, remove_orphans
 from era_dagster.storage.minister_files import render_due
+from era_dagster.storage.quality import unbalanced_receipts
 from era_dagster.storage.stored import StoredChapter, stored_chapters
 from era_dagster.storage.table_audit import TableFault, damaged_cache_keys, forget_vectors, table_faults
 
@@ -89,6 +90,11 @@ def inspect(
                 findings += _compared(source, found, rules)
         progress(min(start + _CHAPTERS_AT_ONCE, len(known)), len(known))
     findings += (_table_finding(fault) for fault in table_faults(database) if fault.chapter not in pending)
+    findings += (
+        Finding(kind="unbalanced_receipt", subject=row["chapter"], said="its receipt does not add up", mend="ingest")
+        for row in unbalanced_receipts(database)
+        if row["chapter"] not in pending
+    )
     findings += (
         Finding(kind="damaged_cached_vector", subject=key.hex(), said="the cached vector is no vector", mend="forget")
         for key in damaged_cache_keys(database)

@@ -26,8 +26,10 @@ WHERE s.vector_tables_stamp IS NOT NULL AND NOT EXISTS (SELECT FROM dead_letters
 GROUP BY 1 ORDER BY 1
 """
 _UNBALANCED = """
-SELECT partition_key AS chapter, run_id, seen, stored, unchanged, dead, unusable FROM chapter_receipts
-WHERE seen <> stored + unchanged + dead + unusable ORDER BY 1, 2
+SELECT * FROM (
+  SELECT DISTINCT ON (partition_key) partition_key AS chapter, run_id, seen, stored, unchanged, dead, unusable
+  FROM chapter_receipts ORDER BY partition_key, written_at DESC, run_id
+) AS latest WHERE seen <> stored + unchanged + dead + unusable ORDER BY chapter
 """
 _LAST_RUN = """
 SELECT run_id, sum(stored)::bigint AS stored, sum(dead)::bigint AS dead FROM chapter_receipts
@@ -84,7 +86,7 @@ def texts_without_vector(database: Database) -> Rows:
 
 
 def unbalanced_receipts(database: Database) -> Rows:
-    """The receipts in which items seen are not items stored, unchanged, dead and unusable."""
+    """The chapters in whose latest receipt items seen are not items stored, unchanged, dead and unusable."""
     return _rows(database, _UNBALANCED)
 
 

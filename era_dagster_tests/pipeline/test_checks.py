@@ -1,13 +1,17 @@
-"""Each claim about the knowledge base turns red by a planted fault, names it, and turns green when the fault is mended."""
+"""Each claim about the knowledge base turns red by a planted fault, names it, and turns green by the mend it asks for."""
 
-import shutil
+import json
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass, replace
 
 import pytest
 
 from era_dagster.domain.errors import ChaptersFailed
 from era_dagster.pipeline.checks import CHECKS, EXTRACTOR_READS_CHARS, Verdict, run_checks
+from era_dagster.pipeline.verify import finish, inspect, mend
+from era_dagster.storage.dead_letters import ask_again, find_letters
+from era_dagster.storage.drops import find_chapters
 from era_dagster_tests.pipeline.workbench import Workbench, chapter
 
 LONG = "The pilot wrote it down before the tide turned. " * 40
@@ -45,42 +49,91 @@ def poison(bench: Workbench) -> None:
     bench.drop("harbour", chapter(1, rules=["A poison sentence."]))
 
 
-# What is dropped beside a sound book, the checks it turns red, and a word of what they must say.
-FAULTS: dict[str, tuple[Callable[[Workbench], None], set[str], str]] = {
-    "a broken file": (unreadable, {"input_is_readable"}, "02_doctrine.json"),
-    "empty doctrine for a long chapter": (
+def redrive(bench: Workbench) -> None:
+    """As the job does: ask again for every open letter. The server has been mended."""
+    bench.server.poison = set()
+    chapters = find_chapters(bench.database, ask_again(bench.database, find_letters(bench.database)))
+    bench.run(chapters=chapters)
+
+
+def alias(bench: Workbench) -> None:
+    table = bench.settings.data_dir.with_name("aliases.json")
+    table.write_text(json.dumps({"Harbour Etiquette": "risk"}), encoding="utf-8")
+    bench.settings = replace(bench.settings, domain_aliases=table)
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """What is dropped beside a sound book, the checks it turns red, a word of what they must say, and the mend they ask for."""
+
+    plant: Callable[[Workbench], None]
+    red: set[str]
+    word: str
+    mend: Callable[[Workbench], None]
+
+
+TROUBLES: dict[str, Trouble] = {
+    "a broken file": Trouble(unreadable, {"input_is_readable"}, "02_doctrine.json", book(chapter(1, rules=["Wait."]))),
+    "empty doctrine for a long chapter": Trouble(
         book(chapter(1, LONG), chapter(2, rules=["Wait."])),
         {"doctrine_is_not_suspiciously_empty"},
         "harbour/0001",
+        book(chapter(1, LONG, claims=["Tides turn."]), chapter(2, rules=["Wait."])),
     ),
-    "a book without doctrine": (book(chapter(1)), {"doctrine_is_not_suspiciously_empty"}, "harbour"),
-    "doctrine for a blank chapter": (
+    "a book without doctrine": Trouble(
+        book(chapter(1)), {"doctrine_is_not_suspiciously_empty"}, "harbour", book(chapter(1, rules=["Wait."]))
+    ),
+    "doctrine for a blank chapter": Trouble(
         book(chapter(1, "\f", rules=["Wait."])),
         {"doctrine_has_its_text"},
         "harbour/0001",
+        book(chapter(1, rules=["Wait."])),
     ),
-    "an object that holds no sentence": (
+    "an object that holds no sentence": Trouble(
         book(chapter(1, rules=["Wait.", {"when": "dusk", "who": "the pilot"}])),
         {"items_hold_a_sentence"},
         "its keys: when, who",
+        book(chapter(1, rules=["Wait.", "The pilot waits for dusk."])),
     ),
-    "an echo of the prompt": (
+    "an echo of the prompt": Trouble(
         book(chapter(1, rules=["No actionable doctrine in the provided text."])),
         {"items_are_no_prompt_echoes"},
         "harbour/0001",
+        book(chapter(1, rules=["Wait."])),
     ),
-    "a broken font": (book(chapter(1, "Ɵħɏ ȶȳȵƻ " * 50, rules=["Wait."])), {"texts_are_readable"}, "harbour/0001"),
-    "a domain nobody knows": (
+    "a broken font": Trouble(
+        book(chapter(1, "Ɵħɏ ȶȳȵƻ " * 50, rules=["Wait."])),
+        {"texts_are_readable"},
+        "harbour/0001",
+        book(chapter(1, "The tide " * 50, rules=["Wait."])),
+    ),
+    "a domain nobody knows": Trouble(
         book(chapter(1, domains=["Harbour Etiquette"], rules=["Wait."])),
         {"domains_are_known"},
         "Harbour Etiquette",
+        alias,
     ),
-    "a chapter no extractor can have read": (
+    "a chapter no extractor can have read": Trouble(
         book(chapter(1, FRAGMENT * (EXTRACTOR_READS_CHARS // 20), rules=["Wait."])),
         {"extractor_can_have_read_the_text"},
         "harbour/0001",
+        book(*(chapter(index, FRAGMENT * (EXTRACTOR_READS_CHARS // 80), rules=["Wait."]) for index in range(1, 5))),
     ),
-    "a poisoned text": (poison, {"dead_letters_are_empty", "first_pass_success_is_99_5_percent"}, "offends"),
+    "a poisoned text": Trouble(
+        poison, {"dead_letters_are_empty", "first_pass_success_is_99_5_percent"}, "offends", redrive
+    ),
+}
+# Faults of what is stored: a statement that plants them, and the check that turns red.
+DAMAGES = {
+    "lost chunk vectors": (
+        "DELETE FROM chunk_embeddings WHERE partition_key = 'ferry/0002'",
+        "every_text_has_a_vector",
+    ),
+    "a lost entry": ("DELETE FROM doctrine_embeddings_all WHERE text = 'Count twice.'", "every_text_has_a_vector"),
+    "a receipt that misses an item": (
+        "UPDATE chapter_receipts SET seen = seen + 1 WHERE partition_key = 'ferry/0002'",
+        "receipts_add_up",
+    ),
 }
 
 
@@ -91,57 +144,64 @@ def test_a_sound_knowledge_base_and_an_empty_one_pass_every_check(bench: Workben
     assert failing(bench) == set()
 
 
-@pytest.mark.parametrize("name", FAULTS)
-def test_a_planted_fault_turns_its_check_red_and_is_named(bench: Workbench, name: str) -> None:
-    plant, expected, word = FAULTS[name]
+@pytest.mark.parametrize("name", TROUBLES)
+def test_a_planted_fault_turns_its_check_red_until_the_mend_it_asks_for(bench: Workbench, name: str) -> None:
+    trouble = TROUBLES[name]
     sound(bench)
     run(bench)
-    plant(bench)
+    trouble.plant(bench)
     run(bench)
     found = verdicts(bench)
-    assert {name for name, verdict in found.items() if not verdict.passed} == expected
-    assert word in str([found[name] for name in expected])
-    bench.server.poison = set()
-    shutil.rmtree(bench.settings.drop_dir / "harbour")
-    sound(bench)
-    bench.drop("ferry", chapter(1, f"{LONG} Again.", rules=["Count twice."]), chapter(2, claims=["A log."]))
+    assert {name for name, verdict in found.items() if not verdict.passed} == trouble.red
+    assert trouble.word in str([found[name] for name in trouble.red])
+    trouble.mend(bench)
     run(bench)
     assert failing(bench) == set()
 
 
-@pytest.mark.parametrize(
-    ("statement", "check"),
-    [
-        ("DELETE FROM chunk_embeddings WHERE partition_key = 'ferry/0002'", "every_text_has_a_vector"),
-        ("DELETE FROM doctrine_embeddings_all WHERE text = 'Count twice.'", "every_text_has_a_vector"),
-        ("UPDATE chapter_receipts SET seen = seen + 1 WHERE partition_key = 'ferry/0002'", "receipts_add_up"),
-    ],
-)
-def test_lost_rows_turn_their_check_red_until_the_chapter_is_ingested_again(
-    bench: Workbench, statement: str, check: str
-) -> None:
+def verify_and_fix(bench: Workbench) -> None:
+    """As `era verify --fix` does, in another run than that of before."""
+    findings = inspect(bench.settings, bench.database).findings
+    pending = mend(bench.settings, bench.database, findings)
+    if pending:
+        bench.run(chapters=pending, run_id="mended")
+    finish(bench.settings, bench.database)
+    assert inspect(bench.settings, bench.database).clean
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_what_was_lost_turns_its_check_red_until_verify_mends_it(bench: Workbench, name: str) -> None:
+    statement, check = DAMAGES[name]
     sound(bench)
     run(bench)
     with bench.database.connection() as connection:
         connection.execute(statement.encode())
     assert failing(bench) == {check}
-    assert "ferry/000" in str(verdicts(bench)[check].named)
-    with bench.database.connection() as connection:
-        connection.execute("UPDATE doctrine_sources SET vector_tables_stamp = NULL")
-    run(bench)
+    verdict = verdicts(bench)[check]
+    assert "ferry/000" in str(verdict.named)
+    assert "`era verify --fix`" in verdict.said
+    verify_and_fix(bench)
     assert failing(bench) == set()
 
 
-def test_an_edited_file_turns_its_check_red_and_is_named(bench: Workbench) -> None:
+def test_an_edited_file_turns_its_check_red_until_verify_mends_it(bench: Workbench) -> None:
     sound(bench)
     run(bench)
     file = bench.settings.ministers_dir / "risk" / "rules.json"
     good = file.read_bytes()
     file.write_bytes(good.replace(b"twice", b"thrice"))
     assert failing(bench) == {"files_agree_with_tables"}
-    assert "rules.json" in str(verdicts(bench)["files_agree_with_tables"].named)
-    file.write_bytes(good)
+    verdict = verdicts(bench)["files_agree_with_tables"]
+    assert "rules.json" in str(verdict.named)
+    assert "`era verify --fix`" in verdict.said
+    verify_and_fix(bench)
+    assert file.read_bytes() == good
     assert failing(bench) == set()
+
+
+def test_each_check_has_a_fault_here_that_turns_it_red_and_a_mend_that_turns_it_green() -> None:
+    planted = {name for trouble in TROUBLES.values() for name in trouble.red} | {check for _, check in DAMAGES.values()}
+    assert planted | {"files_agree_with_tables"} == {check.name for check in CHECKS}
 
 
 def test_the_first_pass_share_is_of_the_last_run_and_a_hundredth_too_few_is_red(bench: Workbench) -> None:

@@ -99,6 +99,7 @@ class Workbench:
         *,
         chapters: Sequence[KnownChapter] | None = None,
         with_fake_server: bool = True,
+        run_id: str = "run",
     ) -> Receipt:
         """Run what is pending (or `chapters`); what was heard is in `heard`."""
         self.heard = Heard()
@@ -107,7 +108,7 @@ class Workbench:
             self.database,
             chapters=self.pending(selected) if chapters is None else chapters,
             selected=selected,
-            run_id="run",
+            run_id=run_id,
             listener=self.heard,
             transport=FakeTransport(self.server) if with_fake_server else None,
         )
