@@ -70,11 +70,11 @@ def _look(settings: Settings) -> Iterator[Finding]:
 
 
 def _dagster(settings: Settings) -> list[Finding]:
-    from era_dagster.defs.health import daemon, sensor
-    from era_dagster.defs.instance import open_instance
+    from era_dagster.defs.health import daemon, never_started, sensor
+    from era_dagster.defs.instance import look_at_instance
 
-    with open_instance(settings) as instance:
-        return [daemon(instance), sensor(instance)]
+    with look_at_instance(settings) as instance:
+        return never_started() if instance is None else [daemon(instance), sensor(instance)]
 
 
 def _guarded(name: str, look: Callable[[], list[Finding]]) -> list[Finding]:

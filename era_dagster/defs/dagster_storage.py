@@ -14,7 +14,7 @@ from dagster._serdes import ConfigurableClassData
 from dagster_postgres import DagsterPostgresStorage
 from psycopg import sql
 
-from era_dagster.defs.dagster_tables import complete_tables
+from era_dagster.defs.dagster_tables import are_there, complete_tables
 from era_dagster.domain.errors import ConfigurationError
 from era_dagster.settings import Settings, load_settings
 from era_dagster.storage.database import database_url, driver_errors, with_database
@@ -60,15 +60,42 @@ def dagster_url(settings: Settings) -> str:
     The driver is named in the URL: with SQLAlchemy 2.1 a plain `postgresql://` selects psycopg 3, on which
     dagster-postgres 0.29 fails at its first NOTIFY.
     """
-    url = settings.dagster_database_url or _beside(database_url(settings))
+    return _for_dagster(settings.dagster_database_url or _beside(database_url(settings)))
+
+
+def storage_is_there(settings: Settings) -> bool:
+    """Has Dagster's storage been made? Only looks, where `dagster_url` and opening an instance would make it."""
+    url = settings.dagster_database_url
+    with driver_errors():
+        if url is None:
+            url = database_url(settings)
+            with psycopg.connect(url, autocommit=True, connect_timeout=10) as connection:
+                name = _name_beside(connection)
+                if not _exists(connection, name):
+                    return False
+            url = with_database(url, name)
+        else:
+            psycopg.connect(url, connect_timeout=10).close()
+    return are_there(_for_dagster(url))
+
+
+def _for_dagster(url: str) -> str:
     return url.replace("postgresql://", "postgresql+psycopg2://", 1).replace("postgres://", "postgresql+psycopg2://", 1)
+
+
+def _name_beside(connection: psycopg.Connection) -> str:
+    row = connection.execute("SELECT current_database()").fetchone()
+    return f"{row[0] if row else 'era'}_dagster"
+
+
+def _exists(connection: psycopg.Connection, name: str) -> bool:
+    return connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", (name,)).fetchone() is not None
 
 
 def _beside(url: str) -> str:
     with driver_errors(), psycopg.connect(url, autocommit=True, connect_timeout=10) as connection:
-        row = connection.execute("SELECT current_database()").fetchone()
-        name = f"{row[0] if row else 'era'}_dagster"
-        if connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", (name,)).fetchone() is None:
+        name = _name_beside(connection)
+        if not _exists(connection, name):
             try:
                 connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
             except (psycopg.errors.DuplicateDatabase, psycopg.errors.UniqueViolation):

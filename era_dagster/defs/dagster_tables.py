@@ -52,6 +52,12 @@ def complete_tables(url: str) -> None:
             _create(connection)
 
 
+def are_there(url: str) -> bool:
+    """Does the database at the SQLAlchemy `url` hold a whole storage, of this Dagster or of an older one? Only looks."""
+    with db.create_engine(url, poolclass=NullPool).connect() as connection:
+        return _complete(connection) or _older(connection)
+
+
 def _complete(connection: Connection) -> bool:
     expected = {name for metadata in _TABLES for name in metadata.tables}
     return expected <= _tables(connection) and _marked(connection) >= _MIGRATIONS

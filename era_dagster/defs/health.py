@@ -9,6 +9,14 @@ from era_dagster.pipeline.health import Finding
 DROP_SENSOR = "chapter_drop_sensor"
 # A daemon writes a sign of life every 30 s.
 _SILENT_SECONDS = 120.0
+_START = "Start it: `dagster dev` here, the service `daemon` in compose. `era ingest` works without."
+_NEVER_SEEN = Finding(name="daemon", level="warning", found="never seen with this instance.", next_step=_START)
+_NEVER_RUN = Finding(name="sensor", level="ok", found="on by default; no daemon has run it yet")
+
+
+def never_started() -> list[Finding]:
+    """Of an instance whose storage was not made yet."""
+    return [_NEVER_SEEN, _NEVER_RUN]
 
 
 def daemon(instance: dg.DagsterInstance) -> Finding:
@@ -17,14 +25,13 @@ def daemon(instance: dg.DagsterInstance) -> Finding:
     beats = {kind: status.last_heartbeat for kind, status in statuses.items() if status.required}
     now = time.time()
     seen = {kind: beat.timestamp for kind, beat in beats.items() if beat is not None}
-    start = "Start it: `dagster dev` here, the service `daemon` in compose. `era ingest` works without."
     if not seen:
-        return Finding(name="daemon", level="warning", found="never seen with this instance.", next_step=start)
+        return _NEVER_SEEN
     silent = {kind: now - when for kind, when in seen.items() if now - when > _SILENT_SECONDS}
     if silent:
         kind, seconds = max(silent.items(), key=lambda pair: pair[1])
         return Finding(
-            name="daemon", level="warning", found=f"{kind} was last seen {_ago(seconds)} ago.", next_step=start
+            name="daemon", level="warning", found=f"{kind} was last seen {_ago(seconds)} ago.", next_step=_START
         )
     wrong = next((beat.errors[0].message for beat in beats.values() if beat is not None and beat.errors), None)
     if wrong is not None:
@@ -42,7 +49,7 @@ def sensor(instance: dg.DagsterInstance) -> Finding:
     """Is the sensor that picks up drops on, and did its last tick go well?"""
     state = next((state for state in instance.all_instigator_state() if state.instigator_name == DROP_SENSOR), None)
     if state is None:
-        return Finding(name="sensor", level="ok", found="on by default; no daemon has run it yet")
+        return _NEVER_RUN
     if state.status.value == "STOPPED":
         return Finding(
             name="sensor",

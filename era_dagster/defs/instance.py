@@ -9,6 +9,7 @@ from pathlib import Path
 import dagster as dg
 from dagster._core.instance.ref import InstanceRef
 
+from era_dagster.defs.dagster_storage import KnowledgeBaseDagsterStorage, storage_is_there
 from era_dagster.domain.errors import ConfigurationError
 from era_dagster.settings import Settings
 
@@ -25,6 +26,30 @@ def open_instance(settings: Settings) -> Iterator[dg.DagsterInstance]:
     Both share their history with `dagster dev`, because the storage is found through the project's settings. The output
     of runs is not captured. Raises `ConfigurationError` when DAGSTER_HOME is no folder.
     """
+    with _reference(settings) as ref:
+        Path(ref.local_artifact_storage_data.config_dict["base_dir"]).mkdir(parents=True, exist_ok=True)
+        with dg.DagsterInstance.from_ref(ref) as instance:
+            yield instance
+
+
+@contextmanager
+def look_at_instance(settings: Settings) -> Iterator[dg.DagsterInstance | None]:
+    """The same instance, and None while our storage for it was never made: opening it would make it.
+
+    A storage that DAGSTER_HOME names instead of ours is opened as Dagster opens it.
+    """
+    with _reference(settings) as ref:
+        storage = ref.storage_data
+        ours = storage is not None and storage.class_name == KnowledgeBaseDagsterStorage.__name__
+        if ours and not storage_is_there(settings):
+            yield None
+            return
+        with dg.DagsterInstance.from_ref(ref) as instance:
+            yield instance
+
+
+@contextmanager
+def _reference(settings: Settings) -> Iterator[InstanceRef]:
     given = os.environ.get("DAGSTER_HOME", "").strip()
     with resources.as_file(resources.files("era_dagster.defs").joinpath("dagster.yaml")) as packaged:
         if given:
@@ -33,7 +58,4 @@ def open_instance(settings: Settings) -> Iterator[dg.DagsterInstance]:
                 raise ConfigurationError(f"DAGSTER_HOME is {given}: it is no folder.", hint="Make it, or unset it.")
         else:
             folder, config = settings.home / "dagster", packaged.parent
-            folder.mkdir(parents=True, exist_ok=True)
-        ref = InstanceRef.from_dir(str(folder.absolute()), config_dir=str(config), overrides=_NO_CAPTURE)
-        with dg.DagsterInstance.from_ref(ref) as instance:
-            yield instance
+        yield InstanceRef.from_dir(str(folder.absolute()), config_dir=str(config), overrides=_NO_CAPTURE)

@@ -165,6 +165,28 @@ def test_doctor_is_content_when_all_is_there_and_names_what_is_not(shell: Shell)
     assert "http://127.0.0.1:9" in ill.stdout
 
 
+def test_doctor_makes_no_database_no_table_and_no_folder(shell: Shell) -> None:
+    def everything() -> tuple[set[str], list[Path]]:
+        with psycopg.connect(shell.environment["ERA_DATABASE_URL"]) as connection:
+            tables = connection.execute("SELECT format('%I.%I', schemaname, tablename) FROM pg_tables").fetchall()
+            mine = connection.execute(
+                "SELECT datname FROM pg_database WHERE starts_with(datname, current_database())"
+            ).fetchall()
+        return {name for (name,) in (*tables, *mine)}, sorted(shell.folder.rglob("*"))
+
+    before = everything()
+    checks = {check["name"]: check["found"] for check in shell.json("doctor")["checks"]}
+    assert everything() == before
+    assert checks["daemon"] == "never seen with this instance."
+    assert "no daemon has run it yet" in checks["sensor"]
+    # The same words when the instance is there, and still nothing new.
+    assert shell.json("ingest")["ok"]
+    before = everything()
+    again = {check["name"]: check["found"] for check in shell.json("doctor")["checks"]}
+    assert everything() == before
+    assert (again["daemon"], again["sensor"]) == (checks["daemon"], checks["sensor"])
+
+
 def test_doctor_tells_by_its_exit_code_what_is_wrong(shell: Shell) -> None:
     assert shell.era("doctor").returncode == 0
     away = shell.era("doctor", "--json", ERA_DATABASE_URL="postgresql://127.0.0.1:9/era")
