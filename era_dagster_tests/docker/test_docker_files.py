@@ -126,15 +126,15 @@ def test_every_image_that_is_not_ours_is_pinned() -> None:
     assert int(version[4]) >= 16
 
 
-def test_the_image_installs_the_projects_dependencies_and_the_run_launcher(tmp_path: Path) -> None:
+def test_the_image_installs_the_projects_dependencies_the_run_launcher_and_what_the_map_needs() -> None:
     line = re.search(r'^RUN python -c "(import tomllib.*)" > requirements.txt', read("Dockerfile"), flags=re.MULTILINE)
     assert line is not None
     done = subprocess.run([sys.executable, "-c", line[1]], cwd=ROOT, capture_output=True, text=True, check=True)
     listed = done.stdout.splitlines()
-    assert any(name.startswith("dagster-k8s") for name in listed)
-    assert set(tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]) < set(
-        listed
-    )
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    assert listed == [*project["dependencies"], *extras["kubernetes"], *extras["map"]]
+    assert [re.split(r"\W*[><=]", name)[0] for name in listed[-2:]] == ["dagster-k8s", "scikit-learn"]
 
 
 def test_services_start_when_what_they_need_is_well_and_are_started_again_when_they_end() -> None:

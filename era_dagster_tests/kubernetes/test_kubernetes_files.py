@@ -1,6 +1,7 @@
 """The files for Kubernetes as far as a machine without a cluster can check them: they parse, name the same things, say the same
 as the container files, and our settings take what the ConfigMap gives. No cluster and no Helm is used here."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,16 @@ def test_our_settings_take_the_config_map_and_no_secret_is_in_it() -> None:
     drop, models = settings.drop_dir.as_posix(), settings.model_dir.as_posix()
     mounted = code()["volumeMounts"][0]["mountPath"]
     assert drop.endswith(f"{mounted}/drop") and models.endswith(f"{mounted}/models")
+
+
+def test_no_setting_has_the_name_of_a_variable_that_kubernetes_makes_for_our_services() -> None:
+    """Every pod is told where every Service of its namespace is: ERA_PORT=tcp://..., ERA_METRICS_SERVICE_HOST=..."""
+    services = [code()["name"], *(each["metadata"]["name"] for each in manifests() if each["kind"] == "Service")]
+    assert services == ["era", "era-metrics"]
+    prefixes = "|".join(name.upper().replace("-", "_") for name in services)
+    made = re.compile(rf"({prefixes})_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_TCP(_\w+)?)?)")
+    assert made.fullmatch("ERA_METRICS_PORT_8000_TCP_ADDR")
+    assert [name for name in load_settings({}).public() if made.fullmatch(f"ERA_{name.upper()}")] == []
 
 
 def test_everything_that_is_named_is_there() -> None:
