@@ -6,7 +6,7 @@ materialization for each stage of each chapter that is really done, and fails at
 
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -34,7 +34,6 @@ from era_dagster.storage.chapters import set_recorded
 from era_dagster.storage.database import Database
 from era_dagster.storage.drops import KnownChapter, find_chapters, pending_chapters
 from era_dagster.storage.map_rows import DomainCount, domain_counts
-from era_dagster.storage.spaces import live_space_name
 
 COMBINED_INDEX = "combined_index"
 ASSET_ORDER = (*STAGES, COMBINED_INDEX)
@@ -198,13 +197,13 @@ def run_chapters(
                 )
             finally:
                 _forget_retired(context.instance, database, chapters)
-                if listener.whole_is_fresh:
-                    log.add(COMBINED_INDEX, None, _whole_metadata(listener.report, database))
+                if listener.whole is not None:
+                    log.add(COMBINED_INDEX, None, _whole_metadata(listener.whole, listener.report, database))
         set_recorded(database, sorted(listener.told))
     except EraError:
         # The trouble of the run is what counts, should the checks meet the same.
         with suppress(EraError):
-            if not listener.whole_is_fresh:
+            if listener.whole is None:
                 # Nothing became true of the whole; the figures of the run are an observation.
                 context.log_event(
                     dg.AssetObservation(
@@ -213,6 +212,8 @@ def run_chapters(
                 )
             for observation in listener.failures(selected):
                 context.log_event(observation)
+            if listener.report is not None:
+                context.log.info("Receipt: %s", listener.report.receipt.as_json())
             record_checks(context, settings, database)
         raise
     record_checks(context, settings, database)
@@ -220,11 +221,12 @@ def run_chapters(
     return receipt
 
 
-def _whole_metadata(report: RunReport | None, database: Database) -> dict[str, Any]:
+def _whole_metadata(totals: Mapping[str, int | str], report: RunReport | None, database: Database) -> dict[str, Any]:
     counts = domain_counts(database)
     return {
         **_run_metadata(report, counts),
-        "space": live_space_name(database) or "none yet",
+        "space": "none yet",
+        **totals,
         "entries_by_domain": domains_picture(counts),
     }
 
@@ -297,7 +299,7 @@ class _DagsterListener:
         self._on_progress = on_progress
         self.told: dict[str, set[str]] = {}
         self.report: RunReport | None = None
-        self.whole_is_fresh = False
+        self.whole: Mapping[str, int | str] | None = None
 
     def stages_done(self, done: Sequence[StageDone]) -> None:
         for stage in done:
@@ -310,8 +312,8 @@ class _DagsterListener:
         if self._on_progress is not None:
             self._on_progress(receipt, total_chapters, stats)
 
-    def whole_refreshed(self) -> None:
-        self.whole_is_fresh = True
+    def whole_refreshed(self, totals: Mapping[str, int | str]) -> None:
+        self.whole = totals
 
     def run_ended(self, report: RunReport) -> None:
         self.report = report

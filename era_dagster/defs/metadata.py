@@ -59,7 +59,7 @@ def run_metadata(report: RunReport, domains: Mapping[str, int]) -> dict[str, Any
     if report.chunk_chars:
         found["chunk_lengths"] = dg.MetadataValue.md(image(chunk_chars_svg(report.chunk_chars), "Chunks by length"))
     if domains:
-        found["domains"] = dg.MetadataValue.md(count_table(("domain", "entries"), domains))
+        found["domain_table"] = dg.MetadataValue.md(count_table(("domain", "entries"), domains))
     if receipt.chapters_failed:
         found["failed_chapters"] = dg.MetadataValue.json(dict(receipt.chapters_failed))
     return {**found, "receipt": dg.MetadataValue.json(receipt.as_json())}

@@ -93,8 +93,7 @@ def run_stages(
             watch.progress(receipt, None)
             note_failures(database, receipt.chapters_failed, outcome.finished)
             if work.stages & {"minister_files", "vector_tables"}:
-                refresh_combined_index(settings, database, build=not load_goes_on(database))
-                listener.whole_refreshed()
+                listener.whole_refreshed(refresh_combined_index(settings, database, build=not load_goes_on(database)))
             raise_failures(outcome)
         finally:
             listener.run_ended(watch.report())

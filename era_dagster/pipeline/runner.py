@@ -69,8 +69,8 @@ class Listener(Protocol):
         """The totals changed; `stats` are the embedder's, when there is one."""
         ...
 
-    def whole_refreshed(self) -> None:
-        """The totals and vector indexes of the whole are up to date with what is stored now."""
+    def whole_refreshed(self, totals: Mapping[str, int | str]) -> None:
+        """The totals and vector indexes of the whole are up to date with what is stored now; their key numbers."""
         ...
 
     def run_ended(self, report: RunReport) -> None:

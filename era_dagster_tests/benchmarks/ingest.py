@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ class _Silent:
 
     def progress(self, receipt: Receipt, total_chapters: int, stats: EmbedStats | None) -> None: ...
 
-    def whole_refreshed(self) -> None: ...
+    def whole_refreshed(self, totals: Mapping[str, int | str]) -> None: ...
 
     def run_ended(self, report: RunReport) -> None: ...
 

@@ -43,7 +43,8 @@ def test_a_run_leaves_its_figures_its_histogram_and_its_domains_on_the_whole(des
     assert 0 < shown["request_p50_ms"] <= shown["request_p95_ms"] <= shown["request_p99_ms"]
     assert {"retries", "refusals", "requests"} <= shown.keys()
     assert SVG in shown["chunk_lengths"]
-    assert "| truth | 3 |" in shown["domains"]
+    assert "| truth | 3 |" in shown["domain_table"]
+    assert (shown["domains"], shown["entries"], shown["indexes_built"]) == (1, 3, 0)
     assert shown["receipt"]["items"]["adds_up"]
 
 
@@ -69,6 +70,9 @@ def test_a_run_that_fails_shows_its_figures_and_each_failed_chapter_its_reason_w
     assert not desk.run([]).success
     assert whole(desk)["chapters_failed"] == 1
     assert observations(desk, COMBINED_INDEX) == []
+    (run,) = desk.instance.get_runs(limit=1)
+    said = [entry.user_message for entry in desk.instance.all_logs(run.run_id)]
+    assert [line for line in said if line.startswith("Receipt: ") and "'failed': {'level/0002'" in line]
     (failed,) = observations(desk, "embeddings")
     assert failed.partition == "level/0002"
     assert "could be embedded" in values(failed.metadata)["failure"]

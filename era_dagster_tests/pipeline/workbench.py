@@ -4,7 +4,7 @@ Also the measuring instruments: dumps of all tables and files, to be compared be
 """
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ class Heard:
     def progress(self, receipt: Receipt, total_chapters: int, stats: EmbedStats | None) -> None:
         self.receipt = receipt
 
-    def whole_refreshed(self) -> None: ...
+    def whole_refreshed(self, totals: Mapping[str, int | str]) -> None: ...
 
     def run_ended(self, report: RunReport) -> None:
         self.report = report
