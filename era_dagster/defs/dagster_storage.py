@@ -5,19 +5,35 @@ embedded server is started on demand. With `ERA_DAGSTER_DATABASE_URL` Dagster's 
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import psycopg
 from dagster._core.storage.local_compute_log_manager import LocalComputeLogManager
 from dagster._serdes import ConfigurableClassData
 from dagster_postgres import DagsterPostgresStorage
+from dagster_postgres.utils import DagsterPostgresException
 from psycopg import sql
+from sqlalchemy.exc import OperationalError
 
 from era_dagster.defs.dagster_tables import are_there, complete_tables
-from era_dagster.domain.errors import ConfigurationError
+from era_dagster.domain.errors import ConfigurationError, DatabaseUnavailable
 from era_dagster.settings import Settings, load_settings
 from era_dagster.storage.database import database_url, driver_errors, with_database
+
+
+@contextmanager
+def storage_errors() -> Iterator[None]:
+    """Turn what Dagster's storage raises when its database is away into one of our errors."""
+    try:
+        yield
+    except (DagsterPostgresException, OperationalError) as error:
+        reason = (str(error.__cause__ or error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise DatabaseUnavailable(
+            f"Dagster's database cannot be reached: {reason}.",
+            hint="What was finished is stored. Run `era doctor`, then again.",
+        ) from error
 
 
 class KnowledgeBaseDagsterStorage(DagsterPostgresStorage):

@@ -9,7 +9,7 @@ from pathlib import Path
 import dagster as dg
 from dagster._core.instance.ref import InstanceRef
 
-from era_dagster.defs.dagster_storage import KnowledgeBaseDagsterStorage, storage_is_there
+from era_dagster.defs.dagster_storage import KnowledgeBaseDagsterStorage, storage_errors, storage_is_there
 from era_dagster.domain.errors import ConfigurationError
 from era_dagster.settings import Settings
 
@@ -28,7 +28,7 @@ def open_instance(settings: Settings) -> Iterator[dg.DagsterInstance]:
     """
     with _reference(settings) as ref:
         Path(ref.local_artifact_storage_data.config_dict["base_dir"]).mkdir(parents=True, exist_ok=True)
-        with dg.DagsterInstance.from_ref(ref) as instance:
+        with storage_errors(), dg.DagsterInstance.from_ref(ref) as instance:
             yield instance
 
 
@@ -44,7 +44,7 @@ def look_at_instance(settings: Settings) -> Iterator[dg.DagsterInstance | None]:
         if ours and not storage_is_there(settings):
             yield None
             return
-        with dg.DagsterInstance.from_ref(ref) as instance:
+        with storage_errors(), dg.DagsterInstance.from_ref(ref) as instance:
             yield instance
 
 

@@ -20,11 +20,11 @@ from era_dagster.settings import Settings
 from era_dagster.storage.database import driver_errors
 from era_dagster.storage.errors import ErrorGroup, ErrorNote, claim_untold, mark_told
 from era_dagster.storage.telemetry import FigureWrite, RunState, write_figures
-from era_dagster.telemetry.logs import redactor
+from era_dagster.telemetry.logs import RunLog, redactor
 from era_dagster.telemetry.tally import Tally
 from era_dagster.telemetry.webhook import post_json
 
-_log = logging.getLogger("era_dagster.telemetry")
+_log = RunLog(logging.getLogger("era_dagster.telemetry"))
 _TOLD_AT_ONCE = 5
 # At the end of a run the webhook gets this long, however many groups are new.
 _LAST_WORDS_SECONDS = 5.0

@@ -23,11 +23,11 @@ from era_dagster.settings import Settings
 from era_dagster.storage.errors import ErrorNote
 from era_dagster.telemetry import catalogue
 from era_dagster.telemetry.catalogue import Metric
-from era_dagster.telemetry.logs import ITEMS, current_run, logging_to
+from era_dagster.telemetry.logs import ITEMS, RunLog, current_run, logging_to
 from era_dagster.telemetry.tally import Part
 from era_dagster.telemetry.tape import Tape
 
-_log = logging.getLogger("era_dagster.run")
+_log = RunLog(logging.getLogger("era_dagster.run"))
 _items_log = logging.getLogger(ITEMS)
 # Enough for a line of 1,200 pixels; a long run keeps every n-th decision.
 _MOST_DECISIONS = 1200

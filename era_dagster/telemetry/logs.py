@@ -40,6 +40,25 @@ _URL_PASSWORD = re.compile(r"(://[^/\s:@]*:)[^@\s/]+(@)")
 _LEAST_SECRET_CHARS = 4
 
 
+class RunLog(logging.LoggerAdapter[logging.Logger]):
+    """A logger of a run: a handler that fails is never the run's trouble.
+
+    The standard library's own handlers fail without a word to the caller; Dagster's, which writes to its database, raises when
+    that is away. Such a line goes to standard error instead.
+    """
+
+    def process(self, msg: Any, kwargs: Any) -> tuple[Any, Any]:
+        """Each line keeps the `extra` it was given."""
+        return msg, kwargs
+
+    def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:
+        """Write a line; every other method comes through here."""
+        try:
+            super().log(level, msg, *args, **kwargs)
+        except Exception as error:  # noqa: BLE001 - whose handler it is, and what it raises, is not known here
+            sys.stderr.write(f"{str(msg) % args if args else msg} (not logged: {type(error).__name__}: {error})\n")
+
+
 class Redactor:
     """Takes secrets out of text: the values of the secret settings, and passwords in URLs."""
 

@@ -17,7 +17,7 @@ from era_dagster.pipeline.recorder import Recorder
 from era_dagster.pipeline.scrape import scraper
 from era_dagster.pipeline.watch import describe, duration
 from era_dagster.storage.errors import ErrorNote, error_groups
-from era_dagster.storage.telemetry import read_runs
+from era_dagster.storage.telemetry import RunFigures, read_runs
 from era_dagster.telemetry.catalogue import CHAPTERS
 from era_dagster.telemetry.exposition import page
 from era_dagster_tests.fakes.embedding_server import BUSY, Fault
@@ -145,6 +145,47 @@ def test_a_database_that_is_away_for_the_figures_does_not_touch_the_run(
     assert receipt.chapters_stored == 9
     assert [getattr(line, "event", "") for line in caplog.records] == ["figures_wait", "figures_lost"]
     assert "s3cret" not in caplog.text
+
+
+class Raising(logging.Handler):
+    """As Dagster's, when its database is away."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        raise RuntimeError("too many retries for DB connection")
+
+
+def test_a_log_handler_that_raises_ends_neither_the_run_nor_its_telling(
+    bench: Workbench, capsys: pytest.CaptureFixture[str], postgres_server: str
+) -> None:
+    three_books(bench)
+    handler, logger = Raising(), logging.getLogger("era_dagster")
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    url = bench.database.url
+    settings = replace(bench.settings, metrics_interval_seconds=0.02)
+    try:
+        assert bench.run().chapters_stored == 9
+        recorder = Recorder(settings, "postgresql://127.0.0.1:9/none", "run-1", figures=dict[str, Any])
+        recorder.start()
+        time.sleep(0.2)  # the thread says that the database is away
+        recorder._url = url
+        until = time.monotonic() + 30.0
+        while not any(run.run_id == "run-1" for run in runs(bench)):
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        recorder.stop("succeeded")
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+    said = capsys.readouterr().err
+    assert "9 chapters to do (not logged: RuntimeError: too many retries" in said
+    assert "Figures wait for the database" in said
+
+
+def runs(bench: Workbench) -> list[RunFigures]:
+    with bench.database.connection() as connection:
+        return read_runs(connection)
 
 
 def test_figures_wait_for_a_database_that_comes_back_and_none_is_lost(bench: Workbench, postgres_server: str) -> None:
