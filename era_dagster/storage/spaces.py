@@ -238,10 +238,11 @@ def ensure_domain_tables(database: Database, names: Sequence[tuple[str, str]]) -
     """
     slugs = sorted({slug for slug, _ in names})
     with database.connection() as connection:
-        known = dict(
-            connection.execute(
-                "SELECT domain, spellings FROM minister_domains WHERE domain = ANY(%s)", (slugs,)
-            ).fetchall()
+        # A commit can be seen a moment before the server tells other connections of a new partition, and a row stored in
+        # that moment finds none. Whoever made a table holds this lock until after that.
+        connection.execute(
+            "SELECT pg_advisory_xact_lock_shared(hashtextextended(l.name, 0)) FROM unnest(%s::text[]) AS l (name)",
+            ([_table_lock(LIVE_SCHEMA, slug) for slug in slugs],),
         )
         tables = {
             name
@@ -250,25 +251,42 @@ def ensure_domain_tables(database: Database, names: Sequence[tuple[str, str]]) -
                 (LIVE_SCHEMA, [domain_table(slug) for slug in slugs]),
             )
         }
+        known = dict(
+            connection.execute(
+                "SELECT domain, spellings FROM minister_domains WHERE domain = ANY(%s)", (slugs,)
+            ).fetchall()
+        )
         has_space = _live(connection) is not None
     for slug, spelling in sorted(names):
         if spelling not in known.get(slug, []):
-            with database.connection() as connection:
-                connection.execute(
-                    "INSERT INTO minister_domains AS d (domain, spellings, table_name) VALUES (%s, ARRAY[%s], %s)"
-                    " ON CONFLICT (domain) DO UPDATE SET spellings ="
-                    " (SELECT array_agg(DISTINCT s ORDER BY s) FROM unnest(d.spellings || excluded.spellings) AS s)"
-                    " WHERE NOT d.spellings @> excluded.spellings",
-                    (slug, spelling, domain_table(slug)),
-                )
+            _register_domain(database, slug, spelling)
     for slug in slugs:
         if has_space and domain_table(slug) not in tables:
             attach_domain_table(database, LIVE_SCHEMA, slug)
 
 
+def _register_domain(database: Database, slug: str, spelling: str) -> None:
+    with database.connection() as connection:
+        # Two columns are unique: a conflict of two writers may show at either, and with a target only one is looked at.
+        connection.execute(
+            "INSERT INTO minister_domains (domain, table_name) VALUES (%s, %s) ON CONFLICT DO NOTHING",
+            (slug, domain_table(slug)),
+        )
+        connection.execute(
+            "UPDATE minister_domains SET spellings ="
+            " (SELECT array_agg(DISTINCT s ORDER BY s) FROM unnest(spellings || %(spelling)s::text) AS s)"
+            " WHERE domain = %(slug)s AND NOT spellings @> ARRAY[%(spelling)s::text]",
+            {"slug": slug, "spelling": spelling},
+        )
+
+
 def domain_table(slug: str) -> str:
     """The name of a domain's table; 20 + at most 40 characters, below PostgreSQL's 63 bytes."""
     return f"doctrine_embeddings_{slug}"
+
+
+def _table_lock(schema: str, slug: str) -> str:
+    return f"domain table {schema} {slug}"
 
 
 def attach_domain_table(database: Database, schema: str, slug: str) -> None:
@@ -280,7 +298,7 @@ def attach_domain_table(database: Database, schema: str, slug: str) -> None:
 def _attach_domain_table(connection: psycopg.Connection, schema: str, slug: str) -> None:
     # The first lock in a statement of its own: a switch that was waited for must have happened for all that follows.
     connection.execute("SELECT pg_advisory_xact_lock_shared(hashtextextended(%s, 0))", (SWITCH_LOCK,))
-    connection.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (f"domain table {schema} {slug}",))
+    connection.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (_table_lock(schema, slug),))
     name = domain_table(slug)
     exists = connection.execute("SELECT to_regclass(%s)", (f'"{schema}"."{name}"',)).fetchone()
     if exists is not None and exists[0] is not None:
