@@ -1,36 +1,38 @@
 """The knowledge base as other programs use it: look up by vector or by text, and the names a persona calls.
 
-An edge like `cli`: with no settings given it reads them from the environment. Imports no Dagster, and the embedding
-code only when a text must be embedded. Reading only; the SQL is `storage.search`.
+An edge like `cli`: with no settings given it reads them from the environment. Reading only; the SQL is `storage.search`.
+Imports no Dagster. What is heavy (numpy, the database's driver, the embedding code) is imported in the functions that need
+it: a program pays for it when it opens the knowledge base, not when it starts.
 """
 
-import asyncio
+from __future__ import annotations
+
 import atexit
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
-import numpy as np
-import numpy.typing as npt
-
 from era_dagster.domain.domains import fold_domain
 from era_dagster.domain.errors import ConfigurationError
 from era_dagster.domain.judgment import judgment_features
-from era_dagster.domain.space import Space
+from era_dagster.domain.text import clean_line
 from era_dagster.settings import Settings, configured_model, load_settings
-from era_dagster.storage.database import Database, database_url
-from era_dagster.storage.migrations import migrate
-from era_dagster.storage.search import OtherModel, SearchHit, search_chunks, search_entries
-from era_dagster.storage.spaces import check_configured, ensure_space, live_space
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from era_dagster.domain.space import Space
     from era_dagster.embedding.queries import QueryEmbedder
+    from era_dagster.storage.database import Database
+    from era_dagster.storage.search import SearchHit
+
+    Vector = Sequence[float] | npt.NDArray[np.floating]
 
 Within = Literal["entries", "chunks"]
-Vector = Sequence[float] | npt.NDArray[np.floating]
 T = TypeVar("T")
 
 # Somebody waits for the answer: a database that is away is said after seconds.
@@ -45,9 +47,10 @@ class KnowledgeBase:
     All methods raise `DatabaseUnavailable` while the database is away, after 5 seconds, and work again when it is back.
     """
 
-    def __init__(self, database: Database, settings: Settings) -> None:
+    def __init__(self, database: Database, settings: Settings, aliases: Mapping[str, str]) -> None:
         self._database = database
         self._settings = settings
+        self._aliases = aliases
         self._queries: QueryEmbedder | None = None
         self._lock = threading.Lock()
         self._vectors_of: Space | None = None
@@ -59,12 +62,17 @@ class KnowledgeBase:
         The embedded server is started, and the schema made, where need be. Raises `ConfigurationError` for a wrong
         setting, `DatabaseUnavailable` when the database cannot be reached.
         """
+        from era_dagster.intake.aliases import domain_aliases
+        from era_dagster.storage.database import Database, database_url
+        from era_dagster.storage.migrations import migrate
+
         settings = settings or load_settings(os.environ)
+        aliases = domain_aliases(settings)
         url = url or database_url(settings)
         migrate(url)
         database = Database(url, pool_size=settings.database_pool, longest_wait_seconds=_LONGEST_WAIT_SECONDS)
         database.open()
-        return cls(database, settings)
+        return cls(database, settings, aliases)
 
     def close(self) -> None:
         """Close all connections; the object cannot be used afterwards."""
@@ -93,9 +101,10 @@ class KnowledgeBase:
     ) -> list[SearchHit]:
         """The `top_k` texts nearest to `query_embedding`, best first; `score` is the cosine similarity.
 
-        `domain` in any spelling, `book` by its name or slug; `within` is "entries" (doctrine) or "chunks" (chapter
-        text, which has no category). At most 1,000. An unknown domain or book, a `top_k` below 1, or an empty database,
-        gives an empty list. Raises `ConfigurationError` for a vector that cannot be compared with the stored ones.
+        `domain` in any spelling or by an alias of it, `book` by its name or slug; `within` is "entries" (doctrine) or
+        "chunks" (chapter text, which has no category). At most 1,000. An unknown domain or book, a `top_k` below 1, or an
+        empty database, gives an empty list. Raises `ConfigurationError` for a vector that cannot be compared with the
+        stored ones.
 
         A vector does not say which model made it: it is taken to be of the model that was live at the first look-up by
         vector. Once another is promoted, `OtherModel` (a `ConfigurationError`) says so instead of comparing what cannot
@@ -105,6 +114,8 @@ class KnowledgeBase:
 
     def _expected_model(self) -> Space | None:
         if self._vectors_of is None:
+            from era_dagster.storage.spaces import check_configured, live_space
+
             live = live_space(self._database)
             check_configured(live, model=configured_model(self._settings))
             self._vectors_of = live
@@ -128,7 +139,12 @@ class KnowledgeBase:
         `ConfigurationError` for a blank text and when the settings name another model, and what the embedding server's
         trouble calls for (`EndpointUnavailable`, `EndpointRefused`, ...).
         """
-        if not text.strip():
+        from era_dagster.storage.search import OtherModel
+        from era_dagster.storage.spaces import ensure_space, live_space
+
+        # As the texts that it is compared with were cleaned.
+        text = clean_line(text)
+        if not text:
             raise ConfigurationError("The text to search for is blank.", hint="Pass a question or a sentence.")
         space = live_space(self._database)
         while space is not None:
@@ -187,16 +203,23 @@ class KnowledgeBase:
             raise ConfigurationError(f"Nothing is stored under {within!r}.", hint="Use 'entries' or 'chunks'.")
         if within == "chunks" and category is not None:
             raise ConfigurationError("Chunks of text have no category.", hint="Search the entries, or leave it out.")
-        slug = None if domain is None else _slug(domain)
+        from era_dagster.storage.search import search_chunks, search_entries
+
+        slug = None if domain is None else self._slug(domain)
         scope = {"domain": slug, "book": book, "top_k": top_k, "words": words, "made_by": made_by}
         with self._database.connection() as connection:
             if within == "chunks":
                 return search_chunks(connection, vector, **scope)
             return search_entries(connection, vector, category=category, **scope)
 
+    def _slug(self, domain: str) -> str:
+        """As at ingestion; a name nothing usable is in has no entries, like the empty slug."""
+        name = fold_domain(domain)
+        return "" if name is None else self._aliases.get(name.slug, name.slug)
+
     def _embed(self, text: str, space: Space) -> tuple[Vector, Space]:
-        # Imported here: httpx and its like cost a consumer who brings vectors a tenth of a second for nothing.
         from era_dagster.embedding.queries import QueryEmbedder
+        from era_dagster.storage.spaces import check_configured
 
         check_configured(space, model=configured_model(self._settings))
         with self._lock:
@@ -227,6 +250,8 @@ class AsyncKnowledgeBase:
 
     async def close(self) -> None:
         """Close all connections; the object cannot be used afterwards. Look-ups under way are waited for."""
+        import asyncio
+
         await asyncio.to_thread(self._close)
 
     async def __aenter__(self) -> Self:
@@ -279,6 +304,8 @@ class AsyncKnowledgeBase:
         return await self._run(lambda base: base.judgment_prior_features(query_embedding, domain))
 
     async def _run(self, work: Callable[[KnowledgeBase], T]) -> T:
+        import asyncio
+
         return await asyncio.get_running_loop().run_in_executor(self._threads, lambda: work(self._base()))
 
     def _base(self) -> KnowledgeBase:
@@ -322,9 +349,3 @@ def _shared() -> KnowledgeBase:
             _shared_base = KnowledgeBase.open()
             atexit.register(_shared_base.close)
         return _shared_base
-
-
-def _slug(domain: str) -> str:
-    """As at ingestion; a name nothing usable is in has no entries, like the empty slug."""
-    name = fold_domain(domain)
-    return "" if name is None else name.slug

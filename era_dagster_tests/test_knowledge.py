@@ -309,7 +309,7 @@ from era_dagster.knowledge import (
     enrich_context_with_doctrine, judgment_prior_features, semantic_similarity_lookup
 )
 
-heavy = {"dagster", "pandas", "onnxruntime", "httpx", "tokenizers"} & set(sys.modules)
+heavy = {"dagster", "pandas", "onnxruntime", "httpx", "tokenizers", "numpy", "psycopg", "asyncio"} & set(sys.modules)
 vector = json.loads(sys.argv[1])
 persona = types.SimpleNamespace(domain="War & Peace")
 returned = enrich_context_with_doctrine(persona, "Where to give battle?")

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import LiteralString
 
@@ -17,6 +18,7 @@ from pgvector import HalfVector
 from psycopg import sql
 
 from era_dagster.domain.errors import ConfigurationError, DatabaseUnavailable
+from era_dagster.domain.identity import book_slug
 from era_dagster.knowledge import AsyncKnowledgeBase, KnowledgeBase
 from era_dagster.settings import Settings
 from era_dagster.storage.database import Database
@@ -28,6 +30,11 @@ POOL = 3
 RULES = ("Sound the bell in fog.", "Tie up before the tide turns.", "Count the crew at dusk.")
 WARNING = "A calm sea hides the reef."
 DOMAIN = "decision_making"
+# As a shell hands over a byte that is no UTF-8, and with what PDFs leave in names.
+ODD_NAME = "Logs\0 of\x07 the\udcff Ferry"
+ODD_TEXT = "The ferry crosses at noon, whatever the weather says."
+ODD_CLAIM = "A ferry is a promise."
+ENTRIES = len(RULES) + 2
 HOSTILE = (
     "x'; DROP TABLE minister_entries; --",
     'x"; DELETE FROM doctrine_embeddings_all; --',
@@ -49,6 +56,7 @@ def asked(settings: Settings, database_url: str) -> Iterator[Settings]:
         with Database(database_url, pool_size=2) as database:
             bench = Workbench(settings, database, server)
             bench.drop("harbour", chapter(1, domains=["Decision-Making"], rules=list(RULES), warnings=[WARNING]))
+            bench.write("odd.json", [{"book": ODD_NAME, "chapter_index": 1, "text": ODD_TEXT, "claims": [ODD_CLAIM]}])
             bench.look()
             bench.run()
         yield replace(bench.settings, embedding_urls=(url,), database_pool=POOL)
@@ -119,24 +127,51 @@ def test_hostile_names_find_nothing_and_change_nothing(
     assert base.lookup(query(), book=domain) == base.lookup(query(), book=domain, within="chunks") == []
     assert base.search(RULES[0], domain, hybrid=True) == []
     # As the words of a question they are only words.
-    assert len(base.search(domain, top_k=10, hybrid=True)) == 4
+    assert len(base.search(domain, top_k=10, hybrid=True)) == ENTRIES
     assert base.judgment_prior_features(query(), domain)["prior"] == 1.0
     for table in ("minister_entries", "vectors.doctrine_embeddings_all", "vectors.doctrine_embeddings"):
-        assert count(admin, f"SELECT count(*) FROM {table}") == 4
+        assert count(admin, f"SELECT count(*) FROM {table}") == ENTRIES
 
 
 @pytest.mark.parametrize("name", ["har\0bour", "harbour\udcff"], ids=["nul", "surrogate"])
-def test_a_name_that_no_database_can_hold_is_the_name_of_nothing(base: KnowledgeBase, name: str) -> None:
-    """A shell hands over a byte that is no UTF-8 as half of a surrogate pair."""
+def test_an_unknown_name_that_no_database_can_hold_is_the_name_of_nothing(base: KnowledgeBase, name: str) -> None:
     assert base.lookup(query(), book="harbour")[0].text == RULES[0]
     for within in ("entries", "chunks"):
         assert base.lookup(query(), book=name, within=within) == base.lookup(query(), name, within=within) == []
     assert base.search(RULES[0], book=name, hybrid=True) == []
 
 
+def test_a_book_is_found_by_its_raw_name_by_the_name_it_is_shown_with_and_by_its_slug(base: KnowledgeBase) -> None:
+    for name in (ODD_NAME, "Logs\\x00 of\\x07 the\\udcff Ferry", book_slug(ODD_NAME)):
+        assert [hit.text for hit in base.lookup(query(), book=name)] == [ODD_CLAIM]
+        assert [hit.text for hit in base.lookup(query(), book=name, within="chunks")] == [ODD_TEXT]
+        assert [hit.text for hit in base.search("ferry", book=name, hybrid=True)] == [ODD_CLAIM]
+
+
+def test_a_question_is_cleaned_like_the_texts_it_is_compared_with(base: KnowledgeBase) -> None:
+    plain = base.search(RULES[0], hybrid=True)
+    assert plain[0].text == RULES[0]
+    assert base.search("Sound\0 the\u00a0bell \udcff\n in fo\u00adg.", hybrid=True) == plain
+    for nothing in ("", " \n", "\0", "\u00ad\udcff"):
+        with pytest.raises(ConfigurationError, match="blank"):
+            base.search(nothing)
+
+
+def test_a_domain_that_ingestion_would_store_under_its_alias_is_looked_for_there(
+    asked: Settings, tmp_path: Path
+) -> None:
+    table = tmp_path / "aliases.json"
+    table.write_text('{"Choosing Well": "Decision-Making"}', encoding="utf-8")
+    with KnowledgeBase.open(replace(asked, domain_aliases=table)) as base:
+        assert {hit.text for hit in base.lookup(query(), "choosing-well")} == {*RULES, WARNING}
+        assert base.lookup(query(), "choosing") == []
+    with pytest.raises(ConfigurationError, match="nowhere"):
+        KnowledgeBase.open(replace(asked, domain_aliases=tmp_path / "nowhere.json"))
+
+
 def test_any_number_of_results_may_be_asked_for(base: KnowledgeBase) -> None:
     for top_k, found in ((-1, 0), (0, 0), (1, 1), (4, 4), (1_000_000, 4)):
-        assert len(base.lookup(query(), top_k=top_k)) == found
+        assert len(base.lookup(query(), DOMAIN, top_k)) == found
         assert len(base.search(RULES[0], DOMAIN, top_k, hybrid=True)) == found
         assert len(base.semantic_similarity_lookup(query(), DOMAIN, top_k)) == found
 
@@ -214,9 +249,9 @@ def test_look_ups_cut_in_the_middle_fail_clearly_and_the_pool_is_whole_again(
         with KnowledgeBase.open(asked) as base:
 
             def at_once() -> list[Future[int]]:
-                return [threads.submit(lambda: len(base.lookup(query()))) for _ in range(POOL)]
+                return [threads.submit(lambda: len(base.lookup(query(), top_k=10))) for _ in range(POOL)]
 
-            assert [done.result() for done in at_once()] == [4] * POOL
+            assert [done.result() for done in at_once()] == [ENTRIES] * POOL
             with psycopg.connect(database_url) as locking:
                 locking.execute("LOCK TABLE vectors.doctrine_embeddings_all IN ACCESS EXCLUSIVE MODE")
                 caught = at_once()
@@ -226,6 +261,6 @@ def test_look_ups_cut_in_the_middle_fail_clearly_and_the_pool_is_whole_again(
                 for done in caught:
                     with pytest.raises(DatabaseUnavailable, match="cannot be reached"):
                         done.result(timeout=30)
-            assert [done.result() for done in at_once()] == [4] * POOL
+            assert [done.result() for done in at_once()] == [ENTRIES] * POOL
             assert 1 <= count(admin, f"SELECT count(*) {WATCHED}") <= POOL
         wait_until(lambda: count(admin, f"SELECT count(*) {WATCHED}") == 0)

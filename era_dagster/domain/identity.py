@@ -41,6 +41,15 @@ def book_slug(name: str) -> str:
     return f"{stem}-{digest}"
 
 
+def safe_name(name: str) -> str:
+    """The name of a book as it is stored: control characters and lone surrogates written as escapes.
+
+    PostgreSQL takes neither NUL nor half of a surrogate pair, and no reader wants the others. Idempotent.
+    """
+    escaped = name.encode("utf-8", "backslashreplace").decode("utf-8")
+    return "".join(f"\\x{ord(c):02x}" if ord(c) < 0x20 or 0x7F <= ord(c) <= 0x9F else c for c in escaped)
+
+
 def partition_key(book_slug: str, chapter: int) -> str:
     """`<book slug>/<chapter, 4 digits>`; raises `ConfigurationError` outside 0 to 9999 or for a name not a slug."""
     key = f"{book_slug}/{chapter:04d}"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from era_dagster.domain.doctrine import Note, SourceChapter
-from era_dagster.domain.identity import DOCTRINE_FIELDS, LAST_CHAPTER, book_slug, partition_key
+from era_dagster.domain.identity import DOCTRINE_FIELDS, LAST_CHAPTER, book_slug, partition_key, safe_name
 from era_dagster.intake.json_files import RepeatedKeys, as_list, kind_of, parse_json, read_bytes
 
 CHAPTERS_FILE = "01_chapters.json"
@@ -231,12 +231,6 @@ class _Shelf:
 
 
 _READ_KEYS = (*DOCTRINE_FIELDS, "chapter_index", "chapter_title", "raw_text", "text", "book", "book_slug")
-
-
-def safe_name(name: str) -> str:
-    """The name with control characters and lone surrogates written as escapes, so that every store takes it."""
-    escaped = name.encode("utf-8", "backslashreplace").decode("utf-8")
-    return "".join(f"\\x{ord(c):02x}" if ord(c) < 0x20 or 0x7F <= ord(c) <= 0x9F else c for c in escaped)
 
 
 def _book_notes(book: str, chapters: list[SourceChapter]) -> list[Note]:

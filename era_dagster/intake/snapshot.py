@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Literal
 
 from era_dagster.domain.errors import ConfigurationError
-from era_dagster.intake.reader import CHAPTERS_FILE, DOCTRINE_FILE, safe_name
+from era_dagster.domain.identity import safe_name
+from era_dagster.intake.reader import CHAPTERS_FILE, DOCTRINE_FILE
 
 _INPUTS = (CHAPTERS_FILE, DOCTRINE_FILE)
 _NOT_BOOKS = frozenset({"ministers", "__MACOSX", "System Volume Information", "$RECYCLE.BIN"})

@@ -15,8 +15,9 @@ from era_dagster.domain.stages import Stage, StampRules, stale_stages, with_upst
 from era_dagster.embedding.embedder import Embedder
 from era_dagster.embedding.factory import open_embedder
 from era_dagster.embedding.vectors import ModelIdentity
+from era_dagster.intake.aliases import domain_aliases
 from era_dagster.pipeline.receipt import Receipt
-from era_dagster.pipeline.rules import chunk_rules, domain_aliases
+from era_dagster.pipeline.rules import chunk_rules
 from era_dagster.pipeline.runner import (
     ChapterRunner,
     Listener,

@@ -17,6 +17,7 @@ from psycopg import sql
 from era_dagster.domain.doctrine import CATEGORIES
 from era_dagster.domain.errors import ConfigurationError
 from era_dagster.domain.fusion import fuse_rankings
+from era_dagster.domain.identity import safe_name
 from era_dagster.domain.space import Space
 from era_dagster.storage.full_text import question_words, words_match
 from era_dagster.storage.spaces import live_space_in, space_name
@@ -71,18 +72,19 @@ def search_entries(
 ) -> list[SearchHit]:
     """The `top_k` (at most 1,000; none below 1) entries nearest to `vector`, best first, equal scores by id.
 
-    `vector` has the live model's dimension and any length but zero; `domain` is a slug; `book` is the original name or
-    its slug. With `words` (the question as text) the search is hybrid: the order is the fusion of nearness and words, and
-    `score` stays the cosine similarity. An unknown domain or book, or a database without vectors, gives an empty list.
-    Raises `ConfigurationError` for a vector that cannot be compared and for a category there is not; `OtherModel` when
-    `made_by` is not the live space, looked at in the connection's present transaction.
+    `vector` has the live model's dimension and any length but zero; `domain` is a slug; `book` is the original name, as
+    the drop or as a hit has it, or the slug. With `words` (the question as text) the search is hybrid: the order is the
+    fusion of nearness and words, and `score` stays the cosine similarity. An unknown domain or book, or a database
+    without vectors, gives an empty list. Raises `ConfigurationError` for a vector that cannot be compared and for a
+    category there is not; `OtherModel` when `made_by` is not the live space, looked at in the connection's present
+    transaction.
     """
     if category is not None and category not in CATEGORIES:
         raise ConfigurationError(
             f"There is no category {category!r}.", hint=f"The categories are {', '.join(CATEGORIES)}."
         )
     query = _query(connection, vector, made_by)
-    if query is None or top_k < 1 or not _can_be_stored(book):
+    if query is None or top_k < 1:
         return []
     conditions: list[LiteralString] = []
     if domain is not None:
@@ -91,7 +93,12 @@ def search_entries(
         conditions.append("category = %(category)s")
     if book is not None:
         conditions.append(_OF_BOOK)
-    parameters = {"query": query, "domain": domain, "category": category, "book": book}
+    parameters = {
+        "query": query,
+        "domain": domain,
+        "category": category,
+        "book": None if book is None else safe_name(book),
+    }
     nearest = sql.SQL(
         "WITH nearest AS MATERIALIZED ("
         " SELECT doctrine_id, {distance} AS distance, text, {domains} AS domains, category,"
@@ -136,14 +143,14 @@ def search_chunks(
     A chunk belongs to the domains its chapter's entries belong to. Otherwise as `search_entries`.
     """
     query = _query(connection, vector, made_by)
-    if query is None or top_k < 1 or not _can_be_stored(book):
+    if query is None or top_k < 1:
         return []
     conditions: list[LiteralString] = []
     if domain is not None:
         conditions.append("partition_key IN (SELECT partition_key FROM minister_entries WHERE domain = %(domain)s)")
     if book is not None:
         conditions.append(_OF_BOOK)
-    parameters = {"query": query, "domain": domain, "book": book}
+    parameters = {"query": query, "domain": domain, "book": None if book is None else safe_name(book)}
     nearest = sql.SQL(
         "WITH found AS MATERIALIZED ("
         " SELECT partition_key, position, {distance} AS distance FROM chunk_embeddings{where}"
@@ -258,11 +265,6 @@ def _query(
         )
     scaled = values / largest
     return HalfVector(scaled / np.linalg.norm(scaled))
-
-
-def _can_be_stored(name: str | None) -> bool:
-    """False for a name with NUL or half of a surrogate pair: PostgreSQL can hold no such text, so nothing is found."""
-    return name is None or not any(character == "\0" or "\ud800" <= character <= "\udfff" for character in name)
 
 
 def _distance(*, exact: bool) -> sql.Composable:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from era_dagster.domain.errors import ConfigurationError
+from era_dagster.intake.aliases import domain_aliases
 from era_dagster.pipeline.moves import DomainMove, domain_moves
-from era_dagster.pipeline.rules import domain_aliases
 from era_dagster_tests.pipeline.workbench import PER_RUN, Workbench, chapter, timeless
 
 
