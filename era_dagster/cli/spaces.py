@@ -149,10 +149,13 @@ def promote(number: int, accept_dead: bool, dry_run: bool, yes: bool, as_json: b
             return _tell_dry_run(space, check, as_json)
         if not yes:
             click.confirm(f"Make {space.name} live?", abort=True)
-        done = promote_space(database, number, accept_dead=accept_dead)
+        with stderr.status("Building missing indexes, then switching ..."):
+            done = promote_space(database, number, accept_dead=accept_dead)
     if as_json:
         print_json({**_promotion_json(done), "check": asdict(check)})
     else:
+        for table in done.indexes:
+            stdout.print(f"The index of {table} was missing and was built first.", markup=False)
         stdout.print(
             f"Live: {done.promoted.name}. Look-ups waited for at most {done.switch_seconds * 1000:,.0f} ms."
             f" `era spaces promote {done.retired.space_id}` goes back to {done.retired.name}.",

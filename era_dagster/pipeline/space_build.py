@@ -72,8 +72,6 @@ def build_space(
     known = _known_model(settings, database)
     report = BuildReport()
     report.space = asyncio.run(_build(settings, database, known, report, on_progress, transport))
-    report.indexes = build_vector_indexes(database, schema=report.space.schema)
-    analyze_space(database, schema=report.space.schema)
     return report
 
 
@@ -108,6 +106,9 @@ async def _build(
             builder = _Builder(database, embedder, space, settings, report, on_progress)
             try:
                 await builder.run()
+                # Still the only one at work here, so that nobody promotes a space whose index is half built.
+                report.indexes = await asyncio.to_thread(build_vector_indexes, database, schema=space.schema)
+                await asyncio.to_thread(analyze_space, database, schema=space.schema)
             finally:
                 report.seconds = loop.time() - started
     return next(found for found in list_spaces(database) if found.space_id == space.space_id)

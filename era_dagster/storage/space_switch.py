@@ -16,12 +16,14 @@ from era_dagster.domain.errors import ConfigurationError, PermanentError, Transi
 from era_dagster.domain.stages import Stage, vector_stamps
 from era_dagster.storage.database import Database
 from era_dagster.storage.dead_letters import DeadText, write_letters
+from era_dagster.storage.indexes import build_vector_indexes
 from era_dagster.storage.space_register import (
     RegisteredSpace,
     beside_schema,
     claim,
     named_space,
     spaces_in,
+    working_on,
 )
 from era_dagster.storage.spaces import LIVE_SCHEMA, SWITCH_LOCK
 
@@ -34,13 +36,15 @@ _PAUSE_SECONDS = 0.1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Promotion:
-    """What was switched. `switch_seconds` is how long look-ups were kept waiting, at most."""
+    """What was switched. `switch_seconds` is how long look-ups were kept waiting, at most; `indexes` are the tables whose
+    vector index was missing and was built before."""
 
     promoted: RegisteredSpace
     retired: RegisteredSpace
     chapters: int
     dead: int
     switch_seconds: float
+    indexes: list[str]
 
 
 def check_promotable(space: RegisteredSpace, *, accept_dead: bool) -> None:
@@ -66,9 +70,13 @@ def check_promotable(space: RegisteredSpace, *, accept_dead: bool) -> None:
 def promote_space(database: Database, space_id: int, *, accept_dead: bool = False) -> Promotion:
     """Make space `space_id` live and keep the live one beside it, in one transaction; look-ups go on.
 
+    Before that, vector indexes that are due in it and missing (its build was killed while it made them, or a load dropped
+    them while it was live) are built, so that look-ups are as fast after the switch as before.
+
     Raises as `check_promotable`, `ConfigurationError` for an unknown space, `TransientError` when it is being built or
     when somebody holds the tables for longer than a minute: then nothing was changed.
     """
+    indexes = _build_missing_indexes(database, space_id, accept_dead=accept_dead)
     with database.connection() as connection:
         _keep_writers_out(connection)
         promoted = named_space(connection, space_id)
@@ -88,7 +96,16 @@ def promote_space(database: Database, space_id: int, *, accept_dead: bool = Fals
         chapters=chapters,
         dead=promoted.dead,
         switch_seconds=time.monotonic() - started,
+        indexes=indexes,
     )
+
+
+def _build_missing_indexes(database: Database, space_id: int, *, accept_dead: bool) -> list[str]:
+    with database.connection() as connection:
+        space = named_space(connection, space_id)
+    check_promotable(space, accept_dead=accept_dead)
+    with working_on(database, space_id):
+        return build_vector_indexes(database, schema=space.schema)
 
 
 def droppable_space(database: Database, space_id: int) -> RegisteredSpace:

@@ -24,6 +24,7 @@ from era_dagster.domain.stages import STAGES
 from era_dagster.pipeline.ingest import run_stages
 from era_dagster.pipeline.space_build import BuildReport, build_space
 from era_dagster.storage.database import Database
+from era_dagster.storage.indexes import exact_rows, indexed_tables
 from era_dagster.storage.space_check import check_space
 from era_dagster.storage.space_register import RegisteredSpace, list_spaces, working_on
 from era_dagster.storage.space_rows import due_chapters, stored_texts, write_space_chapter
@@ -302,6 +303,30 @@ def test_two_builds_of_one_space_are_not_done_at_once(bench: Workbench) -> None:
             with pytest.raises(TransientError, match="being built by another process"):
                 work(bench.database, beside)
     assert build(other).chapters == 0
+
+
+def test_a_space_too_large_to_scan_has_its_index_before_it_is_live(bench: Workbench) -> None:
+    """Also when its build was killed over the index, or a load dropped it while the space was live."""
+    filled(bench)
+    other = second(bench, dimension=4000)
+    beside = number(build(other))
+    with bench.database.connection() as connection:
+        connection.execute(
+            "INSERT INTO vectors_2.chunk_embeddings SELECT 'ferry/0001', 1000 + n, (SELECT array_agg(sin(n * i))"
+            " FROM generate_series(1, 4000) AS i)::real[]::halfvec FROM generate_series(1, %s) AS n",
+            (exact_rows(4000),),
+        )
+    assert build(other).indexes == ["chunk_embeddings"]
+    with bench.database.connection() as connection:
+        connection.execute("DROP INDEX vectors_2.chunk_embeddings_nn")
+    assert promote_space(bench.database, beside).indexes == ["chunk_embeddings"]
+    assert indexed_tables(bench.database) == ["chunk_embeddings"]
+    with bench.database.connection() as connection:
+        plan = connection.execute(
+            "EXPLAIN SELECT position FROM chunk_embeddings ORDER BY embedding <=>"
+            " (SELECT embedding FROM chunk_embeddings WHERE position = 1001) LIMIT 5"
+        ).fetchall()
+    assert any("chunk_embeddings_nn" in line for (line,) in plan)
 
 
 def test_two_models_can_be_built_and_promoted_one_after_the_other(bench: Workbench) -> None:
