@@ -22,6 +22,7 @@ from era_dagster.storage.server import EmbeddedServer
 # Live vector tables stand in their own schema so that a rebuilt set can be swapped in by renaming it.
 _SESSION_OPTIONS = (
     "-c search_path=public,vectors -c timezone=UTC -c hnsw.iterative_scan=strict_order -c hnsw.ef_search=100"
+    " -c random_page_cost=1.1"
 )
 _RUN_PREFIX = "era_dagster run "
 

@@ -31,10 +31,20 @@ def question_words(connection: psycopg.Connection, table: LiteralString, text: s
         if stem is not None:
             stems[stem] = places
     words = content_words(found)
-    return weighed_words(words, _shares(connection, table, sorted({stem for stems in words for stem in stems})))
+    texts = _rows(connection, table)
+    shares = _shares(connection, table, sorted({stem for stems in words for stem in stems}), texts)
+    return weighed_words(words, shares, texts)
 
 
-def _shares(connection: psycopg.Connection, table: LiteralString, stems: Sequence[str]) -> dict[str, float]:
+def _rows(connection: psycopg.Connection, table: LiteralString) -> int:
+    """How many rows `table` has, at least 1: by the planner's statistics, or counted where there are none yet."""
+    row = connection.execute("SELECT reltuples::bigint FROM pg_class WHERE oid = %s::regclass", (table,)).fetchone()
+    if row is None or row[0] <= 0:
+        row = connection.execute(sql.SQL("SELECT count(*) FROM {}").format(sql.Identifier(table))).fetchone()
+    return max(1, row[0] if row else 0)
+
+
+def _shares(connection: psycopg.Connection, table: LiteralString, stems: Sequence[str], rows: int) -> dict[str, float]:
     """The share of the rows of `table` that hold a stem: the common ones by the planner's statistics, others counted."""
     listed = dict(
         connection.execute(
@@ -47,23 +57,26 @@ def _shares(connection: psycopg.Connection, table: LiteralString, stems: Sequenc
     rare = [stem for stem in stems if stem not in listed]
     counted = connection.execute(
         sql.SQL(
-            "SELECT a.stem, (SELECT count(*) FROM {table} WHERE words @@ a.query::tsquery)::float8"
-            " / greatest(1, (SELECT count(*) FROM {table}))"
+            "SELECT a.stem, (SELECT count(*) FROM {table} WHERE words @@ a.query::tsquery)"
             " FROM unnest(%s::text[], %s::text[]) AS a (stem, query)"
         ).format(table=sql.Identifier(table)),
         (rare, [_quoted(stem) for stem in rare]),
     ).fetchall()
-    return {**listed, **dict(counted)}
+    # Rows that came since the statistics were made may hold a word that was in none of them.
+    return {**listed, **{stem: min(1.0, count / rows) for stem, count in counted}}
 
 
 def words_match(words: Sequence[AskedWord]) -> tuple[sql.Composable, sql.Composable, dict[str, object]]:
     """For these words: a condition on the column `words`, a rank (higher is better), and the parameters of both.
 
+    The condition holds for texts with a word that is sought; the rank counts them all.
+
     The rank is the sum over the words of weight times `ts_rank`, which for one word grows ever slower with its number of
     occurrences and is divided by 1 + the logarithm of the text's length: in kind what BM25 computes.
     """
     queries = [" | ".join(map(_quoted, word.stems)) for word in words]
-    parameters: dict[str, object] = {"any_word": " | ".join(queries)}
+    sought = [query for word, query in zip(words, queries, strict=True) if word.sought]
+    parameters: dict[str, object] = {"any_word": " | ".join(sought)}
     ranks: list[sql.Composable] = []
     for number, (word, query) in enumerate(zip(words, queries, strict=True)):
         parameters |= {f"word{number}": query, f"weight{number}": word.weight}

@@ -26,16 +26,24 @@ def test_a_question_of_stop_words_has_no_words(found: dict) -> None:
 
 
 def test_a_rare_word_weighs_more_and_one_that_is_nowhere_is_not_asked_for() -> None:
-    words = weighed_words([("rare",), ("common",), ("nowhere",)], {"rare": 0.001, "common": 0.2, "nowhere": 0.0})
+    words = weighed_words([("rare",), ("common",), ("nowhere",)], {"rare": 0.001, "common": 0.2, "nowhere": 0.0}, 1000)
     assert [word.stems for word in words] == [("rare",), ("common",)]
     assert [word.weight for word in words] == pytest.approx([math.log(1000), math.log(5)])
 
 
 def test_common_words_are_left_out_but_never_the_last_one() -> None:
-    assert [word.stems for word in weighed_words([("everywhere",)], {"everywhere": 1.0})] == [("everywhere",)]
-    assert weighed_words([("everywhere",)], {"everywhere": 1.0})[0].weight > 0
+    assert [word.stems for word in weighed_words([("everywhere",)], {"everywhere": 1.0}, 9)] == [("everywhere",)]
+    assert weighed_words([("everywhere",)], {"everywhere": 1.0}, 9)[0].weight > 0
     many = {f"word{number}": 0.1 for number in range(20)}
-    assert len(weighed_words([(stem,) for stem in many], many)) == 2
+    assert len(weighed_words([(stem,) for stem in many], many, 100)) == 2
+
+
+def test_in_a_large_corpus_texts_are_sought_by_the_rarest_words_alone_and_ranked_by_all() -> None:
+    shares = {"rare": 0.001, "seldom": 0.015, "common": 0.1}
+    words = [(stem,) for stem in shares]
+    assert [word.sought for word in weighed_words(words, shares, 10_000)] == [True, True, True]
+    assert [word.sought for word in weighed_words(words, shares, 100_000)] == [True, True, False]
+    assert [word.sought for word in weighed_words(words, shares, 10_000_000)] == [True, False, False]
 
 
 def test_fusion_adds_the_reciprocal_ranks() -> None:
