@@ -9,6 +9,7 @@ import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import psycopg
 import pytest
 
@@ -18,6 +19,9 @@ from era_dagster.storage.migrations import migrate
 from era_dagster.storage.server import EmbeddedServer
 
 _numbers = itertools.count(1)
+# How long one example takes says more of what else the machine does than of the code.
+hypothesis.settings.register_profile("unhurried", deadline=None)
+hypothesis.settings.load_profile("unhurried")
 # A shell that starts the tests in the background has them ignore interrupts, and their children with them.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

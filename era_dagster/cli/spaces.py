@@ -50,17 +50,15 @@ def list_(as_json: bool) -> int:
         return 0
     print_table(
         "Embedding spaces",
-        ("number", "state", "model", "provider", "dimension", "chapters", "dead texts", "made"),
+        ("number", "state", "model", "chapters", "dead", "made"),
         [
             (
                 space.space_id,
                 space.state,
-                space.space.model,
-                space.space.provider,
-                space.space.dimension,
+                f"{space.space.model} ({space.space.provider}, {space.space.dimension})",
                 f"{space.chapters:,} of {space.chapters_wanted:,}",
                 space.dead,
-                f"{space.created_at:%Y-%m-%d %H:%M}",
+                f"{space.created_at:%Y-%m-%d}",
             )
             for space in found
         ],
