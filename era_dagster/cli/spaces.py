@@ -244,7 +244,7 @@ def _print_settings_hint(done: Promotion) -> None:
     model = done.promoted.space
     stdout.print(
         f"Where ERA_EMBEDDING_MODEL is set, set it to {model.model} (provider {model.provider}) or unset it: programs that"
-        " name the old model are refused from now on.",
+        " name the old model are refused from now on. Where the space was built with --url, set ERA_EMBEDDING_URLS to that.",
         markup=False,
     )
 
