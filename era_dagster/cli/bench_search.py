@@ -35,7 +35,7 @@ def bench_search(
     The vectors are blends of the sample books' under the local model, as near each other as those of real texts.
     """
     from era_dagster.bench.search_corpus import make_corpus
-    from era_dagster.bench.search_run import build, load, look_up, look_up_at_once, run_rival
+    from era_dagster.bench.search_run import DOMAIN_TABLES, build, load, look_up, look_up_at_once, run_rival
     from era_dagster.storage.database import Database
     from era_dagster.storage.indexes import indexed_tables
     from era_dagster.storage.migrations import migrate
@@ -70,11 +70,11 @@ def bench_search(
             indexed = set(indexed_tables(database))
         if indexed:
             _say("Looking up")
-            searches += [
-                search
-                for search in look_up(settings, url, corpus, how=lambda table: "HNSW" if table in indexed else "exact")
-                if search.how != "exact"
-            ]
+            how = dict.fromkeys(indexed, "HNSW")
+            if indexed - {"doctrine_embeddings_all", "chunk_embeddings"}:
+                how[DOMAIN_TABLES] = "HNSW if large"
+            found = look_up(settings, url, corpus, how=lambda table: how.get(table, "exact"))
+            searches += [search for search in found if search.how != "exact"]
         report["searches"] = [asdict(search) for search in searches]
         report["at_once"] = asyncio.run(look_up_at_once(settings, url, corpus))
         report["rivals"] = []

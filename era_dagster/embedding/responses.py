@@ -133,7 +133,10 @@ def _hint(asked: Asked, status: int, said: str) -> str:
 
 def unreachable(asked: Asked, reason: str) -> Verdict:
     """The verdict on a connection that failed or broke off."""
-    return Verdict(error=EndpointUnavailable(f"{asked} cannot be reached: {excerpt(reason)}."), outcome=Outcome.FAILED)
+    error = EndpointUnavailable(
+        f"{asked} cannot be reached: {excerpt(reason)}.", hint="Start the server, or correct ERA_EMBEDDING_URLS."
+    )
+    return Verdict(error=error, outcome=Outcome.FAILED)
 
 
 def timed_out(asked: Asked, seconds: float) -> Verdict:
