@@ -24,7 +24,7 @@ from era_dagster.domain.stages import Stage
 from era_dagster.storage.database import Database
 from era_dagster.storage.dead_letters import DeadText, write_letters
 from era_dagster.storage.spaces import SWITCH_LOCK, check_still_live
-from era_dagster.storage.vectors import CHUNK_TABLE, DOMAIN_TABLE, EVERY_TABLE, Difference, add_rows, replace_rows
+from era_dagster.storage.vectors import CHUNK_TABLE, DOMAIN_TABLE, EVERY_TABLE, Difference, replace_rows
 
 STAMP_COLUMNS: Mapping[Stage, str] = {
     "chapters": "chapters_stamp",
@@ -131,12 +131,12 @@ def write_chapter(database: Database, write: ChapterWrite) -> ChapterWritten:
         if write.space is not None and write.entry_vectors is not None:
             space_id = check_still_live(connection, write.space)
         language = language_of(chapter.text)
-        new = _write_source(connection, write, language)
+        _write_source(connection, write, language)
         entries, domains = _write_entries(connection, chapter, language)
         chunks = Difference()
         if write.chunks is not None:
             chunks = _write_chunks(connection, chapter, write.chunks, language)
-        vectors = _write_vectors(connection, write, new=new)
+        vectors = _write_vectors(connection, write)
         if write.entry_vectors is not None:
             write_letters(connection, chapter.partition_key, write.dead)
         items = _write_receipt(connection, write, vectors[:2])
@@ -188,8 +188,7 @@ def _has_vector_tables(connection: psycopg.Connection) -> bool:
     return bool(row and row[0])
 
 
-def _write_source(connection: psycopg.Connection, write: ChapterWrite, language: str) -> bool:
-    """Whether the chapter is stored for the first time, so that no other table has a row of it."""
+def _write_source(connection: psycopg.Connection, write: ChapterWrite, language: str) -> None:
     chapter = write.chapter
     values: dict[str, Any] = {
         "partition_key": chapter.partition_key,
@@ -217,8 +216,7 @@ def _write_source(connection: psycopg.Connection, write: ChapterWrite, language:
         values["dead_count"] = len(write.dead)
         values["model"] = write.space.model if write.space else None
     values |= {STAMP_COLUMNS[stage]: stamp for stage, stamp in write.stamps.items()}
-    row = connection.execute(_upsert_source(tuple(values)), values | {"run_id": write.run_id}).fetchone()
-    return row is not None and row[0]
+    connection.execute(_upsert_source(tuple(values)), values | {"run_id": write.run_id})
 
 
 @lru_cache
@@ -235,8 +233,6 @@ def _upsert_source(names: tuple[str, ...]) -> bytes:
             "INSERT INTO doctrine_sources AS s ({columns}, run_id) VALUES ({values}, %(run_id)s)"
             " ON CONFLICT (partition_key) DO UPDATE SET {changes}, run_id = excluded.run_id, updated_at = now()"
             " WHERE ({compared}) IS DISTINCT FROM ({incoming})"
-            # A row that was there was locked before it was updated, and carries the lock's mark; a new one none.
-            " RETURNING xmax = 0"
         )
         .format(
             columns=sql.SQL(", ").join(columns),
@@ -314,9 +310,7 @@ def _write_chunks(
     return Difference(written, len(chunks) - written, removed)
 
 
-def _write_vectors(
-    connection: psycopg.Connection, write: ChapterWrite, *, new: bool
-) -> tuple[Difference, Difference, Difference]:
+def _write_vectors(connection: psycopg.Connection, write: ChapterWrite) -> tuple[Difference, Difference, Difference]:
     if (
         not write.write_vector_tables
         or write.chunks is None
@@ -348,16 +342,11 @@ def _write_vectors(
         for entry, vector in zip(chapter.entries, write.entry_vectors, strict=True)
         if vector is not None
     ]
-    rows = (
-        (CHUNK_TABLE, chunk_rows),
-        (EVERY_TABLE, [(list(domains), *row) for domains, row in stored]),
-        (DOMAIN_TABLE, [(domain, *row) for domains, row in stored for domain in domains]),
+    return (
+        replace_rows(connection, CHUNK_TABLE, key, chunk_rows),
+        replace_rows(connection, EVERY_TABLE, key, [(list(domains), *row) for domains, row in stored]),
+        replace_rows(connection, DOMAIN_TABLE, key, [(domain, *row) for domains, row in stored for domain in domains]),
     )
-    chunks, entries, pairs = (
-        add_rows(connection, table, given) if new else replace_rows(connection, table, key, given)
-        for table, given in rows
-    )
-    return chunks, entries, pairs
 
 
 def _write_receipt(

@@ -7,7 +7,7 @@ transaction, is `storage.chapters`'s business.
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, LiteralString
+from typing import Any
 
 import psycopg
 from psycopg import sql
@@ -34,38 +34,30 @@ class VectorTable:
             else sql.SQL("i.{}").format(names[column])
             for column, kind in columns.items()
         )
-        parts = {
-            "incoming": incoming,
-            "arrays": sql.SQL(", ").join(_ARRAYS[kind] for kind in columns.values()),
-            "columns": sql.SQL(", ").join(names.values()),
-            "table": sql.Identifier(name),
-            "same_key": sql.SQL(" AND ").join(sql.SQL("i.{0} = t.{0}").format(names[column]) for column in key),
-            "key": sql.SQL(", ").join(names[column] for column in key),
-            "assigned": sql.SQL(", ").join(
-                sql.SQL("{0} = excluded.{0}").format(name) for column, name in names.items() if column not in key
-            ),
-            "present": sql.SQL(", ").join(sql.SQL("t.{}").format(name) for name in names.values()),
-            "excluded": sql.SQL(", ").join(sql.SQL("excluded.{}").format(name) for name in names.values()),
-        }
-        self.replace_statement = _bytes(_INCOMING + _REMOVED + _WRITTEN + _COUNT_REMOVED, parts)
-        self.add_statement = _bytes(_INCOMING + _WRITTEN, parts)
-
-
-_INCOMING = "WITH incoming AS MATERIALIZED (SELECT {incoming} FROM unnest({arrays}) AS i ({columns})),"
-_REMOVED = (
-    " removed AS (DELETE FROM {table} AS t WHERE t.partition_key = %b AND NOT EXISTS"
-    " (SELECT FROM incoming AS i WHERE {same_key}) RETURNING 1),"
-)
-_WRITTEN = (
-    " written AS (INSERT INTO {table} AS t ({columns}) SELECT * FROM incoming ON CONFLICT ({key}) DO UPDATE"
-    " SET {assigned} WHERE ({present}) IS DISTINCT FROM ({excluded}) RETURNING 1)"
-    " SELECT (SELECT count(*) FROM written)"
-)
-_COUNT_REMOVED = ", (SELECT count(*) FROM removed)"
-
-
-def _bytes(statement: LiteralString, parts: Mapping[str, sql.Composable]) -> bytes:
-    return sql.SQL(statement).format(**parts).as_bytes()
+        self.replace_statement = (
+            sql.SQL(
+                "WITH incoming AS MATERIALIZED (SELECT {incoming} FROM unnest({arrays}) AS i ({columns})),"
+                " removed AS (DELETE FROM {table} AS t WHERE t.partition_key = %b AND NOT EXISTS"
+                " (SELECT FROM incoming AS i WHERE {same_key}) RETURNING 1),"
+                " written AS (INSERT INTO {table} AS t ({columns}) SELECT * FROM incoming ON CONFLICT ({key}) DO UPDATE"
+                " SET {assigned} WHERE ({present}) IS DISTINCT FROM ({excluded}) RETURNING 1)"
+                " SELECT (SELECT count(*) FROM removed), (SELECT count(*) FROM written)"
+            )
+            .format(
+                incoming=incoming,
+                arrays=sql.SQL(", ").join(_ARRAYS[kind] for kind in columns.values()),
+                columns=sql.SQL(", ").join(names.values()),
+                table=sql.Identifier(name),
+                same_key=sql.SQL(" AND ").join(sql.SQL("i.{0} = t.{0}").format(names[column]) for column in key),
+                key=sql.SQL(", ").join(names[column] for column in key),
+                assigned=sql.SQL(", ").join(
+                    sql.SQL("{0} = excluded.{0}").format(name) for column, name in names.items() if column not in key
+                ),
+                present=sql.SQL(", ").join(sql.SQL("t.{}").format(name) for name in names.values()),
+                excluded=sql.SQL(", ").join(sql.SQL("excluded.{}").format(name) for name in names.values()),
+            )
+            .as_bytes()
+        )
 
 
 _ARRAYS = {
@@ -99,22 +91,10 @@ def replace_rows(
     connection: psycopg.Connection, table: VectorTable, key: str, rows: Sequence[tuple[Any, ...]]
 ) -> Difference:
     """Make the rows of chapter `key` in `table` exactly `rows`, in one statement with binary arrays."""
-    row = connection.execute(table.replace_statement, (*_columns(table, rows), key), binary=True).fetchone()
-    written, removed = row or (0, 0)
-    return Difference(written, len(rows) - written, removed)
-
-
-def add_rows(connection: psycopg.Connection, table: VectorTable, rows: Sequence[tuple[Any, ...]]) -> Difference:
-    """As `replace_rows`, for a chapter that has none yet: to look for them in each of 150 domain tables is a seventh of the
-    time that storing a chapter takes."""
-    row = connection.execute(table.add_statement, _columns(table, rows), binary=True).fetchone()
-    written = row[0] if row else 0
-    return Difference(written, len(rows) - written)
-
-
-def _columns(table: VectorTable, rows: Sequence[tuple[Any, ...]]) -> list[list[Any]]:
     columns = [list(column) for column in zip(*rows, strict=True)] or [[] for _ in table.columns]
     if "domains" in table.columns:
         # unnest would flatten an array of arrays: the lists travel as JSON text.
         columns[0] = [json.dumps(domains) for domains in columns[0]]
-    return columns
+    row = connection.execute(table.replace_statement, (*columns, key), binary=True).fetchone()
+    removed, written = row or (0, 0)
+    return Difference(written, len(rows) - written, removed)

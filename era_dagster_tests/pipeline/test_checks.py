@@ -184,6 +184,19 @@ def test_what_was_lost_turns_its_check_red_until_verify_mends_it(bench: Workbenc
     assert failing(bench) == set()
 
 
+def test_vectors_that_outlived_their_chapter_leave_when_it_is_ingested_again(bench: Workbench) -> None:
+    sound(bench)
+    run(bench)
+    with bench.database.connection() as connection:
+        connection.execute(
+            "INSERT INTO chunk_embeddings SELECT partition_key, 500, embedding FROM chunk_embeddings"
+            " WHERE partition_key = 'ferry/0001' LIMIT 1"
+        )
+        for table in ("minister_entries", "chapter_chunks", "doctrine_sources"):
+            connection.execute(f"DELETE FROM {table} WHERE partition_key = 'ferry/0001'")
+    verify_and_fix(bench)
+
+
 def test_an_edited_file_turns_its_check_red_until_verify_mends_it(bench: Workbench) -> None:
     sound(bench)
     run(bench)
