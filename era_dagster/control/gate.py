@@ -147,9 +147,10 @@ class EndpointController:
             alone=self._throttle.half_open,
             sent=sent,
         )
+        if not self._tickets:
+            self._heard_at = now
         self._tickets[number] = ticket
         self._items_in_flight += items
-        self._heard_at = now
         return ticket
 
     def completed(

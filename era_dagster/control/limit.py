@@ -13,19 +13,22 @@ from dataclasses import replace
 
 from era_dagster.control.ceilings import Ceilings
 from era_dagster.control.flight import Flight
-from era_dagster.control.measure import Measurement, together
+from era_dagster.control.measure import Measurement, doubt, together
+from era_dagster.control.moves import TOLERANCE, on_target, probed, towards_target
 from era_dagster.control.point import Judgement, Phase, Point
-from era_dagster.control.probes import HIGH_PRICE, Probe, ProbeSchedule, gain_wanted
+from era_dagster.control.probes import Probe, ProbeSchedule, gain_wanted
 from era_dagster.control.startup import FEWEST_SAMPLES, FIRST_CONCURRENCY, Landing, Startup
+from era_dagster.control.target import LatencyTarget
+from era_dagster.control.trail import Step
 
-STEP = 1.3
-"""How far a probe changes the work; further when the one before it was kept."""
 SHORTEST_EPOCH_SECONDS = 0.4
 """However fast the answers come, a judgement waits this long: scheduling noise lives below it."""
 MOST_MOVES = 4
 """After so many moves in a row the target is hidden by noise: as good as reached."""
-TOLERANCE = 0.14
-"""A mean latency this close to the target, in ln, is on target."""
+CONFIDENCE = 3.0
+"""Standard errors from which a latency is taken for what it is; below, noise takes its share of it."""
+LATE_IN_A_ROW = 3
+"""So many late requests, and at least half a flight, are news that no epoch's end is waited for."""
 REFUSED_SHARE = 0.25
 FLIGHT = 8
 CEILING_SECONDS = 60.0
@@ -41,23 +44,22 @@ class AdaptiveLimit:
         self.point = Point(self._startup.wave.concurrency, 0.0)
         self.item_tokens = 0.0
         self.last: Measurement | None = None
-        self._target = ceilings.lowest_latency
+        self._target = LatencyTarget(ceilings)
         self._most_work = math.inf
         self._most_requests = (ceilings.concurrency, -math.inf)
         self._flight = Flight()
         self._answers: dict[int, tuple[float, float]] = {}
         self._items = 0
-        self._moved_at = -math.inf
+        self._moved_at = self._watched_from = -math.inf
         self._refused_share = 0.0
-        self._p95_ratio = 1.2
         self._held: list[Measurement] = []
-        self._came_from: tuple[Point, Measurement] | None = None
+        self._came_from: Step | None = None
         self._size_before: tuple[int, int] | None = None
         self._moves = 0
         self._probes = ProbeSchedule()
         self._origin = self.point
-        self._light_latency = math.inf
         self._over = 0
+        self._wave_cv = 0.0
 
     # --- what the gate asks and tells ----------------------------------------------------------------------------
 
@@ -99,6 +101,7 @@ class AdaptiveLimit:
         """The server closes the gate for a while: what was seen until now is no measure of what comes after."""
         self._flight.begin(now, settling=self.point.concurrency)
         self._answers = {}
+        self._watched_from = now
 
     @property
     def must_empty(self) -> bool:
@@ -165,6 +168,13 @@ class AdaptiveLimit:
         alone = self._startup is not None and self._startup.alone
         if alone and sent_at < self._moved_at:
             return None
+        if self._startup is None and sent_at >= self._watched_from:
+            late = self._target.is_late(now - sent_at, probing=self._probes.running is not None)
+            self._over = self._over + 1 if late else 0
+            if self._over >= max(LATE_IN_A_ROW, self.point.concurrency // 2):
+                hurried = self._hurry(now, now - sent_at)
+                if hurried is not None:
+                    return hurried
         if not self._flight.settled(now, at_once=alone):
             return None
         epoch = self._flight.epoch
@@ -184,7 +194,7 @@ class AdaptiveLimit:
         judgement = self._judge(now, measured)
         if judgement is not None:
             self.last = measured
-            self._p95_ratio += 0.1 * (measured.p95_ratio - self._p95_ratio)
+            self._target.saw(measured)
         return judgement
 
     # --- the law -------------------------------------------------------------------------------------------------
@@ -209,7 +219,9 @@ class AdaptiveLimit:
         return self._judge_hold(now, measured)
 
     def _judge_wave(self, now: float, startup: Startup, measured: Measurement) -> Judgement | None:
-        error = measured.cv / math.sqrt(measured.samples)
+        if startup.alone or not startup.is_first:
+            self._wave_cv = max(self._wave_cv, measured.cv)
+        error = max(self._wave_cv, measured.cv) / math.sqrt(measured.samples)
         if self._over < 4 and startup.unclear(measured.latency, error=error, samples=measured.samples):
             return None
         answers = [self._answers[number] for number in sorted(self._answers)]
@@ -222,29 +234,29 @@ class AdaptiveLimit:
 
     def _land(self, now: float, landing: Landing, measured: Measurement | None) -> Judgement:
         assert self._startup is not None
-        self._light_latency = self._startup.fastest
+        self._target.begin(landing.target_seconds, light_latency=self._startup.fastest)
         self._startup, self._answers = None, {}
-        self._target = landing.target_seconds
         self._probes.begin(now, check_width=landing.concurrency <= 2)
         wave, work = self.point, (landing.texts or 0) * self.item_tokens
         if not work:
             work = wave.work or wave.concurrency * self.item_tokens
             if measured is not None:
-                work *= max(0.5, min(2.0, self._target / measured.latency))
+                work *= max(0.5, min(2.0, self._target.seconds / measured.latency))
         judgement = self._go(now, self._bounded(now, Point(landing.concurrency, work)), landing.reason, measured)
         if measured is not None and self.point.work > wave.work > 0:
-            self._came_from = (wave, measured)
+            self._came_from = Step(wave, measured)
         return judgement
 
     def _judge_hold(self, now: float, measured: Measurement) -> Judgement | None:
-        highest = self._highest_latency()
         if self._flight.epoch.pace == "requests":
-            self._target = max(self._target, highest)
-        beyond = self._target > 1.5 * highest and self._is_slow_itself
-        target = self._target if beyond else min(self._target, highest)
+            self._target.paced()
+        target = self._target.aimed_at
         off = math.log(target / measured.latency)
-        enough = measured.samples >= min(60, 4 * self.point.concurrency) and measured.seconds >= SHORTEST_EPOCH_SECONDS
-        far = abs(off) > max(0.4, 3.0 * measured.error) and measured.samples >= max(3 * self.point.concurrency // 2, 8)
+        if abs(off) < CONFIDENCE * measured.error:
+            off *= TOLERANCE**2 / (TOLERANCE**2 + measured.error**2)
+        samples, c = measured.samples, self.point.concurrency
+        enough = samples >= min(60, max(8, 2 * c)) and measured.seconds >= SHORTEST_EPOCH_SECONDS
+        far = abs(off) > max(0.4, CONFIDENCE * measured.error) and samples >= max(3 * c // 2, 8)
         slower = off < -0.7 and measured.fastest > 1.3 * target
         if not (enough or far or slower):
             return None
@@ -256,31 +268,25 @@ class AdaptiveLimit:
             self._held = [measured]
             return self._try(now, measured)
         if abs(off) > TOLERANCE and (self._moves < MOST_MOVES or abs(off) > 0.7):
-            # At a pace nothing queues: the latency grows no faster than the work.
-            work = self.point.work * max(0.25, min(2.0 if self._flight.epoch.pace is None else 8.0, math.exp(off)))
-            moved = self._bounded(now, Point(self.point.concurrency, min(work, max(self._most_work, self.point.work))))
+            moved = self._below_harm(now, towards_target(self.point, off, pace=self._flight.epoch.pace))
             if (
                 moved != self.point
                 and moved.size(self.item_tokens) != self._size_before
                 and self._affordable(moved, measured)
             ):
-                before, self._size_before, self._moves = self.point, self.point.size(self.item_tokens), self._moves + 1
+                step = Step(self.point, measured)
+                self._size_before, self._moves = self.point.size(self.item_tokens), self._moves + 1
                 judgement = self._go(now, moved, "towards the latency target", measured)
-                self._came_from = (before, measured)
-                if came_from is not None and moved.work > before.work > came_from[0].work:
-                    # Several steps up are one: what they cost together counts.
-                    self._came_from = max(came_from, (before, measured), key=lambda each: each[1].throughput)
+                self._came_from = step if came_from is None else came_from.then(step, moved.work)
                 return judgement
         self._size_before, self._moves = None, 0
         self._held = [*self._held[-2:], measured]
-        # Within the tolerance no new epoch is due: up by the smallest step, down by shares.
-        before = self.point
-        more = before.one_more(self.item_tokens, in_number=self._flight.epoch.pace is None)
-        fine = more if off > -TOLERANCE / 2.0 else replace(before, work=before.work * math.exp(off))
-        fine = self._bounded(now, replace(fine, work=min(fine.work, max(self._most_work, before.work))))
+        before, pace = self.point, self._flight.epoch.pace
+        fine = on_target(before, off, self._target, item_tokens=self.item_tokens, pace=pace)
+        fine = self._below_harm(now, fine)
         judgement = self._try(now, measured)
         if self._probes.running is None and self._affordable(fine, measured):
-            self.point, self._came_from = fine, (before, measured)
+            self.point, self._came_from = fine, Step(before, measured)
         return judgement
 
     def _affordable(self, point: Point, measured: Measurement) -> bool:
@@ -288,25 +294,19 @@ class AdaptiveLimit:
         (_, items), (_, more) = self.point.size(self.item_tokens), point.size(self.item_tokens)
         return more <= items or measured.latency * more / max(items, 1) < 1.05 * self._ceilings.latency_seconds
 
-    def _undo_harm(
-        self, now: float, measured: Measurement, came_from: tuple[Point, Measurement] | None
-    ) -> Judgement | None:
-        """Growth that cost far more throughput than noise is undone; a cut that lowered no latency teaches the target."""
+    def _undo_harm(self, now: float, measured: Measurement, came_from: Step | None) -> Judgement | None:
+        """Growth that cost far more throughput than noise is undone; so is a cut that helped nothing."""
         if came_from is None or self._flight.epoch.pace is not None:
             return None
-        point, before = came_from
-        gain = math.log(measured.throughput / before.throughput)
-        step = math.log(self.point.work / point.work)
-        noise = math.hypot(measured.error, before.error)
-        if step > 0.0 and gain < -max(0.2, 3.0 * noise):
-            self._most_work = (1.1 if step > 0.1 else 1.0) * point.work
-            return self._go(now, point, "more work gave less throughput", measured, gain)
-        same_latency = abs(math.log(measured.latency / before.latency)) < TOLERANCE
-        if step < -0.1 and gain < HIGH_PRICE * step - noise and same_latency:
-            # A rival that takes what is given up looks the same: beyond the target only where a light load is as slow.
-            most = math.inf if self._is_slow_itself else self._highest_latency()
-            self._target = max(self._target, min(most, 1.2 * before.latency))
-            return self._go(now, point, "less work did not lower the latency: it is the service itself", measured, gain)
+        gain = came_from.gain(measured)
+        if came_from.did_harm(self.point.work, measured):
+            # Or it was the server that became slower: then less yet is what keeps the latency.
+            fitting = self._target.fitting(self.point.work, measured.latency)
+            back = replace(came_from.point, work=min(self._grew_too_far(came_from.point), fitting))
+            return self._go(now, self._bounded(now, back), "more work gave less throughput", measured, gain)
+        if self._target.may_rise and came_from.was_in_vain(self.point.work, measured):
+            self._target.less_did_not_help(came_from.measured.latency)
+            return self._go(now, came_from.point, "less work did not lower the latency", measured, gain)
         return None
 
     def _try(self, now: float, measured: Measurement) -> Judgement:
@@ -314,7 +314,18 @@ class AdaptiveLimit:
         probe = self._probes.next(now, held=len(self._held))
         if probe is None:
             return self._go(now, self.point, "on target", measured)
-        tried = self._bounded(now, self._tried(probe))
+        tried = probed(
+            probe,
+            self.point,
+            together(self._held),
+            self._target,
+            item_tokens=self.item_tokens,
+            pace=self._flight.epoch.pace,
+            kept_in_a_row=self._probes.kept_in_a_row,
+            untried=self._probes.is_untried(probe),
+            most_work=self._most_work,
+        )
+        tried = self._bounded(now, tried)
         if tried == self.point:
             self._probes.undone(now, probe)
             return self._go(now, self.point, "on target", measured)
@@ -322,63 +333,68 @@ class AdaptiveLimit:
         self._origin = self.point
         return self._go(now, tried, f"probe {probe}", measured, held=self._held)
 
-    def _tried(self, probe: Probe) -> Point:
-        c, work = self.point.concurrency, self.point.work
-        if self._flight.epoch.pace == "requests" or (self._flight.epoch.pace and probe == "wider"):
-            return self.point
-        if probe == "up":
-            latency, highest = together(self._held).latency, self._highest_latency()
-            if highest < 1.05 * latency < 2.0 * highest:
-                return self.point
-            step = STEP ** min(3, 1 + self._probes.kept_in_a_row)
-            return self.point.grown(step, self.item_tokens, in_number=self._flight.epoch.pace is None)
-        if probe == "down":
-            return Point(c, work / STEP)
-        if probe == "wider":
-            return Point(2 * c, work)
-        return Point(max(1, c // 2), work)
-
     def _judge_probe(self, now: float, probe: Probe, measured: Measurement) -> Judgement | None:
         reference = together(self._held)
         gain = math.log(measured.throughput / reference.throughput)
-        noise = math.hypot(measured.error, reference.error)
+        noise = doubt(measured, reference)
         threshold = gain_wanted(
             probe,
             step=math.log(self.point.work / self._origin.work),
             latency=measured.latency,
             before=reference.latency,
             lowest=self._ceilings.lowest_latency,
-            highest=self._highest_latency(),
+            highest=self._target.highest,
             concurrency=self.point.concurrency,
         )
-        enough = measured.samples >= min(120, 6 * self.point.concurrency) and measured.seconds >= SHORTEST_EPOCH_SECONDS
-        if not enough and abs(gain - threshold) < 2.5 * noise:
+        samples, c = measured.samples, self.point.concurrency
+        enough = samples >= min(120, 6 * c) and measured.seconds >= SHORTEST_EPOCH_SECONDS
+        if abs(gain - threshold) < (1.0 if enough else 2.5) * noise and samples < min(240, 12 * c):
             return None
         if gain <= threshold:
             self._probes.undone(now, probe, gain=gain, late=measured.latency > self._ceilings.latency_seconds)
             return self._go(now, self._origin, f"probe {probe} undone", measured, gain)
         self._probes.kept(now, probe)
-        low = self._ceilings.lowest_latency
         if probe == "up":
-            self._target = max(self._target, measured.latency)
+            self._target.more_paid(measured.latency)
             if self.point.work > self._most_work:
                 clearly = gain > 0.5 * math.log(self.point.work / self._origin.work)
                 self._most_work = (2.0 if clearly else 1.0) * self.point.work
-        elif probe == "down" and reference.latency > 1.2 * low:
-            self._target = max(low, min(self._target, measured.latency))
         elif probe == "down":
-            self._most_work = self.point.work
+            self._target.less_lost_nothing(measured.latency, before=reference.latency)
+            if reference.latency <= 1.2 * self._target.lowest:
+                self._most_work = self.point.work
         self._held = [measured]
         return self._go(now, self.point, f"probe {probe} kept", measured, gain)
 
-    @property
-    def _is_slow_itself(self) -> bool:
-        """Whether even a light load takes so long that the latency target is no measure."""
-        return self._light_latency > self._highest_latency() / 2.0
+    def _hurry(self, now: float, latency: float) -> Judgement | None:
+        """Several requests in a row were late: no epoch's end is waited for, unless to see what the last cut did."""
+        probe, came_from = self._probes.running, self._came_from
+        if probe is not None:
+            self._probes.undone(now, probe, late=True)
+            return self._go(now, self._origin, f"probe {probe} given up: requests were late")
+        before = self.point
+        if (came_from is not None and came_from.point.work > before.work) or not self._flight.epoch.latencies:
+            return None
+        work = self._target.fitting(before.work, latency)
+        if came_from is not None and came_from.point.work < before.work:
+            work = min(work, self._grew_too_far(came_from.point))
+        less = self._bounded(now, replace(before, work=work))
+        if less == before:
+            return None
+        measured = self._measured(now)
+        judgement = self._go(now, less, "requests were late", measured)
+        self._came_from = Step(before, measured)
+        return judgement
 
-    def _highest_latency(self) -> float:
-        """The most mean latency that keeps the 95th percentile under its target."""
-        return min(self._ceilings.highest_latency, 0.92 * self._ceilings.latency_seconds / self._p95_ratio)
+    def _grew_too_far(self, before: Point) -> float:
+        """More work was worse: it stays below, and less is tried next. Returns the work to go back to."""
+        self._most_work = (1.1 if self.point.work > 1.1 * before.work else 1.0) * before.work
+        self._probes.hasten("down")
+        return before.work
+
+    def _below_harm(self, now: float, point: Point) -> Point:
+        """The point, bounded, and not beyond where growth was harmful."""
+        return self._bounded(now, replace(point, work=min(point.work, max(self._most_work, self.point.work))))
 
     def _bounded(self, now: float, point: Point) -> Point:
         requests, until = self._most_requests
@@ -398,7 +414,7 @@ class AdaptiveLimit:
         """End the epoch; the next one is at `point`. `held`: what a probe will be compared with."""
         if point != self.point or self._startup is not None:
             self._flight.begin(now, settling=max(point.concurrency, len(self._flight)))
-            self._moved_at = now
+            self._moved_at = self._watched_from = now
             self._over = 0
             self._held = list(held)
             self._came_from = None
@@ -406,4 +422,6 @@ class AdaptiveLimit:
             self._flight.begin(now)
         self.point = point
         self._refused_share = 0.0
-        return Judgement(phase=self.phase, reason=reason, measured=measured, target_seconds=self._target, gain=gain)
+        return Judgement(
+            phase=self.phase, reason=reason, measured=measured, target_seconds=self._target.seconds, gain=gain
+        )

@@ -5,7 +5,7 @@ An epoch is a stretch of time at one operating point, from when the change to it
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 
@@ -91,3 +91,10 @@ def together(measurements: Sequence[Measurement]) -> Measurement:
         p95_ratio=sum(each.p95_ratio for each in measurements) / count,
         fastest=min(each.fastest for each in measurements),
     )
+
+
+def doubt(one: Measurement, other: Measurement) -> float:
+    """The standard error of the difference between two ln(throughput); a few samples alone don't tell how they spread."""
+    samples = one.samples + other.samples
+    cv = math.sqrt((one.samples * one.cv**2 + other.samples * other.cv**2) / samples)
+    return math.hypot(replace(one, cv=cv).error, replace(other, cv=cv).error)

@@ -37,7 +37,9 @@ def gain_wanted(
         return step * (-0.05 if latency < lowest else PRICE if latency < highest else HIGH_PRICE)
     if probe == "down":
         return 0.1 * step if before > 1.2 * lowest else 0.02
-    return WIDER_GAIN if probe == "wider" or concurrency == 1 else -NARROWER_LOSS
+    if probe == "wider":
+        return WIDER_GAIN + 0.5 * step
+    return WIDER_GAIN if concurrency == 1 else -NARROWER_LOSS
 
 
 class ProbeSchedule:
@@ -55,12 +57,17 @@ class ProbeSchedule:
         """The first waves are over. `check_width`: they found a serial server; the first probe makes sure of that."""
         self._due = {probe: now + FIRST_SECONDS[probe] for probe in self._due}
         if check_width:
-            self._due["wider"] = -math.inf
+            self.hasten("wider")
+
+    def hasten(self, probe: Probe) -> None:
+        """This one is next, and waits for nothing: there is reason to believe that it pays much."""
+        self._due[probe] = -math.inf
+        self.kept_in_a_row = 0
 
     @property
     def urgent(self) -> bool:
-        """Whether the next probe waits for nothing: a parallel server taken for a serial one would lose most it can do."""
-        return self._due["wider"] == -math.inf
+        """Whether the next probe waits for nothing."""
+        return min(self._due.values()) == -math.inf
 
     def next(self, now: float, *, held: int) -> Probe | None:
         """What to try after `held` epochs on target; the last one again if it was kept. None: nothing is due."""
@@ -68,6 +75,10 @@ class ProbeSchedule:
         probe = self._last if again else min(self._due, key=lambda each: self._due[each])
         needed = 1 if again or self.urgent else 2
         return probe if held >= needed and self._due[probe] <= now else None
+
+    def is_untried(self, probe: Probe) -> bool:
+        """Whether it has not failed since it was last kept."""
+        return self._undone[probe] == 0
 
     def started(self, now: float, probe: Probe) -> None:
         """It is under way."""

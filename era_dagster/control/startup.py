@@ -28,9 +28,12 @@ WORTH_IT = 0.5
 
 CONFIDENCE = 1.5
 """Standard errors by which an elasticity must differ from `WORTH_IT` to be believed."""
+PRECISE = 0.2
+"""The standard error of ln(latency) up to which a wave can be compared with the next at all."""
 FLIGHTS = 4
 FEWEST_SAMPLES = 6
-"""A wave has at least so many answers, and where noise hides what it shows, up to so many flights of them."""
+"""A wave has at least so many answers, and where noise hides what it shows, up to so many flights of them; half as many
+while requests grow, since what cannot be told there is taken for growth in number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,14 +99,17 @@ class Startup:
         self.wave = Wave(min(self.wave.concurrency, ceilings.concurrency), min(self.wave.items, ceilings.items))
 
     def unclear(self, latency_seconds: float, *, error: float, samples: int) -> bool:
-        """Whether noise may hide if more work gave more: the wave goes on until it can be told, or `FLIGHTS` have passed.
+        """Whether noise may hide if more work gave more: the wave goes on until it can be told, or for `FLIGHTS`.
 
         `error`: the standard error of ln(latency) over `samples` answers.
         """
-        if self._before is None or samples >= FLIGHTS * max(self.wave.concurrency, FEWEST_SAMPLES):
+        flights = FLIGHTS // 2 if self._larger and self._before is not None else FLIGHTS
+        if samples >= flights * max(self.wave.concurrency, FEWEST_SAMPLES):
             return False
-        if self.wave.texts <= self._before[0].texts:
+        if self._before is not None and self.wave.texts <= self._before[0].texts:
             return False
+        if error > PRECISE or self._before is None:
+            return error > PRECISE
         elasticity, doubt = self._elasticity(self._before, latency_seconds, error)
         return abs(elasticity - WORTH_IT) < doubt
 
@@ -129,7 +135,8 @@ class Startup:
                 # A second request only waits; where waiting alone misses the target, it is not worth its gap.
                 waits = 2.0 * first > self._ceilings.latency_seconds
                 self._fastest = first
-                return self._land(1 if waits else 2, first, "answers came one by one: the server is serial")
+                concurrency = 1 if waits else 2
+                return self._land(concurrency, concurrency * first, "answers came one by one: the server is serial")
             last = max(done - sent for sent, done in answers)
             if not self.alone and (last > ALIKE * first or first > COLD_SECONDS or unevenness < LIKELY):
                 self.alone = True

@@ -1,0 +1,75 @@
+"""Where the law may go from a point: towards the latency target, a little on when it is there, and what a probe tries.
+
+Geometry only: nothing here remembers or judges. No clock, no I/O.
+"""
+
+import math
+from dataclasses import replace
+from typing import Literal
+
+from era_dagster.control.measure import Measurement
+from era_dagster.control.point import Point
+from era_dagster.control.probes import Probe
+from era_dagster.control.target import SMALLEST_SHARE, LatencyTarget
+
+STEP = 1.3
+"""How far a probe changes the work; further when the one before it was kept."""
+LARGEST_GROWTH, LARGEST_GROWTH_PACED = 2.0, 8.0
+"""In one move. At a pace nothing queues: the latency grows no faster than the work."""
+NOISY = 0.25
+"""The coefficient of variation of latencies from which a few percent of throughput are not seen in a probe."""
+TOLERANCE = 0.14
+"""A mean latency this close to the target, in ln, is on target."""
+
+Pace = Literal["requests", "items"] | None
+
+
+def towards_target(point: Point, off: float, *, pace: Pace) -> Point:
+    """The work that gives the latency aimed at, which is `off` from what it is, in ln, by Little's law."""
+    growth = LARGEST_GROWTH if pace is None else LARGEST_GROWTH_PACED
+    return replace(point, work=point.work * max(SMALLEST_SHARE, min(growth, math.exp(off))))
+
+
+def on_target(point: Point, off: float, target: LatencyTarget, *, item_tokens: float, pace: Pace) -> Point:
+    """Up by a small step, down by shares.
+
+    Above the lowest target others may share the server: clients that grow by the root of what they have and shrink by
+    shares come closer to equal shares (binomial congestion control, Bansal and Balakrishnan 2001).
+    """
+    if off <= -TOLERANCE / 2.0:
+        return replace(point, work=point.work * math.exp(off))
+    shared = target.seconds > 1.2 * target.lowest
+    step = 1.0 + min(TOLERANCE, math.sqrt(item_tokens / point.work)) if shared else 1.0
+    return point.grown(step, item_tokens, in_number=pace is None)
+
+
+def probed(
+    probe: Probe,
+    point: Point,
+    held: Measurement,
+    target: LatencyTarget,
+    *,
+    item_tokens: float,
+    pace: Pace,
+    kept_in_a_row: int,
+    untried: bool,
+    most_work: float,
+) -> Point:
+    """What `probe` tries from `point`, where `held` was measured; the point itself if there is nothing to try."""
+    c, work = point.concurrency, point.work
+    if pace == "requests" or (pace and probe == "wider"):
+        return point
+    if probe == "up":
+        if target.highest < 1.05 * held.latency < 2.0 * target.highest:
+            return point
+        step = STEP ** min(3, 1 + kept_in_a_row)
+        if held.latency < target.highest:
+            step = min(step, target.highest / held.latency)
+        return point.grown(step, item_tokens, in_number=pace is None)
+    if probe == "down":
+        return Point(c, work / STEP)
+    if probe == "wider":
+        # Where answers vary, more work in the new requests shows whether they are worked on: as much as the latency allows.
+        room = min(2.0, target.highest / held.latency) if untried and held.cv > NOISY else 1.0
+        return Point(2 * c, max(work, min(work * room, most_work)))
+    return Point(max(1, c // 2), work)

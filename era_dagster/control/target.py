@@ -1,0 +1,92 @@
+"""The mean latency aimed at: from what costs nobody anything up to the most that keeps the 95th percentile in time.
+
+It is raised where more work paid, or where less did not help, and lowered where less work lost nothing. No clock, no I/O.
+"""
+
+import math
+
+from era_dagster.control.ceilings import Ceilings
+from era_dagster.control.measure import Measurement
+
+USUAL_P95_RATIO = 1.2
+"""The 95th percentile of requests over their mean, before any was seen."""
+P95_MARGIN = 0.92
+"""The share of the latency target that the 95th percentile is held to: it is learnt, and moves."""
+LEARNING_RATE = 0.1
+SMALLEST_SHARE = 0.25
+"""What one answer, or one epoch, leaves of the work at least."""
+LATE = 2.0
+LATE_IN_A_PROBE = 1.5
+"""A request is late at so many times the latency aimed at; while a probe runs, which may double the latency, at so many
+times the highest, if that is more."""
+
+
+class LatencyTarget:
+    """`seconds` is what is aimed at, the mean latency of requests."""
+
+    def __init__(self, ceilings: Ceilings) -> None:
+        self._ceilings = ceilings
+        self.seconds = self.lowest = ceilings.lowest_latency
+        self._light_latency = 0.0
+        self._p95_ratio = USUAL_P95_RATIO
+
+    @property
+    def highest(self) -> float:
+        """The most mean latency that keeps the 95th percentile under its target."""
+        return min(self._ceilings.highest_latency, P95_MARGIN * self._ceilings.latency_seconds / self._p95_ratio)
+
+    @property
+    def is_slow_itself(self) -> bool:
+        """Whether even a light load takes so long that the latency target is no measure."""
+        return self._light_latency > self.highest / 2.0
+
+    @property
+    def aimed_at(self) -> float:
+        """`seconds`, and beyond `highest` only where the server itself is that slow."""
+        beyond = self.seconds > 1.5 * self.highest and self.is_slow_itself
+        return self.seconds if beyond else min(self.seconds, self.highest)
+
+    @property
+    def may_rise(self) -> bool:
+        """Whether a longer latency may be aimed at."""
+        return self.is_slow_itself or self.seconds < self.highest
+
+    def begin(self, seconds: float, *, light_latency: float) -> None:
+        """The first waves are over. `light_latency`: what a request took when there was little in flight, infinite if
+        that was not seen."""
+        self.seconds = seconds
+        self._light_latency = light_latency if math.isfinite(light_latency) else 0.0
+
+    def saw(self, measured: Measurement) -> None:
+        """An epoch has ended: what its tail says about the 95th percentile."""
+        self._p95_ratio += LEARNING_RATE * (measured.p95_ratio - self._p95_ratio)
+
+    def paced(self) -> None:
+        """A pace holds requests back, and nothing queues: all of the latency may be spent."""
+        self.seconds = max(self.seconds, self.highest)
+
+    def more_paid(self, latency: float) -> None:
+        """More work was worth the `latency` it took; above the lowest target whatever comes next is judged up to the highest."""
+        self.seconds = max(self.seconds, latency, self.highest if latency > self.lowest else 0.0)
+
+    def less_lost_nothing(self, latency: float, *, before: float) -> None:
+        """Less work gave as much at this `latency`; `before` is what it was."""
+        if before > 1.2 * self.lowest:
+            self.seconds = max(self.lowest, min(self.seconds, latency))
+
+    def less_did_not_help(self, latency: float) -> None:
+        """The work was cut, and requests took as long: it is the service itself, or a rival took what was given up.
+
+        Rivals look like a slow server: beyond `highest` only where a light load is as slow.
+        """
+        self.seconds = max(self.seconds, 1.2 * latency if self.is_slow_itself else self.highest)
+
+    def fitting(self, work: float, latency: float) -> float:
+        """Less work, as `latency` asks for by Little's law."""
+        return work * max(SMALLEST_SHARE, min(1.0, self.aimed_at / latency))
+
+    def is_late(self, latency: float, *, probing: bool) -> bool:
+        """Whether one request took longer than noise, or the probe under way, explains."""
+        if probing:
+            return latency > LATE_IN_A_PROBE * max(self.seconds, self.highest)
+        return latency > LATE * max(self.seconds, self.lowest)

@@ -1,0 +1,173 @@
+"""Where the law may go from a point. The 95th percentile is held to 1 s, a text has ten tokens."""
+
+import math
+
+import pytest
+
+from era_dagster.control.ceilings import Ceilings
+from era_dagster.control.measure import Measurement
+from era_dagster.control.moves import Pace, on_target, probed, towards_target
+from era_dagster.control.point import Point
+from era_dagster.control.probes import Probe
+from era_dagster.control.target import LatencyTarget
+
+LOWEST = 0.33
+HIGHEST = 0.92 / 1.2
+LARGE = Point(4, 40_000.0)
+"""A thousand texts in each of four requests: the smallest step up is next to nothing."""
+PROBES: tuple[Probe, ...] = ("up", "down", "wider", "narrower")
+
+
+def target(seconds: float = LOWEST) -> LatencyTarget:
+    found = LatencyTarget(Ceilings(latency_seconds=1.0))
+    found.begin(seconds, light_latency=0.05)
+    return found
+
+
+def held(latency: float, cv: float) -> Measurement:
+    return Measurement(
+        samples=40,
+        flights=10.0,
+        seconds=1.0,
+        throughput=1000.0,
+        latency=latency,
+        cv=cv,
+        p95_ratio=1.2,
+        fastest=latency / 2.0,
+    )
+
+
+def tried(
+    probe: Probe,
+    point: Point = LARGE,
+    *,
+    latency: float = 0.2,
+    cv: float = 0.1,
+    pace: Pace = None,
+    kept_in_a_row: int = 0,
+    untried: bool = True,
+    most_work: float = math.inf,
+) -> Point:
+    return probed(
+        probe,
+        point,
+        held(latency, cv),
+        target(),
+        item_tokens=10.0,
+        pace=pace,
+        kept_in_a_row=kept_in_a_row,
+        untried=untried,
+        most_work=most_work,
+    )
+
+
+@pytest.mark.parametrize(
+    ("off", "pace", "factor"),
+    [
+        (math.log(1.5), None, 1.5),
+        (math.log(0.6), None, 0.6),
+        (math.log(3.0), None, 2.0),
+        (math.log(3.0), "items", 3.0),  # nothing queues
+        (math.log(20.0), "items", 8.0),
+        (math.log(20.0), "requests", 8.0),
+        (math.log(0.1), None, 0.25),
+        (math.log(0.1), "items", 0.25),
+    ],
+)
+def test_one_move_towards_the_target_doubles_the_work_at_most_or_leaves_a_quarter(
+    off: float, pace: Pace, factor: float
+) -> None:
+    moved = towards_target(Point(4, 400.0), off, pace=pace)
+    assert (moved.concurrency, moved.work) == (4, pytest.approx(factor * 400.0))
+
+
+def test_a_little_above_the_target_it_shrinks_by_its_share_and_else_grows() -> None:
+    found = on_target(LARGE, -0.071, target(), item_tokens=10.0, pace=None)
+    assert (found.concurrency, found.work) == (4, pytest.approx(40_000.0 * math.exp(-0.071)))
+    assert on_target(LARGE, -0.069, target(), item_tokens=10.0, pace=None) == Point(4, 40_040.0)
+
+
+def test_on_target_single_texts_become_more_in_number_unless_a_pace_holds_them_back() -> None:
+    single = Point(5, 50.0)
+    assert on_target(single, 0.0, target(), item_tokens=10.0, pace=None) == Point(6, 60.0)
+    assert on_target(single, 0.0, target(), item_tokens=10.0, pace="items") == Point(5, 100.0)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "point", "grown"),
+    [
+        (1.15 * LOWEST, Point(4, 40_000.0), Point(4, 40_040.0)),  # nobody else is there
+        (1.25 * LOWEST, Point(4, 40_000.0), Point(4, 40_000.0 + 632.456)),
+        (1.25 * LOWEST, Point(40, 1600.0), Point(40, 2000.0)),  # texts are whole
+    ],
+)
+def test_where_others_may_share_the_server_it_grows_by_the_root_of_what_it_has(
+    seconds: float, point: Point, grown: Point
+) -> None:
+    found = on_target(point, 0.0, target(seconds), item_tokens=10.0, pace=None)
+    assert (found.concurrency, found.work) == (grown.concurrency, pytest.approx(grown.work))
+
+
+@pytest.mark.parametrize("probe", PROBES)
+def test_a_pace_counted_in_requests_leaves_nothing_to_try(probe: Probe) -> None:
+    assert tried(probe, pace="requests") == LARGE
+
+
+def test_a_pace_counted_in_texts_leaves_all_but_more_requests() -> None:
+    assert [probe for probe in PROBES if tried(probe, pace="items") == LARGE] == ["wider"]
+    assert [probe for probe in PROBES if tried(probe, pace=None) == LARGE] == []
+
+
+@pytest.mark.parametrize(("kept_in_a_row", "factor"), [(0, 1.3), (1, 1.3**2), (2, 1.3**3), (5, 1.3**3)])
+def test_more_work_goes_further_each_time_it_was_kept_up_to_the_third(kept_in_a_row: int, factor: float) -> None:
+    assert tried("up", kept_in_a_row=kept_in_a_row).work == pytest.approx(factor * 40_000.0)
+
+
+@pytest.mark.parametrize(
+    ("latency", "factor"),
+    [
+        (HIGHEST / 1.2, 1.2),
+        (HIGHEST / 1.07, 1.07),
+        (HIGHEST / 1.03, 1.0),  # no room that is worth trying
+        (HIGHEST * 1.88, 1.0),
+        (HIGHEST * 1.92, 1.3),  # the target is no measure of such a server
+    ],
+)
+def test_more_work_takes_no_more_than_the_highest_latency_unless_it_is_far_beyond(
+    latency: float, factor: float
+) -> None:
+    assert tried("up", latency=latency).work == pytest.approx(factor * 40_000.0)
+
+
+def test_more_of_single_texts_is_more_requests_unless_a_pace_holds_them_back() -> None:
+    single = Point(10, 100.0)
+    assert tried("up", single) == Point(13, 130.0)
+    assert tried("up", single, pace="items") == Point(10, 200.0)
+
+
+def test_less_work_is_tried_in_as_many_requests_and_fewer_requests_with_as_much_work() -> None:
+    assert tried("down", Point(4, 1300.0)) == Point(4, 1000.0)
+    assert tried("narrower", Point(5, 1000.0)) == Point(2, 1000.0)
+    assert tried("narrower", Point(1, 1000.0)) == Point(1, 1000.0)
+
+
+@pytest.mark.parametrize(("cv", "untried"), [(0.24, True), (0.4, False)])
+def test_more_requests_share_the_same_work_where_answers_are_even_or_it_failed_before(cv: float, untried: bool) -> None:
+    assert tried("wider", Point(5, 1000.0), cv=cv, untried=untried) == Point(10, 1000.0)
+
+
+@pytest.mark.parametrize(
+    ("latency", "most_work", "work"),
+    [
+        (0.2, math.inf, 2000.0),
+        (HIGHEST / 1.5, math.inf, 1500.0),
+        (HIGHEST * 1.5, math.inf, 1000.0),
+        (0.2, 1700.0, 1700.0),
+        (0.2, 700.0, 1000.0),  # the same work in any case
+    ],
+)
+def test_where_answers_vary_more_requests_bring_what_the_latency_allows_short_of_what_did_harm(
+    latency: float, most_work: float, work: float
+) -> None:
+    found = tried("wider", Point(5, 1000.0), latency=latency, cv=0.26, most_work=most_work)
+    assert (found.concurrency, found.work) == (10, pytest.approx(work))

@@ -1,0 +1,157 @@
+"""The mean latency aimed at: what raises it, what lowers it, and what counts as late. The 95th percentile is held to 1 s."""
+
+import pytest
+
+from era_dagster.control.ceilings import Ceilings
+from era_dagster.control.measure import Measurement
+from era_dagster.control.target import LatencyTarget
+
+LOWEST = 0.33
+HIGHEST = 0.92 / 1.2
+QUICK, SLOW = 0.05, 0.5
+"""What a light load takes on a server that can keep the target, and on one that cannot."""
+
+
+def target(seconds: float, *, light: float = QUICK) -> LatencyTarget:
+    found = LatencyTarget(Ceilings(latency_seconds=1.0))
+    found.begin(seconds, light_latency=light)
+    return found
+
+
+def tail(p95_ratio: float) -> Measurement:
+    return Measurement(
+        samples=40,
+        flights=10.0,
+        seconds=1.0,
+        throughput=1000.0,
+        latency=0.4,
+        cv=0.1,
+        p95_ratio=p95_ratio,
+        fastest=0.3,
+    )
+
+
+def test_before_anything_was_seen_it_is_what_costs_nobody_anything() -> None:
+    assert LatencyTarget(Ceilings(latency_seconds=1.0)).seconds == pytest.approx(LOWEST)
+
+
+def test_the_highest_leaves_room_for_the_tail_and_learns_it_a_tenth_at_a_time() -> None:
+    heavy = target(0.4)
+    assert heavy.highest == pytest.approx(HIGHEST)
+    heavy.saw(tail(2.2))
+    assert heavy.highest == pytest.approx(0.92 / 1.3)
+
+
+def test_without_any_tail_the_ceiling_is_the_highest() -> None:
+    steady = target(0.4)
+    for _ in range(60):
+        steady.saw(tail(1.0))
+    assert steady.highest == pytest.approx(0.88)
+
+
+def test_a_server_is_slow_itself_where_a_light_load_takes_half_of_the_highest() -> None:
+    assert not target(0.4, light=0.49 * HIGHEST).is_slow_itself
+    assert target(0.4, light=0.51 * HIGHEST).is_slow_itself
+
+
+@pytest.mark.parametrize(
+    ("seconds", "light", "aimed_at"),
+    [
+        (0.5, QUICK, 0.5),
+        (2.0, QUICK, HIGHEST),  # a quick server need never be late
+        (0.5, SLOW, 0.5),
+        (1.45 * HIGHEST, SLOW, HIGHEST),  # too little beyond
+        (1.55 * HIGHEST, SLOW, 1.55 * HIGHEST),
+    ],
+)
+def test_only_a_server_that_is_slow_itself_is_aimed_beyond_the_highest(
+    seconds: float, light: float, aimed_at: float
+) -> None:
+    assert target(seconds, light=light).aimed_at == pytest.approx(aimed_at)
+
+
+def test_it_may_rise_up_to_the_highest_and_further_where_the_server_is_slow_itself() -> None:
+    assert target(0.99 * HIGHEST).may_rise
+    assert not target(1.01 * HIGHEST).may_rise
+    assert target(1.01 * HIGHEST, light=SLOW).may_rise
+
+
+def test_at_a_pace_all_of_the_latency_is_spent_and_nothing_is_given_back() -> None:
+    low, beyond = target(0.4), target(2.0, light=SLOW)
+    low.paced()
+    beyond.paced()
+    assert (low.seconds, beyond.seconds) == pytest.approx((HIGHEST, 2.0))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "latency", "after"),
+    [
+        (0.2, 0.3, 0.3),  # up to the lowest it pays for itself alone
+        (0.2, LOWEST, LOWEST),
+        (LOWEST, 0.34, HIGHEST),
+        (LOWEST, 0.9, 0.9),
+        (2.0, 0.5, 2.0),
+    ],
+)
+def test_where_more_paid_above_the_lowest_the_next_may_take_the_highest(
+    seconds: float, latency: float, after: float
+) -> None:
+    found = target(seconds)
+    found.more_paid(latency)
+    assert found.seconds == pytest.approx(after)
+
+
+@pytest.mark.parametrize(
+    ("latency", "before", "after"),
+    [
+        (0.5, 0.6, 0.5),
+        (0.2, 0.6, LOWEST),
+        (0.9, 1.2, 0.7),  # less work never raises it
+        (0.35, 0.41, 0.35),
+        (0.35, 0.39, 0.7),  # there was no latency to save
+    ],
+)
+def test_where_less_lost_nothing_the_shorter_latency_is_aimed_at(latency: float, before: float, after: float) -> None:
+    found = target(0.7)
+    found.less_lost_nothing(latency, before=before)
+    assert found.seconds == pytest.approx(after)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "light", "after"),
+    [
+        (0.4, QUICK, HIGHEST),  # a rival took it, perhaps
+        (0.4, SLOW, 1.2 * 2.0),
+        (3.0, SLOW, 3.0),
+    ],
+)
+def test_where_less_did_not_help_a_server_slow_itself_alone_is_given_more_than_the_highest(
+    seconds: float, light: float, after: float
+) -> None:
+    found = target(seconds, light=light)
+    found.less_did_not_help(2.0)
+    assert found.seconds == pytest.approx(after)
+
+
+def test_less_work_fits_by_little_s_law_but_a_quarter_is_left_and_it_is_never_more() -> None:
+    found = target(0.4)
+    assert found.fitting(1000.0, 0.8) == pytest.approx(500.0)
+    assert found.fitting(1000.0, 4.0) == 250.0
+    assert found.fitting(1000.0, 0.1) == 1000.0
+
+
+@pytest.mark.parametrize(
+    ("seconds", "probing", "limit"),
+    [
+        (0.5, False, 2.0 * 0.5),
+        (0.2, False, 2.0 * LOWEST),
+        (0.5, True, 1.5 * HIGHEST),  # a probe may double the latency
+        (2.0, True, 1.5 * 2.0),
+    ],
+)
+def test_a_request_is_late_beyond_what_noise_or_the_probe_under_way_explains(
+    seconds: float, probing: bool, limit: float
+) -> None:
+    found = target(seconds)
+    assert not found.is_late(0.99 * limit, probing=probing)
+    assert found.is_late(1.01 * limit, probing=probing)
