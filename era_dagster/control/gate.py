@@ -225,14 +225,7 @@ class EndpointController:
     def _refused(self, now: float, ticket: Ticket, outcome: Outcome, retry_after_seconds: float | None) -> None:
         first = self._throttle.refused(now, sent_at=ticket.sent_at, retry_after_seconds=retry_after_seconds)
         if outcome is Outcome.RATE_LIMITED:
-            self._pacer.refused(
-                now,
-                sent_at=ticket.sent_at,
-                sent=ticket.sent,
-                items=ticket.items,
-                tokens=ticket.tokens,
-                first=first,
-            )
+            self._pacer.refused(now, sent_at=ticket.sent_at, sent=ticket.sent, items=ticket.items, first=first)
         if first:
             self._limit.interrupted(now)
             pause = self._throttle.closed_until - now

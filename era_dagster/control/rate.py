@@ -13,8 +13,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
 
-Counted = Literal["requests", "items", "tokens"]
-EVERY_COUNTED: tuple[Counted, ...] = ("requests", "items", "tokens")
+Counted = Literal["requests", "items"]
 
 FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 16.0
@@ -26,14 +25,13 @@ LACKED = 0.5
 """A bucket that refuses holds something between nothing and all of the request: so much of it, on average."""
 REMEMBERED = 16
 """Refusals that are looked back on."""
-STRETCHES = (1, 2, 4)
-"""Requests in a stretch of which a rate is taken: of few it is noise, and many may hide that it changed."""
-CLEARLY = math.log(2.0)
-"""What is counted is told apart by rates that differ, all together, by so much more."""
+STRETCHES = (1, 2, 4, 8)
+"""Requests in a stretch of which a rate is taken: of few it is vague, and many may hide that it changed. With eight in
+each, a rate that is no rate contradicts itself where requests were twice as large."""
 SLOWEST_PER_SECOND = 0.5
 """A pace of requests is not learnt below this: there the pauses do the work, and pace and pauses would cut each other."""
 REQUEST_SECONDS = 0.05
-"""A request brings what is allowed in so long, where texts or tokens are counted: small against any bucket, so that its
+"""A request brings what is allowed in so long, where texts are counted: small against any bucket, so that its
 rate is seen exactly; more than twenty requests a second would cost more than that is worth."""
 BURST_SECONDS = 1.0
 """What a pause brought may be made up for at once, up to so long: buckets of less are rare."""
@@ -166,9 +164,9 @@ class Sent:
     items: int
     tokens: float
 
-    def of(self, counted: Counted) -> float:
+    def of(self, counted: Counted) -> int:
         """What a server that counts these would count."""
-        return {"requests": self.requests, "items": self.items, "tokens": self.tokens}[counted]
+        return self.requests if counted == "requests" else self.items
 
     def __add__(self, other: "Sent") -> "Sent":
         return Sent(
@@ -193,20 +191,35 @@ class Empty:
     refused: Sent
 
 
-def varied(emptied: Sequence[Empty], counted: Counted, stretch: int) -> float:
-    """By how much the rate of what is `counted` differed from one stretch to the next, in ln, all together.
+def contradicted(emptied: Sequence[Empty], counted: Counted) -> float:
+    """By how much the rates of what is `counted` contradict each other from one stretch to the next, in ln, all together.
 
-    A stretch is from one refusal to another with at least `stretch` requests accepted between them.
+    A stretch is from one refusal to another with so many requests accepted between them, or with none at all. A rate is
+    known only to within the requests that were refused, and only what is outside of these bounds is a contradiction:
+    single requests that came now sooner, now later, contradict nothing.
     """
-    ends = [emptied[-1]]
-    for each in reversed(emptied):
-        if ends[-1].accepted.requests - each.accepted.requests >= stretch:
-            ends.append(each)
-    rates = [
-        (after.accepted.of(counted) - before.accepted.of(counted)) / (after.at - before.at)
-        for after, before in pairwise(ends)
-    ]
-    return sum(abs(math.log(after / before)) for after, before in pairwise(rates))
+    against = 0.0
+    for stretch in STRETCHES:
+        ends = [emptied[-1]]
+        for each in reversed(emptied):
+            accepted = ends[-1].accepted.requests - each.accepted.requests
+            if accepted >= stretch or (accepted == 0 and each is not ends[-1]):
+                ends.append(each)
+        rates = [bounds(older, newer, counted) for newer, older in pairwise(ends)]
+        for one, other in pairwise(rates):
+            apart = max(one[0], other[0]) / min(one[1], other[1])
+            against += math.log(max(1.0, apart))
+    return against
+
+
+def bounds(older: Empty, newer: Empty, counted: Counted) -> tuple[float, float]:
+    """The least and the most of what is `counted` that came in, a second, from one refusal to another.
+
+    It is what was accepted, less what may have been there before, or more by what may have been there still.
+    """
+    accepted, seconds = newer.accepted.of(counted) - older.accepted.of(counted), newer.at - older.at
+    least, most = accepted - older.refused.of(counted), accepted + newer.refused.of(counted)
+    return least / seconds / (1.0 + SLACK), most / seconds * (1.0 + SLACK)
 
 
 def explained(emptied: Sequence[Empty], counted: Counted) -> tuple[float, float]:
@@ -223,8 +236,7 @@ def explained(emptied: Sequence[Empty], counted: Counted) -> tuple[float, float]
         if accepted <= 0:
             continue
         seconds = newest.at - older.at
-        least = (accepted - older.refused.of(counted)) / seconds / (1.0 + SLACK)
-        most = (accepted + newest.refused.of(counted)) / seconds * (1.0 + SLACK)
+        least, most = bounds(older, newest, counted)
         if least > high or most < low:
             break
         low, high, explains = max(low, least), min(high, most), seconds
@@ -250,10 +262,13 @@ class Pacer:
         self._token_scale = 1.0
         self._emptied: deque[Empty] = deque(maxlen=REMEMBERED)
         self._barren = 0
+        self._twice_as_large = False
+        self._sized_after = 0
         self._most_items: float = math.inf
         self._base = self._explains = 0.0
         self._seen_at = self._held_until = -math.inf
         self._held_seconds = 0.0
+        self._doubled_seconds = DOUBLED_SECONDS
         self.by_requests = False
         """Whether what held requests back last counts requests, whatever is in them."""
 
@@ -284,9 +299,9 @@ class Pacer:
         most = self._most_items
         if self._decided is not None:
             most = min(most, max(1.0, math.floor(self._decided.rate)))
-        if self._learnt is not None and self._counts != "requests":
-            each = self._sent.of(self._counts) / self._sent.items
-            most = min(most, max(1.0, math.floor(REQUEST_SECONDS * self._learnt.rate / each)))
+        if self._learnt is not None and self._counts == "items":
+            usual = max(1.0, math.floor(REQUEST_SECONDS * self._learnt.rate))
+            most = min(most, 2.0 * usual if self._twice_as_large else usual)
         return most
 
     def ready_at(self, now: float) -> float:
@@ -335,11 +350,11 @@ class Pacer:
             level = said.remaining - since[kind]
             self._announced[kind] = Bucket(now, rate=MARGIN * rate, size=max(1.0, said.limit), level=level)
 
-    def refused(self, now: float, *, sent_at: float, sent: Sent, items: int, tokens: float, first: bool) -> None:
+    def refused(self, now: float, *, sent_at: float, sent: Sent, items: int, first: bool) -> None:
         """A 429 to a request sent at `sent_at`; `first`: the first one of its flight."""
         if self._announced:
             return
-        this = Sent(requests=1, items=items, tokens=tokens * self._token_scale)
+        this = Sent(requests=1, items=items, tokens=0.0)
         accepted = sent - self._refused - this
         self._refused += this
         last = self._emptied[-1] if self._emptied else None
@@ -347,11 +362,13 @@ class Pacer:
             if last is not None and sent_at < last.at:
                 self._emptied[-1] = replace(last, accepted=last.accepted - this)
             return
+        if last is not None and sent_at <= last.at:
+            return
+        self._emptied.append(Empty(at=sent_at, accepted=accepted, refused=this))
         if last is not None and accepted.requests <= last.accepted.requests:
             self._nothing_fits(items)
             return
         self._barren = 0
-        self._emptied.append(Empty(at=sent_at, accepted=accepted, refused=this))
         if last is not None:
             self._learn(now)
 
@@ -364,18 +381,19 @@ class Pacer:
     def _learn(self, now: float) -> None:
         """A server counts what came at the same rate again and again, whatever the size of the requests was.
 
-        Until their sizes differ, requests are counted: nothing then keeps them from growing, and the difference shows.
+        Until their sizes differ, requests are counted: nothing then keeps them from growing, and the difference shows. What
+        was found may be wrong, and is held against the other with every refusal. Where texts are counted, requests stay
+        small, and if all of them were alike nothing could show the contrary: every other time they are twice as large.
         """
         emptied = list(self._emptied)
-
-        def steadier(counted: Counted) -> float:
-            return max(varied(emptied, self._counts, each) - varied(emptied, counted, each) for each in STRETCHES)
-
-        counts = max(EVERY_COUNTED, key=steadier)
-        if steadier(counts) > CLEARLY:
+        accepted = emptied[-1].accepted.requests
+        if accepted - self._sized_after >= max(STRETCHES):
+            self._twice_as_large, self._sized_after = not self._twice_as_large, accepted
+        other: Counted = "items" if self._counts == "requests" else "requests"
+        if contradicted(emptied, other) < contradicted(emptied, self._counts):
             # The pace was none for what is counted, and the bucket may have been full: the most that was seen counts.
-            self._counts = counts
-            rate, self._explains = max(explained(emptied[:end], counts) for end in range(2, len(emptied) + 1))
+            self._counts = other
+            rate, self._explains = max(explained(emptied[:end], other) for end in range(2, len(emptied) + 1))
         else:
             rate, self._explains = explained(emptied, self._counts)
         self._base = max(rate, SLOWEST_PER_SECOND) if self._counts == "requests" else rate
@@ -383,6 +401,7 @@ class Pacer:
         self._held_seconds, self._seen_at, self._held_until = 0.0, now, now
         self._learnt = Bucket(now, rate=MARGIN * self._base, size=1.0)
         self._learnt.take(now, LACKED * self._next_units)
+        self._doubled_seconds = max(DOUBLED_SECONDS, DOUBLED_REQUESTS * self._next_units / self._base)
         self._grow(now, self._learnt)
 
     @property
@@ -394,8 +413,7 @@ class Pacer:
         """As the cube of the time in which the pace was what held requests back: slow near the rate, faster beyond it."""
         self._held_seconds += max(0.0, min(now, self._held_until) - self._seen_at)
         self._seen_at = now
-        doubled = max(DOUBLED_SECONDS, DOUBLED_REQUESTS * self._next_units / self._base)
-        steps = self._held_seconds / min(doubled, self._explains) - (1.0 - MARGIN) ** (1.0 / 3.0)
+        steps = self._held_seconds / min(self._doubled_seconds, self._explains) - (1.0 - MARGIN) ** (1.0 / 3.0)
         learnt.level(now)
         learnt.rate = self._base * (1.0 + steps**3)
         learnt.size = max(self._next_units, learnt.rate * BURST_SECONDS)

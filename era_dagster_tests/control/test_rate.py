@@ -9,6 +9,7 @@ import pytest
 
 from era_dagster.control.rate import (
     NOTHING,
+    STRETCHES,
     Allowance,
     Empty,
     Load,
@@ -16,8 +17,9 @@ from era_dagster.control.rate import (
     Sent,
     Throttle,
     announced_allowances,
+    bounds,
+    contradicted,
     explained,
-    varied,
 )
 
 
@@ -68,7 +70,7 @@ def drive(
         else:
             refusals += 1
             first = throttle.refused(now, sent_at=now, retry_after_seconds=None)
-            pacer.refused(now, sent_at=now, sent=sent, items=items, tokens=tokens, first=first)
+            pacer.refused(now, sent_at=now, sent=sent, items=items, first=first)
         now += 1e-3
     return accepted, refusals
 
@@ -90,10 +92,18 @@ def emptied(stretches: Sequence[tuple[float, int, int]], *, refused: int = 1) ->
 @pytest.mark.parametrize("burst", [1.0, 5.0])
 def test_the_rate_of_a_server_that_keeps_it_secret_is_learnt(rate: float, burst: float) -> None:
     pacer = Pacer(None)
-    server = Refusing(rate, max(8.0, burst * rate))
+    server = Refusing(rate, max(16.0, burst * rate))
     drive(pacer, server, seconds=20.0)
     accepted, refusals = drive(pacer, server, seconds=60.0, start=20.0)
     assert 0.93 * rate * 60 <= accepted <= 1.02 * rate * 60 + server.size
+    assert refusals <= 20
+
+
+def test_a_bucket_of_a_single_request_costs_no_more_than_three_tenths() -> None:
+    pacer, server = Pacer(None), Refusing(5.0, 8.0)
+    drive(pacer, server, seconds=20.0)
+    accepted, refusals = drive(pacer, server, seconds=60.0, start=20.0)
+    assert accepted >= 0.7 * 5.0 * 60
     assert refusals <= 20
 
 
@@ -107,7 +117,7 @@ def test_a_server_that_counts_requests_does_not_hold_back_larger_ones() -> None:
     assert refusals <= 20
 
 
-def test_a_server_that_counts_tokens_is_paced_by_tokens_where_texts_differ() -> None:
+def test_a_server_that_counts_tokens_is_paced_by_its_texts() -> None:
     pacer = Pacer(None)
     server = Refusing(800.0, 1600.0, counts="tokens")
     drive(pacer, server, seconds=30.0, spread=0.9)
@@ -156,13 +166,41 @@ def test_what_a_full_bucket_lost_does_not_lower_the_rate() -> None:
 
 def test_what_is_counted_shows_when_the_size_of_requests_changes() -> None:
     by_requests = emptied([(1.0, 10, 1), (4.0, 40, 1), (4.0, 40, 16)])
-    assert varied(by_requests, "requests", 1) == pytest.approx(0.0)
-    assert varied(by_requests, "items", 1) == pytest.approx(math.log(16.0))
-    by_items = emptied([(1.0, 16, 1), (4.0, 64, 1), (4.0, 4, 16)])
-    assert varied(by_items, "items", 1) == pytest.approx(0.0)
-    assert varied(by_items, "requests", 1) == pytest.approx(math.log(16.0))
-    few = emptied([(1.0, 16, 1), (4.0, 64, 1), (4.0, 1, 16)])
-    assert varied(few, "requests", 2) == 0.0
+    assert contradicted(by_requests, "requests") == 0.0
+    assert contradicted(by_requests, "items") > len(STRETCHES) * math.log(8.0)
+    by_items = emptied([(1.0, 64, 1), (4.0, 256, 1), (4.0, 16, 16)])
+    assert contradicted(by_items, "items") == 0.0
+    assert contradicted(by_items, "requests") > len(STRETCHES) * math.log(8.0)
+
+
+def test_single_requests_contradict_nothing() -> None:
+    few = emptied([(0.4, 1, 1), (0.9, 1, 7), (0.6, 1, 1), (1.8, 1, 2)], refused=7)
+    assert contradicted(few, "requests") == contradicted(few, "items") == 0.0
+
+
+def test_a_long_pause_after_which_not_even_one_request_fits_contradicts_the_counting_of_requests() -> None:
+    barren = emptied([(1.0, 4, 1), (10.0, 40, 1), (2.0, 0, 1)], refused=12)
+    assert contradicted(barren, "requests") > 0.0
+    assert contradicted(barren, "items") == 0.0
+
+
+def test_a_rate_is_known_to_within_the_requests_that_were_refused() -> None:
+    older, newer = emptied([(1.0, 10, 4), (5.0, 50, 4)], refused=10)
+    least, most = bounds(older, newer, "items")
+    assert 34.0 < least < 38.0 + 1e-9
+    assert 42.0 - 1e-9 < most < 47.0
+
+
+@pytest.mark.parametrize("rate", [5.0, 10.0, 20.0, 30.0])
+def test_texts_that_were_taken_for_what_is_counted_are_given_up_again_where_requests_are(rate: float) -> None:
+    pacer, server = Pacer(None), Refusing(50.0, 50.0)
+    for number, batch in enumerate((4.0, 16.0, 4.0)):
+        drive(pacer, server, seconds=10.0, start=10.0 * number, batch=batch)
+    assert pacer.most_items < 8
+    server = Refusing(rate, rate, counts="requests")
+    drive(pacer, server, seconds=60.0, start=30.0, batch=64.0)
+    accepted, _ = drive(pacer, server, seconds=30.0, start=90.0, batch=64.0)
+    assert accepted >= 0.9 * rate * 64 * 30
 
 
 def test_a_refusal_that_comes_late_was_not_accepted_before() -> None:
@@ -173,7 +211,7 @@ def test_a_refusal_that_comes_late_was_not_accepted_before() -> None:
 
         def refuse(number: int, *, first: bool, of: Pacer = pacer, all_sent: Sequence[Sent] = sent) -> None:
             at = 0.1 * number
-            of.refused(at + 0.05, sent_at=at, sent=all_sent[number], items=4, tokens=80.0, first=first)
+            of.refused(at + 0.05, sent_at=at, sent=all_sent[number], items=4, first=first)
 
         refuse(0, first=True)
         if late:
@@ -212,7 +250,7 @@ def test_sent_requests_add_up_and_their_difference_is_what_was_sent_between() ->
     one = Sent(requests=1, items=3, tokens=60.0)
     assert one + one - one == one
     assert one - one == NOTHING
-    assert [one.of(counted) for counted in ("requests", "items", "tokens")] == [1, 3, 60.0]
+    assert (one.of("requests"), one.of("items")) == (1, 3)
 
 
 def test_a_decided_pace_is_never_exceeded() -> None:
