@@ -14,7 +14,7 @@ from era_dagster.control.ceilings import Ceilings
 from era_dagster.control.limit import AdaptiveLimit, Judgement
 from era_dagster.control.measure import Measurement
 from era_dagster.control.outcome import Outcome
-from era_dagster.control.rate import Pacer, Sent, Throttle, announced_allowances
+from era_dagster.control.rate import Load, Pacer, Sent, Throttle, announced_allowances
 from era_dagster.control.trace import Mode, TraceRecord
 
 LATE_FACTOR = 4.0
@@ -73,6 +73,8 @@ class EndpointController:
         self._ceilings = ceilings
         self._limit = AdaptiveLimit(ceilings)
         self._pacer = Pacer(items_per_second)
+        self._load = Load()
+        self._crowded = False
         self._throttle = Throttle()
         self._breaker = Breaker()
         self._patience_seconds = patience_seconds
@@ -103,7 +105,7 @@ class EndpointController:
                 return WaitUntil(math.inf)
             return Decision(batch_items=1, batch_tokens=1, probe=True) if now >= probe_at else WaitUntil(probe_at)
         counted = len(self._tickets) - len(self._late)
-        concurrency = self._limit.point.concurrency
+        concurrency = self.concurrency
         if (self._throttle.half_open and counted) or self._limit.must_empty:
             return WaitUntil(math.inf)
         if counted >= concurrency:
@@ -125,11 +127,19 @@ class EndpointController:
         return self._heard_at + max(LATE_SECONDS, SILENT_FACTOR * self._limit.last.latency)
 
     def _sized(self, pending: int, concurrency: int) -> Decision:
-        """A share of what is left, so that the end of a job does not wait for one full request."""
+        """A share of what is left, so that the end of a job does not wait for one full request; all, if they are counted."""
         items, tokens = float(self._limit.batch_items), SLACK * self._limit.batch_tokens
-        share = -(-(pending + self._items_in_flight) // concurrency)
-        items = min(items, self._limit.most_items, share, self._pacer.most_items)
+        items = min(items, -(-(pending + self._items_in_flight) // concurrency))
+        load = self._counted_load
+        if load is not None:
+            items, tokens = float(self._limit.most_items), load
+        items = min(items, self._limit.most_items, self._pacer.most_items)
         return Decision(batch_items=max(1, int(items)), batch_tokens=max(1, int(min(tokens, self._ceilings.tokens))))
+
+    @property
+    def _counted_load(self) -> float | None:
+        """The tokens of a request where a pace of requests is what holds the work back; None where it is not."""
+        return None if self._pacer.requests_per_second is None else self._load.tokens
 
     def started(self, now: float, *, items: int, tokens: int, probe: bool = False) -> Ticket:
         """A request was sent at `now`, as an `admit` at the same time allowed."""
@@ -178,11 +188,15 @@ class EndpointController:
             self._pacer.counted(estimated=ticket.tokens, counted=tokens)
         if outcome is Outcome.SUCCESS and not ticket.probe and not late:
             self._tell(now, self._limit.succeeded(now, ticket.number, items=ticket.items))
+            target = self._ceilings.latency_seconds
+            self._load.answered(tokens=ticket.tokens, seconds=now - ticket.sent_at, target_seconds=target)
             self._overtake(ticket)
         elif outcome is Outcome.TOO_LARGE and not ticket.probe:
             self._tell(now, self._limit.too_large(now, ticket.number, items=ticket.items))
         elif outcome is Outcome.OVERLOADED and not ticket.probe:
-            self._tell(now, self._limit.overloaded(now, ticket.number))
+            judgement = self._limit.overloaded(now, ticket.number)
+            self._crowded = self._crowded or judgement is not None
+            self._tell(now, judgement)
         else:
             self._limit.forget(ticket.number)
         if outcome in (Outcome.SUCCESS, Outcome.TEXTS, Outcome.TOO_LARGE):
@@ -295,13 +309,22 @@ class EndpointController:
 
     @property
     def concurrency(self) -> int:
-        """The most requests in flight, at this moment."""
-        return self._limit.point.concurrency
+        """The most requests in flight, at this moment.
+
+        A pace of requests is kept, by Little's law, with its rate times the latency target; twice that is no limit. Not
+        where the server turned requests away for their number.
+        """
+        most, rate = self._limit.point.concurrency, self._pacer.requests_per_second
+        if rate is None or self._crowded:
+            return most
+        return min(self._ceilings.concurrency, max(most, math.ceil(2.0 * rate * self._ceilings.latency_seconds)))
 
     @property
     def batch_items(self) -> int:
         """The most texts in one request, at this moment."""
-        return self._limit.batch_items
+        load, most = self._counted_load, min(self._limit.most_items, self._pacer.most_items)
+        items = self._limit.batch_items if load is None else load / max(1.0, self._limit.item_tokens)
+        return max(1, int(min(items, most)))
 
     @property
     def rate(self) -> float | None:

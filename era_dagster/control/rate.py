@@ -1,34 +1,51 @@
 """When the next request may be sent: the pause after a refusal, and the pace a server allows.
 
 `Throttle` is the pause a 429 asks for. `Pacer` finds the rate: told by a setting, read from `x-ratelimit-*` headers, or
-learnt. A bucket that refuses is empty; between two refusals it gave out exactly what came in, so that what was accepted
-from one refusal to the next, over that time, is the rate, however large the bucket. Pure: the caller passes its clock.
+learnt. A bucket that refuses is empty; between two refusals it gave out what came in, so that what was accepted from one
+refusal to another, over that time, is the rate, however large the bucket. `Load` is what a request may carry where only
+their number counts. Pure: the caller passes its clock.
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Literal
 
-Counted = Literal["items", "requests"]
+Counted = Literal["requests", "items"]
 
 FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 16.0
 MARGIN = 0.97
-"""Share of a learnt rate that is used at first: both its error and the server's clock are of a few percent."""
-SHORTEST_WINDOW_SECONDS = 1.0
+"""Share of a learnt rate that a pace begins with: the bucket fills a little, and its clock may be off."""
+SLACK = 0.1
+"""Rates that differ by no more than this may be one: what a bucket lost by being full is not seen, and clocks differ."""
+LACKED = 0.5
+"""A bucket that refuses holds something between nothing and all of the request: so much of it, on average."""
+REMEMBERED = 16
+"""Refusals that are looked back on."""
+STRETCHES = (1, 2, 4, 8)
+"""Requests in a stretch of which a rate is taken: of few it is vague, and many may hide that it changed. With eight in
+each, a rate that is no rate contradicts itself where requests were twice as large."""
 SLOWEST_PER_SECOND = 0.5
-"""A pace is not learnt below this: there the pauses after refusals do the work, and pace and pauses would cut each other."""
-GROWTH_PER_SECOND = 0.01
-"""A pace that meets no refusal grows by this; the growth doubles every `DOUBLING_SECONDS` without one."""
-DOUBLING_SECONDS = 5.0
-REMEMBERED = 3
-"""A bucket that overflows during a pause shows too little, never too much: the largest of so many rates counts."""
-CLEARLY = 1.2
-SAME = 0.05
-"""A rate found again within this is confirmed, and asked for less often."""
-DOUBT_PER_SECOND = 0.1
-"""A rate measured over few requests is off by one of them: the pace grows by this share of that error instead."""
+"""A pace of requests is not learnt below this: there the pauses do the work, and pace and pauses would cut each other."""
+REQUEST_SECONDS = 0.05
+"""A request brings what is allowed in so long, where texts are counted: small against any bucket, so that its
+rate is seen exactly; more than twenty requests a second would cost more than that is worth."""
+BURST_SECONDS = 1.0
+"""What a pause brought may be made up for at once, up to so long: buckets of less are rare."""
+DOUBLED_SECONDS = 4.0
+DOUBLED_REQUESTS = 30.0
+"""A pace that meets no refusal has doubled after the longer of these, so that a rate which did not change refuses about
+one request in twenty-five; but never later than for as long as the rate has been known."""
+FURTHER = 8.0
+"""A request tells nothing of one that is larger by more than this."""
+WEIGHT = 0.25
+SPREAD_WEIGHT = 0.0625
+"""Weights of an answer in the mean of what fits, which must follow the server, and in how far it is missed."""
+SHORTFALLS = 5.0
+"""The 95th percentile is four mean shortfalls below the mean, and the mean itself is off by a part of one."""
 
 
 class Throttle:
@@ -141,48 +158,139 @@ class Bucket:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sent:
-    """What went out until a request was sent, itself included."""
+    """A number of requests, their texts and their tokens."""
 
     requests: int
     items: int
     tokens: float
 
+    def of(self, counted: Counted) -> int:
+        """What a server that counts these would count."""
+        return self.requests if counted == "requests" else self.items
+
+    def __add__(self, other: "Sent") -> "Sent":
+        return Sent(
+            requests=self.requests + other.requests, items=self.items + other.items, tokens=self.tokens + other.tokens
+        )
+
+    def __sub__(self, other: "Sent") -> "Sent":
+        return Sent(
+            requests=self.requests - other.requests, items=self.items - other.items, tokens=self.tokens - other.tokens
+        )
+
+
+NOTHING = Sent(requests=0, items=0, tokens=0.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Empty:
+    """A moment at which the bucket held less than the request that it `refused`, after all that it `accepted`."""
+
+    at: float
+    accepted: Sent
+    refused: Sent
+
+
+def contradicted(emptied: Sequence[Empty], counted: Counted) -> float:
+    """By how much the rates of what is `counted` contradict each other from one stretch to the next, in ln, all together.
+
+    A stretch is from one refusal to another with so many requests accepted between them, or with none at all. A rate is
+    known only to within the requests that were refused, and only what is outside of these bounds is a contradiction:
+    single requests that came now sooner, now later, contradict nothing.
+    """
+    against = 0.0
+    for stretch in STRETCHES:
+        ends = [emptied[-1]]
+        for each in reversed(emptied):
+            accepted = ends[-1].accepted.requests - each.accepted.requests
+            if accepted >= stretch or (accepted == 0 and each is not ends[-1]):
+                ends.append(each)
+        rates = [bounds(older, newer, counted) for newer, older in pairwise(ends)]
+        for one, other in pairwise(rates):
+            apart = max(one[0], other[0]) / min(one[1], other[1])
+            against += math.log(max(1.0, apart))
+    return against
+
+
+def bounds(older: Empty, newer: Empty, counted: Counted) -> tuple[float, float]:
+    """The least and the most of what is `counted` that came in, a second, from one refusal to another.
+
+    It is what was accepted, less what may have been there before, or more by what may have been there still.
+    """
+    accepted, seconds = newer.accepted.of(counted) - older.accepted.of(counted), newer.at - older.at
+    least, most = accepted - older.refused.of(counted), accepted + newer.refused.of(counted)
+    return least / seconds / (1.0 + SLACK), most / seconds * (1.0 + SLACK)
+
+
+def explained(emptied: Sequence[Empty], counted: Counted) -> tuple[float, float]:
+    """The rate of what is `counted`, a second, and for how many seconds back it explains all that was accepted.
+
+    Between any earlier refusal and the last one a bucket gave out what came in, more or less the request that it lacked.
+    The further back, the narrower are these bounds; they are followed until they contradict each other. What a full
+    bucket lost makes a rate look smaller, never larger: the largest counts.
+    """
+    newest = emptied[-1]
+    low, high, rate, explains = 0.0, math.inf, 0.0, 0.0
+    for older in reversed(emptied):
+        accepted = newest.accepted.of(counted) - older.accepted.of(counted)
+        if accepted <= 0:
+            continue
+        seconds = newest.at - older.at
+        least, most = bounds(older, newest, counted)
+        if least > high or most < low:
+            break
+        low, high, explains = max(low, least), min(high, most), seconds
+        came_in = accepted + LACKED * (newest.refused.of(counted) - older.refused.of(counted))
+        rate = max(rate, max(came_in, LACKED * accepted) / seconds)
+    return rate, explains
+
 
 class Pacer:
-    """The pace of one endpoint. `items_per_second` is somebody's decision and is never exceeded; None leaves it open."""
+    """The pace of one endpoint. `items_per_second` is somebody's decision and is never exceeded; None leaves it open.
+
+    A learnt pace begins a little below the rate, stays near it for a while and then grows ever faster until it is refused:
+    a bucket that was not full meanwhile has lost nothing by that, and a rate that was raised is soon found.
+    """
 
     def __init__(self, items_per_second: float | None) -> None:
         self._decided = None if items_per_second is None else Bucket(0.0, rate=items_per_second, size=1.0, level=1.0)
         self._learnt: Bucket | None = None
         self._counts: Counted = "requests"
         self._announced: dict[str, Bucket] = {}
-        self._sent = Sent(requests=0, items=0, tokens=0.0)
+        self._sent = self._refused = NOTHING
         self._last = Sent(requests=1, items=1, tokens=1.0)
         self._token_scale = 1.0
-        self._window: tuple[float, Sent] | None = None
-        self._refused = Sent(requests=0, items=0, tokens=0.0)
+        self._emptied: deque[Empty] = deque(maxlen=REMEMBERED)
         self._barren = 0
+        self._twice_as_large = False
+        self._sized_after = 0
         self._most_items: float = math.inf
-        self._rates: list[tuple[float, float]] = []
-        self._found = math.inf
-        self._confirmed = 0
-        self._doubt = 0.0
-        self._cut_at = -math.inf
-        self._grown_at = -math.inf
-        self._held_back = False
+        self._base = self._explains = 0.0
+        self._seen_at = self._held_until = -math.inf
+        self._held_seconds = 0.0
+        self._doubled_seconds = DOUBLED_SECONDS
         self.by_requests = False
-        """Whether what holds the next request back counts requests, whatever is in them."""
+        """Whether what held requests back last counts requests, whatever is in them."""
 
     @property
     def rate(self) -> float | None:
         """The most texts a second at this moment; None while unpaced."""
         rates = [] if self._decided is None else [self._decided.rate]
         if self._learnt is not None:
-            rates.append(self._learnt.rate * (self._last.items if self._counts == "requests" else 1))
+            rates.append(self._learnt.rate * self._last.items / max(self._last.of(self._counts), 1e-9))
         if "requests" in self._announced:
             rates.append(self._announced["requests"].rate * self._last.items)
         if "tokens" in self._announced:
             rates.append(self._announced["tokens"].rate * self._last.items / max(self._last.tokens, 1.0))
+        return min(rates) if rates else None
+
+    @property
+    def requests_per_second(self) -> float | None:
+        """The rate of requests that is known, where it is requests that are held back."""
+        if not self.by_requests:
+            return None
+        rates = [self._base] if self._learnt is not None and self._counts == "requests" else []
+        rates += [self._announced["requests"].rate] if "requests" in self._announced else []
         return min(rates) if rates else None
 
     @property
@@ -192,24 +300,25 @@ class Pacer:
         if self._decided is not None:
             most = min(most, max(1.0, math.floor(self._decided.rate)))
         if self._learnt is not None and self._counts == "items":
-            most = min(most, max(1.0, math.floor(self._learnt.rate / 4.0)))
+            usual = max(1.0, math.floor(REQUEST_SECONDS * self._learnt.rate))
+            most = min(most, 2.0 * usual if self._twice_as_large else usual)
         return most
 
     def ready_at(self, now: float) -> float:
         """When the next request, if it is like the last, may go; at or before `now`: at once."""
-        times: list[tuple[float, bool]] = [(now, False)]
+        times: list[tuple[float, bool]] = []
         if self._decided is not None:
             times.append((self._decided.ready_at(now, 1.0), False))
         if self._learnt is not None:
             self._grow(now, self._learnt)
-            by_requests = self._counts == "requests"
-            units = 1.0 if by_requests else float(self._last.items)
-            times.append((self._learnt.ready_at(now, units), by_requests))
+            self._held_until = self._learnt.ready_at(now, self._next_units)
+            times.append((self._held_until, self._counts == "requests"))
         for kind, bucket in self._announced.items():
             by_requests = kind == "requests"
             times.append((bucket.ready_at(now, 1.0 if by_requests else self._last.tokens), by_requests))
-        ready, self.by_requests = max(times)
-        self._held_back = self._held_back or ready > now
+        ready, by_requests = max(times, default=(now, False))
+        if ready > now:
+            self.by_requests = by_requests
         return ready
 
     def sent(self, now: float, *, items: int, tokens: float) -> Sent:
@@ -218,11 +327,11 @@ class Pacer:
         if self._decided is not None:
             self._decided.take(now, items)
         if self._learnt is not None:
-            self._learnt.take(now, 1.0 if self._counts == "requests" else items)
+            self._learnt.take(now, self._last.of(self._counts))
         for kind, units in (("requests", 1.0), ("tokens", self._last.tokens)):
             if kind in self._announced:
                 self._announced[kind].take(now, units)
-        self._sent = _sum(self._sent, self._last)
+        self._sent += self._last
         return self._sent
 
     def counted(self, *, estimated: float, counted: float) -> None:
@@ -242,31 +351,26 @@ class Pacer:
             self._announced[kind] = Bucket(now, rate=MARGIN * rate, size=max(1.0, said.limit), level=level)
 
     def refused(self, now: float, *, sent_at: float, sent: Sent, items: int, first: bool) -> None:
-        """A 429 to a request of `items` texts sent at `sent_at`; `first`: the first one of its flight."""
+        """A 429 to a request sent at `sent_at`; `first`: the first one of its flight."""
         if self._announced:
             return
         this = Sent(requests=1, items=items, tokens=0.0)
+        accepted = sent - self._refused - this
+        self._refused += this
+        last = self._emptied[-1] if self._emptied else None
         if not first:
-            if self._window is not None and sent_at >= self._window[0]:
-                self._refused = _sum(self._refused, this)
+            if last is not None and sent_at < last.at:
+                self._emptied[-1] = replace(last, accepted=last.accepted - this)
             return
-        if self._window is None:
-            self._window = (sent_at, sent)
+        if last is not None and sent_at <= last.at:
             return
-        began_at, began = self._window
-        seconds = sent_at - began_at
-        accepted = sent.items - items - began.items - self._refused.items
-        requests = sent.requests - 1 - began.requests - self._refused.requests
-        if accepted <= 0:
+        self._emptied.append(Empty(at=sent_at, accepted=accepted, refused=this))
+        if last is not None and accepted.requests <= last.accepted.requests:
             self._nothing_fits(items)
-        if seconds < SHORTEST_WINDOW_SECONDS or accepted <= 0:
-            self._refused = _sum(self._refused, this)
             return
-        self._window, self._refused = (sent_at, sent), Sent(requests=0, items=0, tokens=0.0)
         self._barren = 0
-        self._cut_at = self._grown_at = now
-        self._doubt = min(1.0, items / accepted)
-        self._learn(now, accepted / seconds, requests / seconds)
+        if last is not None:
+            self._learn(now)
 
     def _nothing_fits(self, items: int) -> None:
         """Refused again, after a pause, and nothing accepted meanwhile: such a request may be larger than all it gives."""
@@ -274,38 +378,68 @@ class Pacer:
         if self._barren >= 2:
             self._most_items = max(1, items // 2)
 
-    def _learn(self, now: float, items: float, requests: float) -> None:
-        """Texts or requests: a server counts what came out the same each time, whatever the size of the requests was.
+    def _learn(self, now: float) -> None:
+        """A server counts what came at the same rate again and again, whatever the size of the requests was.
 
-        Until their sizes differ, requests are counted: nothing then keeps them from growing, and the difference shows.
+        Until their sizes differ, requests are counted: nothing then keeps them from growing, and the difference shows. What
+        was found may be wrong, and is held against the other with every refusal. Where texts are counted, requests stay
+        small, and if all of them were alike nothing could show the contrary: every other time they are twice as large.
         """
-        self._rates = [*self._rates[-REMEMBERED + 1 :], (items, requests)]
-        by_items, by_requests = (max(rates) / min(rates) for rates in zip(*self._rates, strict=True))
-        if by_items > CLEARLY * by_requests:
-            self._counts = "requests"
-        elif by_requests > CLEARLY * by_items:
-            self._counts = "items"
-        found = max(rates[self._counts == "requests"] for rates in self._rates)
-        found = max(found, SLOWEST_PER_SECOND)
-        self._confirmed = min(self._confirmed + 1, 4) if abs(found / self._found - 1.0) < SAME else 0
-        self._found = found
-        rate = MARGIN * found
-        self._learnt = Bucket(now, rate=rate, size=max(1.0, rate * SHORTEST_WINDOW_SECONDS))
+        emptied = list(self._emptied)
+        accepted = emptied[-1].accepted.requests
+        if accepted - self._sized_after >= max(STRETCHES):
+            self._twice_as_large, self._sized_after = not self._twice_as_large, accepted
+        other: Counted = "items" if self._counts == "requests" else "requests"
+        if contradicted(emptied, other) < contradicted(emptied, self._counts):
+            # The pace was none for what is counted, and the bucket may have been full: the most that was seen counts.
+            self._counts = other
+            rate, self._explains = max(explained(emptied[:end], other) for end in range(2, len(emptied) + 1))
+        else:
+            rate, self._explains = explained(emptied, self._counts)
+        self._base = max(rate, SLOWEST_PER_SECOND) if self._counts == "requests" else rate
+        self._most_items = math.inf
+        self._held_seconds, self._seen_at, self._held_until = 0.0, now, now
+        self._learnt = Bucket(now, rate=MARGIN * self._base, size=1.0)
+        self._learnt.take(now, LACKED * self._next_units)
+        self._doubled_seconds = max(DOUBLED_SECONDS, DOUBLED_REQUESTS * self._next_units / self._base)
+        self._grow(now, self._learnt)
+
+    @property
+    def _next_units(self) -> float:
+        """What the next request takes, if it is like the last, or as large as may be."""
+        return max(1e-9, self._last.of(self._counts) * min(1.0, self.most_items / self._last.items))
 
     def _grow(self, now: float, learnt: Bucket) -> None:
-        """Slowly where the rate was found, faster the longer nothing is refused; not while the pace is no limit."""
-        passed = now - self._grown_at
-        if passed < 0.25:
-            return
-        self._grown_at = now
-        if self._held_back:
-            quiet = min(now - self._cut_at, 60.0)
-            slowest = max(GROWTH_PER_SECOND / (1 + self._confirmed), DOUBT_PER_SECOND * self._doubt)
-            speed = slowest * 2.0 ** max(0.0, quiet / DOUBLING_SECONDS - 1.0)
-            learnt.rate *= math.exp(min(speed, 0.5) * min(passed, 1.0))
-            learnt.size = max(learnt.size, learnt.rate * SHORTEST_WINDOW_SECONDS)
-        self._held_back = False
+        """As the cube of the time in which the pace was what held requests back: slow near the rate, faster beyond it."""
+        self._held_seconds += max(0.0, min(now, self._held_until) - self._seen_at)
+        self._seen_at = now
+        steps = self._held_seconds / min(self._doubled_seconds, self._explains) - (1.0 - MARGIN) ** (1.0 / 3.0)
+        learnt.level(now)
+        learnt.rate = self._base * (1.0 + steps**3)
+        learnt.size = max(self._next_units, learnt.rate * BURST_SECONDS)
 
 
-def _sum(one: Sent, other: Sent) -> Sent:
-    return Sent(requests=one.requests + other.requests, items=one.items + other.items, tokens=one.tokens + other.tokens)
+class Load:
+    """What a request may carry so that the latency target is kept, where only their number is held back.
+
+    Every answer says what would have fitted: its tokens times the target over its latency. Some of them are slower than
+    others, so that the 95th percentile asks for less than the mean of that.
+    """
+
+    def __init__(self) -> None:
+        self._fits: float | None = None
+        self._short = 0.0
+
+    @property
+    def tokens(self) -> float | None:
+        """The tokens of one request; None before anything was answered."""
+        return None if self._fits is None else self._fits - SHORTFALLS * self._short
+
+    def answered(self, *, tokens: float, seconds: float, target_seconds: float) -> None:
+        """A request was answered after `seconds`; a stall is no shortfall of more than an eighth."""
+        fits = tokens * min(FURTHER, target_seconds / max(seconds, 1e-9))
+        if self._fits is None:
+            self._fits = fits
+        short = max(0.0, self._fits - fits)
+        self._fits += WEIGHT * (fits - self._fits)
+        self._short += SPREAD_WEIGHT * (min(short, self._fits / 8.0) - self._short)

@@ -241,3 +241,57 @@ def test_a_server_that_stood_still_once_gets_no_less_and_one_that_stays_slow_doe
     assert (gate.concurrency, gate.batch_items) == before
     now = flights(gate, now, 4, seconds=4.0)
     assert gate.concurrency * gate.batch_items < before[0] * before[1]
+
+
+def send_full(gate: EndpointController, now: float, decision: Decision) -> Ticket:
+    """As many texts of ten tokens as the decision allows."""
+    items = min(decision.batch_items, max(1, decision.batch_tokens // 10))
+    return gate.started(now, items=items, tokens=10 * items)
+
+
+def counting_requests(rate: float) -> tuple[EndpointController, float]:
+    """A controller after forty seconds with a server that takes `rate` requests a second, and a hundredth for each text."""
+    gate = EndpointController(Ceilings(), patience_seconds=120.0)
+    now, level, at = 0.0, rate, 0.0
+    under_way: list[tuple[float, int, Ticket, Outcome]] = []
+    while now < 40.0:
+        decision = gate.admit(now, 10_000)
+        if isinstance(decision, Decision):
+            ticket = send_full(gate, now, decision)
+            level, at = min(rate, level + rate * (now - at)), now
+            outcome = Outcome.SUCCESS if level >= 1.0 else Outcome.RATE_LIMITED
+            level -= outcome is Outcome.SUCCESS
+            seconds = 0.01 * ticket.items if outcome is Outcome.SUCCESS else 0.001
+            under_way = sorted([*under_way, (now + seconds, ticket.number, ticket, outcome)], key=lambda each: each[:2])
+            continue
+        ends = under_way[0][0] if under_way else math.inf
+        now = min(ends, decision.at)
+        if now == ends:
+            _, _, ticket, outcome = under_way.pop(0)
+            gate.completed(now, ticket, outcome)
+    for _, _, ticket, _ in under_way:
+        gate.abandoned(ticket)
+    return gate, now
+
+
+def test_where_requests_are_counted_each_carries_what_the_latency_target_allows_also_the_last() -> None:
+    gate, now = counting_requests(2.0)
+    assert gate.mode == "paced"
+    assert 45 <= gate.batch_items <= 50
+    while not isinstance(decision := gate.admit(now, 50), Decision):
+        now = decision.at
+    assert send_full(gate, now, decision).items == gate.batch_items
+
+
+def test_a_pace_of_requests_gets_the_places_it_needs_unless_the_server_turns_requests_away() -> None:
+    gate, now = counting_requests(16.0)
+    before = gate.concurrency
+    assert before >= 16
+    for _ in range(100):
+        decision = gate.admit(now, 10_000)
+        if isinstance(decision, Decision):
+            gate.completed(now + 0.01, send_full(gate, now, decision), Outcome.OVERLOADED)
+            now += 0.02
+        else:
+            now = decision.at
+    assert gate.concurrency < before / 2

@@ -1,21 +1,37 @@
 """The pace, against buckets that refuse: no loop, no server, the clock is a number."""
 
 import math
+from collections.abc import Sequence
+from itertools import accumulate
+from random import Random
 
 import pytest
 
-from era_dagster.control.rate import Allowance, Pacer, Throttle, announced_allowances
+from era_dagster.control.rate import (
+    NOTHING,
+    STRETCHES,
+    Allowance,
+    Empty,
+    Load,
+    Pacer,
+    Sent,
+    Throttle,
+    announced_allowances,
+    bounds,
+    contradicted,
+    explained,
+)
 
 
 class Refusing:
-    """A bucket of texts (or of requests) that refuses at once; full at the start."""
+    """A bucket of requests, items or tokens that refuses at once; full at the start."""
 
-    def __init__(self, rate: float, size: float, *, counts: str = "texts") -> None:
+    def __init__(self, rate: float, size: float, *, counts: str = "items") -> None:
         self.rate, self.size, self.counts = rate, size, counts
         self.level, self.at = size, 0.0
 
-    def takes(self, now: float, items: int) -> bool:
-        need = items if self.counts == "texts" else 1
+    def takes(self, now: float, items: int, tokens: float) -> bool:
+        need = {"requests": 1.0, "items": float(items), "tokens": tokens}[self.counts]
         self.level = min(self.size, self.level + (now - self.at) * self.rate)
         self.at = now
         if self.level < need:
@@ -25,18 +41,29 @@ class Refusing:
 
 
 def drive(
-    pacer: Pacer, server: Refusing, *, seconds: float, batch: float = 8.0, growth: float = 1.0, start: float = 0.0
+    pacer: Pacer,
+    server: Refusing,
+    *,
+    seconds: float,
+    batch: float = 8.0,
+    growth: float = 1.0,
+    start: float = 0.0,
+    spread: float = 0.0,
 ) -> tuple[int, int]:
-    """Texts accepted and refusals, for a client that obeys pacer and throttle; requests last no time and may grow."""
-    throttle, now, accepted, refusals = Throttle(), start, 0, 0
+    """Texts accepted and refusals, for a client that obeys pacer and throttle; requests last no time and may grow.
+
+    A request takes 20 tokens a text, times between 1 - `spread` and 1 + `spread`.
+    """
+    throttle, random, now, accepted, refusals = Throttle(), Random(1), start, 0, 0
     while now < start + seconds:
         ready = max(pacer.ready_at(now), throttle.closed_until)
         if ready > now:
             now = ready
             continue
         items = int(max(1, min(batch, pacer.most_items, 128)))
-        sent = pacer.sent(now, items=items, tokens=20.0 * items)
-        if server.takes(now, items):
+        tokens = 20.0 * items * random.uniform(1.0 - spread, 1.0 + spread)
+        sent = pacer.sent(now, items=items, tokens=tokens)
+        if server.takes(now, items, tokens):
             accepted += items
             batch *= growth
             throttle.succeeded(sent_at=now)
@@ -48,14 +75,35 @@ def drive(
     return accepted, refusals
 
 
+def emptied(stretches: Sequence[tuple[float, int, int]], *, refused: int = 1) -> list[Empty]:
+    """Refusals after each (seconds, requests, texts in each); a request of `refused` texts is what was refused."""
+    ends = accumulate(stretches, lambda at, each: (at[0] + each[0], at[1] + each[1], at[2] + each[1] * each[2]))
+    return [
+        Empty(
+            at=at,
+            accepted=Sent(requests=requests, items=items, tokens=20.0 * items),
+            refused=Sent(requests=1, items=refused, tokens=20.0 * refused),
+        )
+        for at, requests, items in [(0.0, 0, 0), *ends][1:]
+    ]
+
+
 @pytest.mark.parametrize("rate", [5.0, 40.0, 150.0, 900.0])
 @pytest.mark.parametrize("burst", [1.0, 5.0])
 def test_the_rate_of_a_server_that_keeps_it_secret_is_learnt(rate: float, burst: float) -> None:
     pacer = Pacer(None)
-    server = Refusing(rate, max(8.0, burst * rate))
+    server = Refusing(rate, max(16.0, burst * rate))
     drive(pacer, server, seconds=20.0)
     accepted, refusals = drive(pacer, server, seconds=60.0, start=20.0)
-    assert 0.85 * rate * 60 <= accepted <= 1.02 * rate * 60 + server.size
+    assert 0.93 * rate * 60 <= accepted <= 1.02 * rate * 60 + server.size
+    assert refusals <= 20
+
+
+def test_a_bucket_of_a_single_request_costs_no_more_than_three_tenths() -> None:
+    pacer, server = Pacer(None), Refusing(5.0, 8.0)
+    drive(pacer, server, seconds=20.0)
+    accepted, refusals = drive(pacer, server, seconds=60.0, start=20.0)
+    assert accepted >= 0.7 * 5.0 * 60
     assert refusals <= 20
 
 
@@ -65,15 +113,144 @@ def test_a_server_that_counts_requests_does_not_hold_back_larger_ones() -> None:
     drive(pacer, server, seconds=90.0, growth=1.02)
     assert pacer.most_items == math.inf
     accepted, refusals = drive(pacer, server, seconds=60.0, batch=128.0, start=90.0)
-    assert accepted >= 0.85 * 5.0 * 128 * 60
+    assert accepted >= 0.93 * 5.0 * 128 * 60
     assert refusals <= 20
 
 
-def test_a_limit_that_is_raised_fourfold_is_followed() -> None:
+def test_a_server_that_counts_tokens_is_paced_by_its_texts() -> None:
+    pacer = Pacer(None)
+    server = Refusing(800.0, 1600.0, counts="tokens")
+    drive(pacer, server, seconds=30.0, spread=0.9)
+    accepted, refusals = drive(pacer, server, seconds=60.0, start=30.0, spread=0.9)
+    assert accepted >= 0.93 * 40.0 * 60
+    assert refusals <= 20
+
+
+@pytest.mark.parametrize("factor", [0.25, 0.5, 2.0, 4.0])
+def test_a_limit_that_changes_is_followed(factor: float) -> None:
     pacer = Pacer(None)
     drive(pacer, Refusing(50.0, 50.0), seconds=30.0)
-    accepted, _ = drive(pacer, Refusing(200.0, 200.0), seconds=60.0, start=30.0)
-    assert accepted >= 0.5 * 200 * 60
+    rate = factor * 50.0
+    accepted, refusals = drive(pacer, Refusing(rate, rate), seconds=60.0, start=30.0)
+    assert accepted >= 0.85 * rate * 60
+    assert refusals <= 25
+
+
+def test_a_sender_with_little_to_send_does_not_raise_the_pace() -> None:
+    pacer = Pacer(None)
+    drive(pacer, Refusing(50.0, 50.0), seconds=30.0)
+    now = 31.0
+    before = pacer.rate
+    for _ in range(600):
+        now += 2.0
+        assert pacer.ready_at(now) <= now
+        pacer.sent(now, items=8, tokens=160.0)
+    assert pacer.rate == pytest.approx(before, rel=0.01)
+
+
+def test_what_one_rate_explains_is_looked_back_on_and_not_what_came_before() -> None:
+    steady = emptied([(1.0, 10, 4), (5.0, 50, 4), (2.0, 20, 4), (3.0, 30, 4)])
+    rate, seconds = explained(steady, "items")
+    assert rate == pytest.approx(40.0, rel=0.02)
+    assert seconds == pytest.approx(10.0)
+    fallen = emptied([(1.0, 10, 4), (5.0, 50, 4), (2.0, 5, 4), (3.0, 8, 4)])
+    rate, seconds = explained(fallen, "items")
+    assert rate == pytest.approx(10.5, rel=0.05)
+    assert seconds == pytest.approx(5.0)
+
+
+def test_what_a_full_bucket_lost_does_not_lower_the_rate() -> None:
+    rate, _ = explained(emptied([(1.0, 10, 4), (10.0, 92, 4), (10.0, 100, 4)]), "items")
+    assert rate == pytest.approx(40.0, rel=0.02)
+
+
+def test_what_is_counted_shows_when_the_size_of_requests_changes() -> None:
+    by_requests = emptied([(1.0, 10, 1), (4.0, 40, 1), (4.0, 40, 16)])
+    assert contradicted(by_requests, "requests") == 0.0
+    assert contradicted(by_requests, "items") > len(STRETCHES) * math.log(8.0)
+    by_items = emptied([(1.0, 64, 1), (4.0, 256, 1), (4.0, 16, 16)])
+    assert contradicted(by_items, "items") == 0.0
+    assert contradicted(by_items, "requests") > len(STRETCHES) * math.log(8.0)
+
+
+def test_single_requests_contradict_nothing() -> None:
+    few = emptied([(0.4, 1, 1), (0.9, 1, 7), (0.6, 1, 1), (1.8, 1, 2)], refused=7)
+    assert contradicted(few, "requests") == contradicted(few, "items") == 0.0
+
+
+def test_a_long_pause_after_which_not_even_one_request_fits_contradicts_the_counting_of_requests() -> None:
+    barren = emptied([(1.0, 4, 1), (10.0, 40, 1), (2.0, 0, 1)], refused=12)
+    assert contradicted(barren, "requests") > 0.0
+    assert contradicted(barren, "items") == 0.0
+
+
+def test_a_rate_is_known_to_within_the_requests_that_were_refused() -> None:
+    older, newer = emptied([(1.0, 10, 4), (5.0, 50, 4)], refused=10)
+    least, most = bounds(older, newer, "items")
+    assert 34.0 < least < 38.0 + 1e-9
+    assert 42.0 - 1e-9 < most < 47.0
+
+
+@pytest.mark.parametrize("rate", [5.0, 10.0, 20.0, 30.0])
+def test_texts_that_were_taken_for_what_is_counted_are_given_up_again_where_requests_are(rate: float) -> None:
+    pacer, server = Pacer(None), Refusing(50.0, 50.0)
+    for number, batch in enumerate((4.0, 16.0, 4.0)):
+        drive(pacer, server, seconds=10.0, start=10.0 * number, batch=batch)
+    assert pacer.most_items < 8
+    server = Refusing(rate, rate, counts="requests")
+    drive(pacer, server, seconds=60.0, start=30.0, batch=64.0)
+    accepted, _ = drive(pacer, server, seconds=30.0, start=90.0, batch=64.0)
+    assert accepted >= 0.9 * rate * 64 * 30
+
+
+def test_a_refusal_that_comes_late_was_not_accepted_before() -> None:
+    rates: list[float | None] = []
+    for late in (False, True):
+        pacer = Pacer(None)
+        sent = [pacer.sent(0.1 * number, items=4, tokens=80.0) for number in range(21)]
+
+        def refuse(number: int, *, first: bool, of: Pacer = pacer, all_sent: Sequence[Sent] = sent) -> None:
+            at = 0.1 * number
+            of.refused(at + 0.05, sent_at=at, sent=all_sent[number], items=4, first=first)
+
+        refuse(0, first=True)
+        if late:
+            refuse(10, first=True)
+            refuse(9, first=False)
+        else:
+            refuse(9, first=True)
+            refuse(10, first=False)
+        refuse(20, first=True)
+        rates.append(pacer.rate)
+    assert rates[0] == pytest.approx(rates[1], rel=0.06)
+
+
+def test_a_load_keeps_the_95th_percentile_at_the_target() -> None:
+    load, random, late, count = Load(), Random(1), 0, 4000
+    assert load.tokens is None
+    load.answered(tokens=10.0, seconds=0.012, target_seconds=0.5)
+    for number in range(count):
+        tokens = load.tokens
+        assert tokens is not None
+        seconds = (0.01 + 1e-3 * tokens) * random.lognormvariate(0.0, 0.1)
+        late += number >= 50 and seconds > 0.5
+        load.answered(tokens=tokens, seconds=seconds, target_seconds=0.5)
+    assert 0.01 * count <= late <= 0.06 * count
+
+
+def test_a_load_follows_a_server_that_became_four_times_slower() -> None:
+    load = Load()
+    for cost in (1e-3, 4e-3):
+        for _ in range(80):
+            load.answered(tokens=load.tokens or 10.0, seconds=cost * (load.tokens or 10.0), target_seconds=0.5)
+        assert load.tokens == pytest.approx(0.5 / cost, rel=0.1)
+
+
+def test_sent_requests_add_up_and_their_difference_is_what_was_sent_between() -> None:
+    one = Sent(requests=1, items=3, tokens=60.0)
+    assert one + one - one == one
+    assert one - one == NOTHING
+    assert (one.of("requests"), one.of("items")) == (1, 3)
 
 
 def test_a_decided_pace_is_never_exceeded() -> None:
@@ -97,7 +274,7 @@ def test_the_server_s_own_account_is_followed_without_a_single_refusal() -> None
             now = ready
             continue
         sent = pacer.sent(now, items=8, tokens=160.0)
-        assert server.takes(now, 8)
+        assert server.takes(now, 8, 160.0)
         accepted += 1
         reset = (server.size - server.level) / server.rate
         said = Allowance(limit=40.0, remaining=math.floor(server.level), reset_seconds=reset)
