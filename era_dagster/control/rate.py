@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
 
+from era_dagster.control.allowances import Allowance
+
 Counted = Literal["requests", "items"]
 
 FIRST_PAUSE_SECONDS = 0.5
@@ -80,55 +82,6 @@ class Throttle:
         if sent_at >= self.closed_until:
             self.half_open = False
             self._refusals = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Allowance:
-    """What a server says of one of its limits: `limit` in all, `remaining` of it, full again after `reset_seconds`."""
-
-    limit: float
-    remaining: float
-    reset_seconds: float
-
-
-def announced_allowances(headers: Mapping[str, str]) -> dict[str, Allowance]:
-    """The `x-ratelimit-*` headers by what they count, `requests` or `tokens`; those that cannot be read are left out.
-
-    Resets are seconds ("12", "0.5"), or durations as in "6m0s", "1.5s", "20ms".
-    """
-    found: dict[str, Allowance] = {}
-    for kind in ("requests", "tokens"):
-        limit, remaining = (_number(headers.get(f"x-ratelimit-{part}-{kind}", "")) for part in ("limit", "remaining"))
-        reset = _duration(headers.get(f"x-ratelimit-reset-{kind}", ""))
-        if limit is not None and remaining is not None and reset is not None and limit > 0:
-            found[kind] = Allowance(limit=limit, remaining=min(remaining, limit), reset_seconds=reset)
-    return found
-
-
-def _number(text: str) -> float | None:
-    try:
-        number = float(text)
-    except ValueError:
-        return None
-    return number if math.isfinite(number) and number >= 0 else None
-
-
-def _duration(text: str) -> float | None:
-    total, digits = 0.0, ""
-    units = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
-    rest = text.strip().lower()
-    if _number(rest) is not None:
-        return _number(rest)
-    while rest:
-        size = len(rest) - len(rest.lstrip("0123456789."))
-        digits, rest = rest[:size], rest[size:]
-        unit = "ms" if rest.startswith("ms") else rest[:1]
-        number = _number(digits)
-        if number is None or unit not in units:
-            return None
-        total += number * units[unit]
-        rest = rest[len(unit) :]
-    return total if text.strip() else None
 
 
 class Bucket:

@@ -7,16 +7,15 @@ from random import Random
 
 import pytest
 
+from era_dagster.control.allowances import Allowance, announced_allowances
 from era_dagster.control.rate import (
     NOTHING,
     STRETCHES,
-    Allowance,
     Empty,
     Load,
     Pacer,
     Sent,
     Throttle,
-    announced_allowances,
     bounds,
     contradicted,
     explained,
