@@ -110,7 +110,9 @@ class EndpointController:
         if (self._throttle.half_open and counted) or self._limit.must_empty:
             return WaitUntil(math.inf)
         if counted >= concurrency:
-            self._limit.reached(now)
+            if pending:
+                self._limit.reached(now)
+            self._pacer.by_requests = False  # it is the limit that holds
             silent_until = math.inf if self._silence_broken else self._silent_until()
             if now < silent_until:
                 return WaitUntil(silent_until)
@@ -158,7 +160,7 @@ class EndpointController:
             alone=self._throttle.half_open,
             sent=sent,
         )
-        if not self._tickets:
+        if len(self._tickets) == len(self._late):
             self._heard_at = now
         self._tickets[number] = ticket
         self._items_in_flight += items

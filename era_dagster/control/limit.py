@@ -189,6 +189,7 @@ class AdaptiveLimit:
         if not self._flight.was_full(now):
             # The sender was slow: its latencies say nothing about a fuller server.
             self._flight.begin(now)
+            self._answers = {}
             return None
         measured = self._measured(now)
         judgement = self._judge(now, measured)
@@ -290,8 +291,11 @@ class AdaptiveLimit:
         return judgement
 
     def _affordable(self, point: Point, measured: Measurement) -> bool:
-        """Texts are whole: whether one more in each request would keep the latency target, if the server is saturated."""
+        """Texts are whole: whether one more in each request would keep the latency target, if the server is saturated; or
+        whether one request more would still be on the target aimed at."""
         (_, items), (_, more) = self.point.size(self.item_tokens), point.size(self.item_tokens)
+        if point.concurrency > self.point.concurrency:
+            return measured.latency * point.work / self.point.work < math.exp(TOLERANCE) * self._target.aimed_at
         return more <= items or measured.latency * more / max(items, 1) < 1.05 * self._ceilings.latency_seconds
 
     def _undo_harm(self, now: float, measured: Measurement, came_from: Step | None) -> Judgement | None:

@@ -48,6 +48,8 @@ SPREAD_WEIGHT = 0.0625
 """Weights of an answer in the mean of what fits, which must follow the server, and in how far it is missed."""
 SHORTFALLS = 5.0
 """The 95th percentile is four mean shortfalls below the mean, and the mean itself is off by a part of one."""
+LARGEST_SHORTFALL = 0.125
+"""Of what fits: a stall is no shortfall."""
 
 
 class Throttle:
@@ -137,9 +139,13 @@ NOTHING = Sent(requests=0, items=0, tokens=0.0)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Empty:
-    """A moment at which the bucket held less than the request that it `refused`, after all that it `accepted`."""
+    """A moment at which the bucket held less than the request that it `refused`, after all that it `accepted`.
+
+    `number`: which request of all that were sent it was.
+    """
 
     at: float
+    number: int
     accepted: Sent
     refused: Sent
 
@@ -160,7 +166,7 @@ def contradicted(emptied: Sequence[Empty], counted: Counted) -> float:
                 ends.append(each)
         rates = [bounds(older, newer, counted) for newer, older in pairwise(ends)]
         for one, other in pairwise(rates):
-            apart = max(one[0], other[0]) / min(one[1], other[1])
+            apart = max(one[0], other[0]) / max(1e-9, min(one[1], other[1]))
             against += math.log(max(1.0, apart))
     return against
 
@@ -299,7 +305,7 @@ class Pacer:
             spent = said.limit - said.remaining
             rate = spent / said.reset_seconds if spent > 0 and said.reset_seconds > 0 else 0.0
             if rate == 0.0:
-                rate = known.rate if known else said.limit
+                rate = known.rate / MARGIN if known else said.limit
             level = said.remaining - since[kind]
             self._announced[kind] = Bucket(now, rate=MARGIN * rate, size=max(1.0, said.limit), level=level)
 
@@ -310,14 +316,13 @@ class Pacer:
         this = Sent(requests=1, items=items, tokens=0.0)
         accepted = sent - self._refused - this
         self._refused += this
+        for place, each in enumerate(self._emptied):
+            if sent.requests < each.number:  # it was taken for accepted; answers may come in another order
+                self._emptied[place] = replace(each, accepted=each.accepted - this)
         last = self._emptied[-1] if self._emptied else None
-        if not first:
-            if last is not None and sent_at < last.at:
-                self._emptied[-1] = replace(last, accepted=last.accepted - this)
+        if not first or (last is not None and sent_at <= last.at):
             return
-        if last is not None and sent_at <= last.at:
-            return
-        self._emptied.append(Empty(at=sent_at, accepted=accepted, refused=this))
+        self._emptied.append(Empty(at=sent_at, number=sent.requests, accepted=accepted, refused=this))
         if last is not None and accepted.requests <= last.accepted.requests:
             self._nothing_fits(items)
             return
@@ -349,6 +354,8 @@ class Pacer:
             rate, self._explains = max(explained(emptied[:end], other) for end in range(2, len(emptied) + 1))
         else:
             rate, self._explains = explained(emptied, self._counts)
+        if rate <= 0.0:
+            return
         self._base = max(rate, SLOWEST_PER_SECOND) if self._counts == "requests" else rate
         self._most_items = math.inf
         self._held_seconds, self._seen_at, self._held_until = 0.0, now, now
@@ -386,7 +393,9 @@ class Load:
     @property
     def tokens(self) -> float | None:
         """The tokens of one request; None before anything was answered."""
-        return None if self._fits is None else self._fits - SHORTFALLS * self._short
+        return (
+            None if self._fits is None else self._fits - SHORTFALLS * min(self._short, LARGEST_SHORTFALL * self._fits)
+        )
 
     def answered(self, *, tokens: float, seconds: float, target_seconds: float) -> None:
         """A request was answered after `seconds`; a stall is no shortfall of more than an eighth."""
@@ -395,4 +404,4 @@ class Load:
             self._fits = fits
         short = max(0.0, self._fits - fits)
         self._fits += WEIGHT * (fits - self._fits)
-        self._short += SPREAD_WEIGHT * (min(short, self._fits / 8.0) - self._short)
+        self._short += SPREAD_WEIGHT * (min(short, LARGEST_SHORTFALL * self._fits) - self._short)

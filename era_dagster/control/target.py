@@ -13,6 +13,8 @@ USUAL_P95_RATIO = 1.2
 P95_MARGIN = 0.92
 """The share of the latency target that the 95th percentile is held to: it is learnt, and moves."""
 LEARNING_RATE = 0.1
+CLEARLY_LESS = 0.95
+"""The highest latency moves with the tail that is learnt: what was raised to it is not raised again for that."""
 SMALLEST_SHARE = 0.25
 """What one answer, or one epoch, leaves of the work at least."""
 LATE = 2.0
@@ -48,8 +50,8 @@ class LatencyTarget:
 
     @property
     def may_rise(self) -> bool:
-        """Whether a longer latency may be aimed at."""
-        return self.is_slow_itself or self.seconds < self.highest
+        """Whether a clearly longer latency may be aimed at."""
+        return self.is_slow_itself or self.seconds < CLEARLY_LESS * self.highest
 
     def begin(self, seconds: float, *, light_latency: float) -> None:
         """The first waves are over. `light_latency`: what a request took when there was little in flight, infinite if

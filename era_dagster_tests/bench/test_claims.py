@@ -11,7 +11,11 @@ from statistics import mean
 
 import pytest
 
+from era_dagster.control.ceilings import Ceilings
+from era_dagster.control.gate import EndpointController
+from era_dagster.simulation.spec import course_from
 from era_dagster_tests.bench.baselines import BASELINES
+from era_dagster_tests.bench.engine import Texts, run
 from era_dagster_tests.bench.oracle import known, remembered
 from era_dagster_tests.bench.scenarios import FOLDER, Scenario, all_scenarios
 from era_dagster_tests.bench.score import OURS, Score, controllers_for, measured
@@ -99,3 +103,23 @@ def test_a_slow_sender_does_not_raise_the_limit(per_second: float) -> None:
     score = scored(slow, OURS, goodput=per_second)
     assert score.ratio >= 0.98
     assert score.concurrency_end <= 8
+
+
+@pytest.mark.parametrize("rate", [None, 20.0])
+def test_a_server_that_comes_to_work_on_one_slow_request_at_a_time_is_not_left_with_a_long_queue(
+    rate: float | None,
+) -> None:
+    server = {
+        "discipline": "requests",
+        "slots": 8,
+        "seconds_per_request": 0.02,
+        "seconds_per_text": 0.002,
+        "jitter": 0.2,
+    }
+    slower = {"slots": 1, "seconds_per_request": 0.1, "seconds_per_text": 0.001, "requests_per_second": None}
+    course = course_from({**server, "requests_per_second": rate, "changes": [[40, slower]]})
+    for seed in (1, 2, 3):
+        controller = EndpointController(Ceilings(), patience_seconds=600.0)
+        result = run([controller], course, Texts(), seconds=140.0, warm_up=90.0, seed=seed)[0]
+        assert result.percentile(0.95) <= 0.75
+        assert result.goodput >= 300.0, "a thousand texts a second less a tenth of a second for each request"

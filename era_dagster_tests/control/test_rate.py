@@ -80,6 +80,7 @@ def emptied(stretches: Sequence[tuple[float, int, int]], *, refused: int = 1) ->
     return [
         Empty(
             at=at,
+            number=requests + 1,
             accepted=Sent(requests=requests, items=items, tokens=20.0 * items),
             refused=Sent(requests=1, items=refused, tokens=20.0 * refused),
         )
@@ -303,3 +304,17 @@ def test_headers_that_make_no_sense_are_no_allowance(reset: str) -> None:
         "x-ratelimit-reset-tokens": reset,
     }
     assert announced_allowances(headers) == {}
+
+
+def test_refusals_of_one_burst_may_come_back_in_any_order() -> None:
+    for order in ((8, 5, 6, 7), (5, 6, 7, 8), (7, 8, 5, 6)):
+        pacer = Pacer(None)
+        sent = {number: pacer.sent(0.0, items=4, tokens=80.0) for number in range(1, 9)}
+        for number in order:
+            pacer.refused(0.01, sent_at=0.0, sent=sent[number], items=4, first=number == order[0])
+        later = {number: pacer.sent(1.0, items=4, tokens=80.0) for number in range(9, 14)}
+        pacer.refused(1.01, sent_at=1.0, sent=later[13], items=4, first=True)
+        rate = pacer.rate
+        assert rate is not None and 0.9 * 16 <= rate <= 1.25 * 16, (
+            "four of four texts each were accepted in that second"
+        )

@@ -71,8 +71,8 @@ def test_only_a_server_that_is_slow_itself_is_aimed_beyond_the_highest(
 
 
 def test_it_may_rise_up_to_the_highest_and_further_where_the_server_is_slow_itself() -> None:
-    assert target(0.99 * HIGHEST).may_rise
-    assert not target(1.01 * HIGHEST).may_rise
+    assert target(0.94 * HIGHEST).may_rise
+    assert not target(0.96 * HIGHEST).may_rise, "the highest moves with what is learnt"
     assert target(1.01 * HIGHEST, light=SLOW).may_rise
 
 
