@@ -123,3 +123,10 @@ def test_a_server_that_comes_to_work_on_one_slow_request_at_a_time_is_not_left_w
         result = run([controller], course, Texts(), seconds=140.0, warm_up=90.0, seed=seed)[0]
         assert result.percentile(0.95) <= 0.75
         assert result.goodput >= 300.0, "a thousand texts a second less a tenth of a second for each request"
+
+
+def test_a_serial_server_whose_requests_cost_more_than_their_texts_gets_larger_ones() -> None:
+    server = {"discipline": "requests", "slots": 1, "seconds_per_request": 0.1, "seconds_per_text": 0.001}
+    controller = EndpointController(Ceilings(), patience_seconds=600.0)
+    result = run([controller], course_from(server), Texts(), seconds=60.0, warm_up=30.0, seed=1)[0]
+    assert result.goodput >= 200.0, "single texts would be ten a second"

@@ -318,3 +318,13 @@ def test_refusals_of_one_burst_may_come_back_in_any_order() -> None:
         assert rate is not None and 0.9 * 16 <= rate <= 1.25 * 16, (
             "four of four texts each were accepted in that second"
         )
+
+
+def test_a_reset_that_is_rounded_down_to_nothing_does_not_wear_the_announced_rate_down() -> None:
+    pacer = Pacer(None)
+    rates: list[float | None] = []
+    for second in range(300):
+        sent = pacer.sent(float(second), items=1, tokens=20.0)
+        pacer.announced(float(second), sent, {"requests": Allowance(limit=10.0, remaining=9.0, reset_seconds=0.0)})
+        rates.append(pacer.rate)
+    assert rates[-1] is not None and rates[-1] == pytest.approx(rates[0])
