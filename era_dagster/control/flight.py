@@ -16,6 +16,11 @@ class Flight:
         self._full_since: float | None = None
         self._settling = 0
 
+    @property
+    def count(self) -> int:
+        """Requests sent so far."""
+        return self._number
+
     def __len__(self) -> int:
         return len(self._under_way)
 

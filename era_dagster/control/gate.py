@@ -131,7 +131,8 @@ class EndpointController:
 
     def _sized(self, pending: int, concurrency: int) -> Decision:
         """A share of what is left, so that the end of a job does not wait for one full request; all, if they are counted."""
-        items, tokens = float(self._limit.batch_items), SLACK * self._limit.batch_tokens
+        items = float(self._limit.next_items)
+        tokens = SLACK * max(self._limit.batch_tokens, items * self._limit.item_tokens)
         items = min(items, -(-(pending + self._items_in_flight) // concurrency))
         load = self._counted_load
         if load is not None:

@@ -17,6 +17,7 @@ from era_dagster.control.measure import Measurement, doubt, together
 from era_dagster.control.moves import TOLERANCE, on_target, probed, towards_target
 from era_dagster.control.point import Judgement, Phase, Point
 from era_dagster.control.probes import Probe, ProbeSchedule, gain_wanted
+from era_dagster.control.rivals import Rivals
 from era_dagster.control.startup import FEWEST_SAMPLES, FIRST_CONCURRENCY, Landing, Startup
 from era_dagster.control.target import LatencyTarget
 from era_dagster.control.trail import Step
@@ -45,16 +46,16 @@ class AdaptiveLimit:
         self.item_tokens = 0.0
         self.last: Measurement | None = None
         self._target = LatencyTarget(ceilings)
+        self._rivals = Rivals()
         self._most_work = math.inf
         self._most_requests = (ceilings.concurrency, -math.inf)
         self._flight = Flight()
         self._answers: dict[int, tuple[float, float]] = {}
-        self._items = 0
+        self._answered_items = 0
         self._moved_at = self._watched_from = -math.inf
         self._refused_share = 0.0
         self._held: list[Measurement] = []
         self._came_from: Step | None = None
-        self._size_before: tuple[int, int] | None = None
         self._moves = 0
         self._probes = ProbeSchedule()
         self._origin = self.point
@@ -76,9 +77,17 @@ class AdaptiveLimit:
     @property
     def batch_items(self) -> int:
         """The most texts in one request at this point."""
-        if self._startup is not None:
-            return self._startup.wave.items
-        return max(1, min(self._ceilings.items, round(self.batch_tokens / self.item_tokens)))
+        return max(1, min(self._ceilings.items, round(self._items)))
+
+    @property
+    def next_items(self) -> int:
+        """The most texts in the next request: sizes differ by one where the work is no whole multiple of the requests."""
+        count, items = self._flight.count, self._items
+        return max(1, min(self._ceilings.items, math.floor((count + 1) * items) - math.floor(count * items)))
+
+    @property
+    def _items(self) -> float:
+        return self._startup.wave.items if self._startup is not None else self.point.items(self.item_tokens)
 
     @property
     def batch_tokens(self) -> float:
@@ -163,8 +172,8 @@ class AdaptiveLimit:
             return None
         sent_at, tokens = known
         self._refused_share *= 1.0 - 1.0 / max(self.point.concurrency, FLIGHT)
-        self._items += items
-        self.item_tokens += max(0.02, items / self._items) * (tokens / items - self.item_tokens)
+        self._answered_items += items
+        self.item_tokens += max(0.02, items / self._answered_items) * (tokens / items - self.item_tokens)
         alone = self._startup is not None and self._startup.alone
         if alone and sent_at < self._moved_at:
             return None
@@ -236,6 +245,7 @@ class AdaptiveLimit:
     def _land(self, now: float, landing: Landing, measured: Measurement | None) -> Judgement:
         assert self._startup is not None
         self._target.begin(landing.target_seconds, light_latency=self._startup.fastest)
+        light = self._startup.light
         self._startup, self._answers = None, {}
         self._probes.begin(now, check_width=landing.concurrency <= 2)
         wave, work = self.point, (landing.texts or 0) * self.item_tokens
@@ -244,6 +254,7 @@ class AdaptiveLimit:
             if measured is not None:
                 work *= max(0.5, min(2.0, self._target.seconds / measured.latency))
         judgement = self._go(now, self._bounded(now, Point(landing.concurrency, work)), landing.reason, measured)
+        self._rivals.begin(light, (wave.work, measured) if measured and landing.by_work else None)
         if measured is not None and self.point.work > wave.work > 0:
             self._came_from = Step(wave, measured)
         return judgement
@@ -251,16 +262,15 @@ class AdaptiveLimit:
     def _judge_hold(self, now: float, measured: Measurement) -> Judgement | None:
         if self._flight.epoch.pace == "requests":
             self._target.paced()
-        target = self._target.aimed_at
-        off = math.log(target / measured.latency)
-        if abs(off) < CONFIDENCE * measured.error:
-            off *= TOLERANCE**2 / (TOLERANCE**2 + measured.error**2)
+        off = self._off(now, measured)
         samples, c = measured.samples, self.point.concurrency
         enough = samples >= min(60, max(8, 2 * c)) and measured.seconds >= SHORTEST_EPOCH_SECONDS
         far = abs(off) > max(0.4, CONFIDENCE * measured.error) and samples >= max(3 * c // 2, 8)
-        slower = off < -0.7 and measured.fastest > 1.3 * target
+        slower = off < -0.7 and measured.fastest > 1.3 * math.exp(off) * measured.latency
         if not (enough or far or slower):
             return None
+        if self._flight.epoch.pace is None and self._share(now, measured):
+            off = self._off(now, measured)
         came_from, self._came_from = self._came_from, None
         undone = self._undo_harm(now, measured, came_from)
         if undone is not None:
@@ -268,35 +278,43 @@ class AdaptiveLimit:
         if self._probes.urgent:
             self._held = [measured]
             return self._try(now, measured)
+        pace = self._flight.epoch.pace
         if abs(off) > TOLERANCE and (self._moves < MOST_MOVES or abs(off) > 0.7):
-            moved = self._below_harm(now, towards_target(self.point, off, pace=self._flight.epoch.pace))
-            if (
-                moved != self.point
-                and moved.size(self.item_tokens) != self._size_before
-                and self._affordable(moved, measured)
-            ):
+            latency, tokens = measured.latency, self.item_tokens
+            moved = towards_target(self.point, off, latency, self._target, item_tokens=tokens, pace=pace)
+            moved = self._below_harm(now, moved)
+            if moved != self.point:
                 step = Step(self.point, measured)
-                self._size_before, self._moves = self.point.size(self.item_tokens), self._moves + 1
+                self._moves += 1
                 judgement = self._go(now, moved, "towards the latency target", measured)
                 self._came_from = step if came_from is None else came_from.then(step, moved.work)
                 return judgement
-        self._size_before, self._moves = None, 0
+        self._moves = 0
         self._held = [*self._held[-2:], measured]
-        before, pace = self.point, self._flight.epoch.pace
-        fine = on_target(before, off, self._target, item_tokens=self.item_tokens, pace=pace)
+        before = self.point
+        fine = on_target(before, off, measured.latency, self._target, item_tokens=self.item_tokens, pace=pace)
         fine = self._below_harm(now, fine)
         judgement = self._try(now, measured)
-        if self._probes.running is None and self._affordable(fine, measured):
+        if self._probes.running is None:
             self.point, self._came_from = fine, Step(before, measured)
         return judgement
 
-    def _affordable(self, point: Point, measured: Measurement) -> bool:
-        """Texts are whole: whether one more in each request would keep the latency target, if the server is saturated; or
-        whether one request more would still be on the target aimed at."""
-        (_, items), (_, more) = self.point.size(self.item_tokens), point.size(self.item_tokens)
-        if point.concurrency > self.point.concurrency:
-            return measured.latency * point.work / self.point.work < math.exp(TOLERANCE) * self._target.aimed_at
-        return more <= items or measured.latency * more / max(items, 1) < 1.05 * self._ceilings.latency_seconds
+    def _off(self, now: float, measured: Measurement) -> float:
+        """How far the latency is from what is aimed at, in ln; of what noise may have done, less."""
+        shared = self.point.work / self.item_tokens if self._rivals.shared(now) else None
+        off = math.log(self._target.aimed_at(shared) / measured.latency)
+        if abs(off) < CONFIDENCE * measured.error:
+            off *= TOLERANCE**2 / (TOLERANCE**2 + measured.error**2)
+        return off
+
+    def _share(self, now: float, measured: Measurement) -> bool:
+        """Look for others at this server; whether there is news of them."""
+        target = self._target
+        free = target.may_rise and not target.is_slow_itself and measured.latency < target.highest
+        news = self._rivals.news(now, self.point.work, measured, raised=target.is_raised, may_rise=free)
+        if news == "others took":
+            target.others_took()
+        return news is not None
 
     def _undo_harm(self, now: float, measured: Measurement, came_from: Step | None) -> Judgement | None:
         """Growth that cost far more throughput than noise is undone; so is a cut that helped nothing."""
@@ -308,8 +326,9 @@ class AdaptiveLimit:
             fitting = self._target.fitting(self.point.work, measured.latency)
             back = replace(came_from.point, work=min(self._grew_too_far(came_from.point), fitting))
             return self._go(now, self._bounded(now, back), "more work gave less throughput", measured, gain)
-        if self._target.may_rise and came_from.was_in_vain(self.point.work, measured):
+        if (self._target.may_rise or self._rivals.shared(now)) and came_from.was_in_vain(self.point.work, measured):
             self._target.less_did_not_help(came_from.measured.latency)
+            self._rivals.alone()
             return self._go(now, came_from.point, "less work did not lower the latency", measured, gain)
         return None
 
@@ -328,6 +347,7 @@ class AdaptiveLimit:
             kept_in_a_row=self._probes.kept_in_a_row,
             untried=self._probes.is_untried(probe),
             most_work=self._most_work,
+            shared=self._rivals.shared(now),
         )
         tried = self._bounded(now, tried)
         if tried == self.point:
@@ -367,6 +387,8 @@ class AdaptiveLimit:
             self._target.less_lost_nothing(measured.latency, before=reference.latency)
             if reference.latency <= 1.2 * self._target.lowest:
                 self._most_work = self.point.work
+        else:
+            self._rivals.wider(gain)
         self._held = [measured]
         return self._go(now, self.point, f"probe {probe} kept", measured, gain)
 

@@ -24,13 +24,19 @@ TOLERANCE = 0.14
 Pace = Literal["requests", "items"] | None
 
 
-def towards_target(point: Point, off: float, *, pace: Pace) -> Point:
+def towards_target(
+    point: Point, off: float, latency: float, target: LatencyTarget, *, item_tokens: float, pace: Pace
+) -> Point:
     """The work that gives the latency aimed at, which is `off` from what it is, in ln, by Little's law."""
+    if off > 0.0 and not target.allows_another(latency, point.items(item_tokens)):
+        return point
     growth = LARGEST_GROWTH if pace is None else LARGEST_GROWTH_PACED
     return replace(point, work=point.work * max(SMALLEST_SHARE, min(growth, math.exp(off))))
 
 
-def on_target(point: Point, off: float, target: LatencyTarget, *, item_tokens: float, pace: Pace) -> Point:
+def on_target(
+    point: Point, off: float, latency: float, target: LatencyTarget, *, item_tokens: float, pace: Pace
+) -> Point:
     """Up by a small step, down by shares.
 
     Above the lowest target others may share the server: clients that grow by the root of what they have and shrink by
@@ -38,9 +44,11 @@ def on_target(point: Point, off: float, target: LatencyTarget, *, item_tokens: f
     """
     if off <= -TOLERANCE / 2.0:
         return replace(point, work=point.work * math.exp(off))
-    shared = target.seconds > 1.2 * target.lowest
-    step = 1.0 + min(TOLERANCE, math.sqrt(item_tokens / point.work)) if shared else 1.0
-    return point.grown(step, item_tokens, in_number=pace is None)
+    step = 1.0 + min(TOLERANCE, math.sqrt(item_tokens / point.work)) if target.seconds > 1.2 * target.lowest else 1.0
+    more = point.grown(step, item_tokens, in_number=pace is None)
+    if math.log(more.work / point.work) <= TOLERANCE + off:
+        return more
+    return replace(point, work=step * point.work) if target.allows_another(latency, point.items(item_tokens)) else point
 
 
 def probed(
@@ -54,13 +62,14 @@ def probed(
     kept_in_a_row: int,
     untried: bool,
     most_work: float,
+    shared: bool,
 ) -> Point:
     """What `probe` tries from `point`, where `held` was measured; the point itself if there is nothing to try."""
     c, work = point.concurrency, point.work
     if pace == "requests" or (pace and probe == "wider"):
         return point
     if probe == "up":
-        if target.highest < 1.05 * held.latency < 2.0 * target.highest:
+        if target.highest < 1.05 * held.latency < 2.0 * target.highest or (shared and not target.may_rise):
             return point
         step = STEP ** min(3, 1 + kept_in_a_row)
         if held.latency < target.highest:

@@ -17,23 +17,18 @@ class Point:
     concurrency: int
     work: float
 
-    def size(self, item_tokens: float) -> tuple[int, int]:
-        """Requests and texts in each: between two neighbours there is nothing, so that going back and forth is no use."""
-        return self.concurrency, round(self.work / self.concurrency / item_tokens)
-
-    def one_more(self, item_tokens: float, *, in_number: bool) -> "Point":
-        """The smallest step up: one text more in each request; where they hold a single text, `in_number` allows for one
-        request more instead, since two texts would double them all."""
-        if in_number and self.work < 1.5 * self.concurrency * item_tokens:
-            return Point(self.concurrency + 1, self.work + item_tokens)
-        return Point(self.concurrency, self.work + self.concurrency * item_tokens)
+    def items(self, item_tokens: float) -> float:
+        """Texts in each request, on the mean."""
+        return self.work / self.concurrency / item_tokens
 
     def grown(self, step: float, item_tokens: float, *, in_number: bool) -> "Point":
-        """The work times `step`, at least by the smallest step up, and by the same means."""
-        more = self.one_more(item_tokens, in_number=in_number)
-        work = max(self.work * step, more.work)
-        wider = max(self.concurrency, round(work / item_tokens))
-        return Point(wider if more.concurrency > self.concurrency else self.concurrency, work)
+        """The work times `step`; where requests hold a single text, `in_number` makes them more instead, since a second
+        text would double what one takes."""
+        work = self.work * step
+        if in_number and self.work < 1.5 * self.concurrency * item_tokens:
+            work = max(work, self.work + item_tokens)
+            return Point(max(self.concurrency, round(work / item_tokens)), work)
+        return Point(self.concurrency, max(work, self.work + self.concurrency * item_tokens))
 
     def bounded(self, ceilings: Ceilings, *, most_requests: int, item_tokens: float) -> "Point":
         """The nearest point within the ceilings, with at least one text in a request; more requests rather than less work."""

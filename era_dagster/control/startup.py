@@ -52,12 +52,13 @@ class Wave:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Landing:
     """Where the waves end: the concurrency to go on with, the latency (seconds) to aim at, the texts in flight if a wave
-    has shown how many are best."""
+    has shown how many are best. `by_work`: it was the work that saturated the server, not the number of requests."""
 
     concurrency: int
     target_seconds: float
     reason: str
     texts: int | None = None
+    by_work: bool = False
 
 
 class Startup:
@@ -69,7 +70,10 @@ class Startup:
         self.reason = "first wave"
         self._before: tuple[Wave, float, float] | None = None
         self._larger = True
+        self._widened = False
         self._fastest = math.inf
+        self.light = math.inf
+        """The mean latency, in seconds, of the wave that was answered most quickly."""
         self.alone = False
         self._best: tuple[Wave, float] | None = None
 
@@ -134,9 +138,10 @@ class Startup:
             if unevenness < CERTAIN or (unevenness < LIKELY and self.alone):
                 # A second request only waits; where waiting alone misses the target, it is not worth its gap.
                 waits = 2.0 * first > self._ceilings.latency_seconds
-                self._fastest = first
+                self._fastest = self.light = first
                 concurrency = 1 if waits else 2
-                return self._land(concurrency, concurrency * first, "answers came one by one: the server is serial")
+                reason = "answers came one by one: the server is serial"
+                return self._land(concurrency, concurrency * first, reason, texts=1 if waits else None)
             last = max(done - sent for sent, done in answers)
             if not self.alone and (last > ALIKE * first or first > COLD_SECONDS or unevenness < LIKELY):
                 self.alone = True
@@ -147,6 +152,7 @@ class Startup:
             if latency_seconds < self._ceilings.lowest_latency / 2.0 and last <= ALIKE * first:
                 factor = 4.0
         self._fastest = min(self._fastest, latency_seconds)
+        self.light = min(self.light, latency_seconds)
         self._remember(latency_seconds)
         if self._before is not None:
             wave, before, _ = self._before
@@ -162,9 +168,9 @@ class Startup:
                 if self._best is not None and self._best[0].texts > self.wave.texts:
                     best, spent = self._best
                     reason = f"as good as it got, e = {elasticity:.2f}"
-                    return self._land(best.concurrency, spent, reason, texts=best.texts)
+                    return self._land(best.concurrency, spent, reason, texts=best.texts, by_work=not self._widened)
                 spent = latency_seconds if elasticity >= PRICE else before
-                return self._land(wide, spent, f"saturated, e = {elasticity:.2f}")
+                return self._land(wide, spent, f"saturated, e = {elasticity:.2f}", by_work=not self._widened)
             if full or not worth_it:
                 self._larger = False
                 if wave.concurrency == self._ceilings.concurrency:
@@ -172,6 +178,7 @@ class Startup:
                 self.wave = Wave(min(2 * wave.concurrency, self._ceilings.concurrency), wave.items)
                 self.reason = f"larger requests bought nothing, e = {elasticity:.2f}"
                 return None
+            self._widened = not self._larger
             idle = latency_seconds < max(self._ceilings.lowest_latency / 2.0, 1.15 * self._fastest)
             factor = 4.0 if elasticity > FREE and idle else 2.0
             if elasticity < FREE:
@@ -204,7 +211,15 @@ class Startup:
         self._before, self.wave, self.reason = (wave, latency_seconds, error), grown, "more work, more throughput"
         return None
 
-    def _land(self, concurrency: int, latency_seconds: float, reason: str, *, texts: int | None = None) -> Landing:
+    def _land(
+        self,
+        concurrency: int,
+        latency_seconds: float,
+        reason: str,
+        *,
+        texts: int | None = None,
+        by_work: bool = False,
+    ) -> Landing:
         low, high = self._ceilings.lowest_latency, self._ceilings.highest_latency
         target = max(low, min(high, 1.5 * self._fastest), min(high, latency_seconds))
         if high < self._fastest < math.inf:
@@ -212,7 +227,7 @@ class Startup:
         elif self._fastest == math.inf:
             target = low
         concurrency = min(concurrency, self._ceilings.concurrency)
-        return Landing(concurrency=concurrency, target_seconds=target, reason=reason, texts=texts)
+        return Landing(concurrency=concurrency, target_seconds=target, reason=reason, texts=texts, by_work=by_work)
 
 
 def _one_by_one(answers: Sequence[tuple[float, float]]) -> float:

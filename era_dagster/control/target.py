@@ -17,6 +17,10 @@ CLEARLY_LESS = 0.95
 """The highest latency moves with the tail that is learnt: what was raised to it is not raised again for that."""
 SMALLEST_SHARE = 0.25
 """What one answer, or one epoch, leaves of the work at least."""
+FEW_ITEMS = 4.0
+EVENNESS = 0.16
+"""Where others share the server: up to four texts in flight the highest latency, and by this power of them less, so that it
+is the lowest at about a thousand."""
 LATE = 2.0
 LATE_IN_A_PROBE = 1.5
 """A request is late at so many times the latency aimed at; while a probe runs, which may double the latency, at so many
@@ -42,16 +46,34 @@ class LatencyTarget:
         """Whether even a light load takes so long that the latency target is no measure."""
         return self._light_latency > self.highest / 2.0
 
+    def aimed_at(self, shared_items: float | None = None) -> float:
+        """`seconds`, and beyond `highest` only where the server itself is that slow.
+
+        `shared_items`: the texts in flight, where others share the server. Then the more of them there are, the shorter
+        the latency: whoever has less aims higher, so that shares become equal (flow scaling of Swift, Kumar et al. 2020).
+        """
+        if self.seconds > 1.5 * self.highest and self.is_slow_itself:
+            return self.seconds
+        most = self.highest
+        if shared_items is not None:
+            most = max(self.lowest, most * max(1.0, shared_items / FEW_ITEMS) ** -EVENNESS)
+        return min(self.seconds, most)
+
     @property
-    def aimed_at(self) -> float:
-        """`seconds`, and beyond `highest` only where the server itself is that slow."""
-        beyond = self.seconds > 1.5 * self.highest and self.is_slow_itself
-        return self.seconds if beyond else min(self.seconds, self.highest)
+    def is_raised(self) -> bool:
+        """Whether more than the lowest latency is aimed at."""
+        return self.seconds > self.lowest
 
     @property
     def may_rise(self) -> bool:
         """Whether a clearly longer latency may be aimed at."""
         return self.is_slow_itself or self.seconds < CLEARLY_LESS * self.highest
+
+    def allows_another(self, latency: float, items: float) -> bool:
+        """Whether one more in a request of `items` texts that takes `latency` would keep the latency target: texts are whole.
+        It takes as long as the others did at most, and no longer than the lightest request."""
+        longer = min(latency / max(items, 1.0), self._light_latency)
+        return latency + longer < 1.05 * self._ceilings.latency_seconds
 
     def begin(self, seconds: float, *, light_latency: float) -> None:
         """The first waves are over. `light_latency`: what a request took when there was little in flight, infinite if
@@ -65,6 +87,10 @@ class LatencyTarget:
 
     def paced(self) -> None:
         """A pace holds requests back, and nothing queues: all of the latency may be spent."""
+        self.seconds = max(self.seconds, self.highest)
+
+    def others_took(self) -> None:
+        """The same work takes longer, because others have more under way: up to the highest latency, so may we."""
         self.seconds = max(self.seconds, self.highest)
 
     def more_paid(self, latency: float) -> None:
@@ -85,7 +111,7 @@ class LatencyTarget:
 
     def fitting(self, work: float, latency: float) -> float:
         """Less work, as `latency` asks for by Little's law."""
-        return work * max(SMALLEST_SHARE, min(1.0, self.aimed_at / latency))
+        return work * max(SMALLEST_SHARE, min(1.0, self.aimed_at() / latency))
 
     def is_late(self, latency: float, *, probing: bool) -> bool:
         """Whether one request took longer than noise, or the probe under way, explains."""

@@ -7,7 +7,7 @@ from era_dagster.control.measure import Measurement
 from era_dagster.control.point import Point
 from era_dagster.control.probes import HIGH_PRICE
 
-HARM = 0.2
+HARM = 0.15
 """Growth is harmful when it costs more ln(throughput) than this, and than three standard errors."""
 CLEAR_CUT = 0.25
 """In ln(work): what a smaller cut does to the latency cannot be told from other news."""

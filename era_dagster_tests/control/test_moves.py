@@ -18,9 +18,9 @@ LARGE = Point(4, 40_000.0)
 PROBES: tuple[Probe, ...] = ("up", "down", "wider", "narrower")
 
 
-def target(seconds: float = LOWEST) -> LatencyTarget:
+def target(seconds: float = LOWEST, *, light: float = 0.05) -> LatencyTarget:
     found = LatencyTarget(Ceilings(latency_seconds=1.0))
-    found.begin(seconds, light_latency=0.05)
+    found.begin(seconds, light_latency=light)
     return found
 
 
@@ -47,17 +47,20 @@ def tried(
     kept_in_a_row: int = 0,
     untried: bool = True,
     most_work: float = math.inf,
+    shared: bool = False,
+    seconds: float = LOWEST,
 ) -> Point:
     return probed(
         probe,
         point,
         held(latency, cv),
-        target(),
+        target(seconds),
         item_tokens=10.0,
         pace=pace,
         kept_in_a_row=kept_in_a_row,
         untried=untried,
         most_work=most_work,
+        shared=shared,
     )
 
 
@@ -77,35 +80,56 @@ def tried(
 def test_one_move_towards_the_target_doubles_the_work_at_most_or_leaves_a_quarter(
     off: float, pace: Pace, factor: float
 ) -> None:
-    moved = towards_target(Point(4, 400.0), off, pace=pace)
+    moved = towards_target(Point(4, 400.0), off, 0.2, target(), item_tokens=10.0, pace=pace)
     assert (moved.concurrency, moved.work) == (4, pytest.approx(factor * 400.0))
 
 
+@pytest.mark.parametrize(("off", "factor"), [(0.2, 1.0), (-0.2, math.exp(-0.2))])
+def test_where_one_text_more_would_be_late_it_only_shrinks(off: float, factor: float) -> None:
+    slow = target(0.7, light=0.6)
+    moved = towards_target(Point(2, 20.0), off, 0.6, slow, item_tokens=10.0, pace=None)
+    assert moved.work == pytest.approx(factor * 20.0)
+
+
+def grown(point: Point, off: float = 0.0, *, latency: float = 0.3, seconds: float = LOWEST, pace: Pace = None) -> Point:
+    return on_target(point, off, latency, target(seconds), item_tokens=10.0, pace=pace)
+
+
 def test_a_little_above_the_target_it_shrinks_by_its_share_and_else_grows() -> None:
-    found = on_target(LARGE, -0.071, target(), item_tokens=10.0, pace=None)
+    found = grown(LARGE, -0.071)
     assert (found.concurrency, found.work) == (4, pytest.approx(40_000.0 * math.exp(-0.071)))
-    assert on_target(LARGE, -0.069, target(), item_tokens=10.0, pace=None) == Point(4, 40_040.0)
+    assert grown(LARGE, -0.069) == Point(4, 40_040.0)
 
 
 def test_on_target_single_texts_become_more_in_number_unless_a_pace_holds_them_back() -> None:
-    single = Point(5, 50.0)
-    assert on_target(single, 0.0, target(), item_tokens=10.0, pace=None) == Point(6, 60.0)
-    assert on_target(single, 0.0, target(), item_tokens=10.0, pace="items") == Point(5, 100.0)
+    single = Point(10, 100.0)
+    assert grown(single) == Point(11, 110.0)
+    assert grown(single, 0.6, pace="items") == Point(10, 200.0)
+
+
+def test_the_smallest_step_is_not_taken_where_it_leads_away_from_the_target() -> None:
+    assert grown(Point(5, 100.0), 0.36) == Point(5, 150.0), "half as much again is within reach"
+    assert grown(Point(5, 100.0)) == Point(5, 100.0)
 
 
 @pytest.mark.parametrize(
-    ("seconds", "point", "grown"),
+    ("seconds", "point", "expected"),
     [
         (1.15 * LOWEST, Point(4, 40_000.0), Point(4, 40_040.0)),  # nobody else is there
         (1.25 * LOWEST, Point(4, 40_000.0), Point(4, 40_000.0 + 632.456)),
-        (1.25 * LOWEST, Point(40, 1600.0), Point(40, 2000.0)),  # texts are whole
+        (1.25 * LOWEST, Point(40, 1600.0), Point(40, 1726.491)),  # less than a text in each
     ],
 )
 def test_where_others_may_share_the_server_it_grows_by_the_root_of_what_it_has(
-    seconds: float, point: Point, grown: Point
+    seconds: float, point: Point, expected: Point
 ) -> None:
-    found = on_target(point, 0.0, target(seconds), item_tokens=10.0, pace=None)
-    assert (found.concurrency, found.work) == (grown.concurrency, pytest.approx(grown.work))
+    found = grown(point, seconds=seconds)
+    assert (found.concurrency, found.work) == (expected.concurrency, pytest.approx(expected.work))
+
+
+@pytest.mark.parametrize(("latency", "work"), [(0.98, 1726.491), (1.01, 1600.0)])
+def test_nothing_grows_where_one_text_more_would_be_late(latency: float, work: float) -> None:
+    assert grown(Point(40, 1600.0), latency=latency, seconds=1.25 * LOWEST).work == pytest.approx(work)
 
 
 @pytest.mark.parametrize("probe", PROBES)
@@ -137,6 +161,12 @@ def test_more_work_takes_no_more_than_the_highest_latency_unless_it_is_far_beyon
     latency: float, factor: float
 ) -> None:
     assert tried("up", latency=latency).work == pytest.approx(factor * 40_000.0)
+
+
+def test_at_a_shared_server_more_work_is_not_tried_once_the_highest_latency_may_be_aimed_at() -> None:
+    assert tried("up", shared=True, seconds=HIGHEST) == LARGE
+    assert tried("up", shared=False, seconds=HIGHEST) != LARGE
+    assert tried("up", shared=True) != LARGE
 
 
 def test_more_of_single_texts_is_more_requests_unless_a_pace_holds_them_back() -> None:

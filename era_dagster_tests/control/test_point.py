@@ -1,19 +1,9 @@
-"""Operating points: the smallest steps, and growth by the same means."""
+"""Operating points: growth by the means at hand, and what the ceilings leave of them."""
 
 import pytest
 
 from era_dagster.control.ceilings import Ceilings
 from era_dagster.control.point import Point
-
-
-def test_the_smallest_step_up_is_one_text_more_in_each_request() -> None:
-    assert Point(4, 4 * 20.0).one_more(10.0, in_number=True) == Point(4, 4 * 30.0)
-
-
-def test_where_requests_hold_a_single_text_it_is_one_request_more_unless_somebody_counts_them() -> None:
-    single = Point(5, 50.0)
-    assert single.one_more(10.0, in_number=True) == Point(6, 60.0)
-    assert single.one_more(10.0, in_number=False) == Point(5, 100.0)
 
 
 @pytest.mark.parametrize(
@@ -27,6 +17,14 @@ def test_where_requests_hold_a_single_text_it_is_one_request_more_unless_somebod
 )
 def test_growth_is_by_the_same_means_and_at_least_the_smallest_step(point: Point, grown: Point) -> None:
     assert point.grown(1.3, 10.0, in_number=True) == grown
+
+
+def test_where_requests_are_counted_single_texts_grow_larger() -> None:
+    assert Point(5, 50.0).grown(1.3, 10.0, in_number=False) == Point(5, 100.0)
+
+
+def test_the_texts_of_a_request_are_a_mean() -> None:
+    assert Point(4, 100.0).items(10.0) == 2.5
 
 
 def test_a_point_within_its_ceilings_has_a_text_for_each_request() -> None:

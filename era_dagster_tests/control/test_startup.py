@@ -30,7 +30,7 @@ def test_a_serial_server_is_recognised_although_the_first_answer_paid_for_the_co
 def test_a_slow_serial_server_gets_one_request_at_a_time() -> None:
     landing = answers(Startup(Ceilings()), [0.3, 0.6, 0.9, 1.2])
     assert landing is not None
-    assert landing.concurrency == 1
+    assert (landing.concurrency, landing.texts) == (1, 1)
 
 
 def test_answers_out_of_order_are_no_serial_server() -> None:
@@ -114,3 +114,32 @@ def test_it_lands_on_the_best_of_the_waves_where_more_in_number_was_worse() -> N
         landing = even(startup, 0.04 * max(1.0, wave.texts / 64) ** 0.8 if wave.concurrency == 4 else 0.25)
     assert landing.concurrency == 4
     assert landing.texts == 256
+
+
+def test_it_is_the_work_that_saturates_where_more_requests_bought_no_more_than_larger_ones() -> None:
+    startup = Startup(Ceilings())
+    even(startup, 0.1)
+    even(startup, 0.11)
+    assert even(startup, 0.4) is None
+    assert startup.wave.concurrency == 8, "larger requests bought nothing"
+    landing = even(startup, 0.22)
+    assert landing is not None
+    assert landing.by_work
+
+
+def test_it_is_the_number_of_requests_that_saturates_where_more_of_them_once_bought_more() -> None:
+    startup = Startup(Ceilings())
+    even(startup, 0.1)
+    even(startup, 0.11)
+    even(startup, 0.4)
+    assert even(startup, 0.11) is None, "more of them did"
+    landing = even(startup, 0.42)
+    assert landing is not None
+    assert not landing.by_work
+
+
+def test_the_lightest_wave_is_what_a_light_load_takes() -> None:
+    startup = Startup(Ceilings())
+    answers(startup, [0.095, 0.1, 0.1, 0.105])
+    even(startup, 0.11)
+    assert startup.light == 0.1

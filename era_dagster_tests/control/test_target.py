@@ -67,7 +67,45 @@ def test_a_server_is_slow_itself_where_a_light_load_takes_half_of_the_highest() 
 def test_only_a_server_that_is_slow_itself_is_aimed_beyond_the_highest(
     seconds: float, light: float, aimed_at: float
 ) -> None:
-    assert target(seconds, light=light).aimed_at == pytest.approx(aimed_at)
+    assert target(seconds, light=light).aimed_at() == pytest.approx(aimed_at)
+
+
+@pytest.mark.parametrize(
+    ("items", "share"),
+    [(1.0, 1.0), (4.0, 1.0), (40.0, 10.0**-0.16), (400.0, 100.0**-0.16), (4e6, LOWEST / HIGHEST)],
+)
+def test_of_a_shared_server_whoever_has_less_aims_higher(items: float, share: float) -> None:
+    assert target(HIGHEST).aimed_at(items) == pytest.approx(share * HIGHEST)
+
+
+def test_sharing_raises_nothing_and_a_server_that_is_slow_itself_is_aimed_at_as_before() -> None:
+    assert target(LOWEST).aimed_at(1.0) == pytest.approx(LOWEST)
+    assert target(0.5 * HIGHEST).aimed_at(4.0) == pytest.approx(0.5 * HIGHEST)
+    assert target(1.6 * HIGHEST, light=SLOW).aimed_at(400.0) == pytest.approx(1.6 * HIGHEST)
+
+
+def test_where_others_took_more_the_highest_is_aimed_at() -> None:
+    found = target(LOWEST)
+    assert not found.is_raised
+    found.others_took()
+    assert found.seconds == pytest.approx(HIGHEST)
+    assert found.is_raised
+
+
+@pytest.mark.parametrize(
+    ("latency", "items", "light", "allowed"),
+    [
+        (0.6, 1.0, 0.44, True),
+        (0.6, 1.0, 0.46, False),  # a second text takes as long as the first
+        (0.6, 2.0, 0.46, True),  # or as long as one of two did
+        (1.0, 100.0, QUICK, True),
+        (1.04, 100.0, QUICK, False),
+    ],
+)
+def test_one_text_more_is_allowed_where_a_request_with_it_would_be_in_time(
+    latency: float, items: float, light: float, allowed: bool
+) -> None:
+    assert target(0.5, light=light).allows_another(latency, items) is allowed
 
 
 def test_it_may_rise_up_to_the_highest_and_further_where_the_server_is_slow_itself() -> None:

@@ -1,0 +1,72 @@
+"""Whether others share the server: it answers as one of our own would not. No clock of its own, no I/O.
+
+A server of one's own takes what a light load takes, and more in proportion to the work in flight. Where the same work takes
+longer, others have more under way; where more work takes less than that, others have less, and gave way.
+"""
+
+import math
+from typing import Literal
+
+from era_dagster.control.measure import Measurement
+
+CLEARLY = 0.2
+"""In ln(latency), and three standard errors: what differs by less is not news."""
+QUEUES = 1.1
+"""A latency up to this many times that of a light load does not show how it grows with the work."""
+SAME = 1.05
+WIDER_GAIN = 0.2
+"""More requests for the same work that gained more ln(throughput) than this: the server works on more at a time than was seen."""
+SHARED_SECONDS = 60.0
+"""So long after others gave way the server counts as shared."""
+
+News = Literal["others took", "others gave way"] | None
+
+
+class Rivals:
+    """What a server of one's own would take is known from one `reference`: work in tokens, and what was measured there."""
+
+    def __init__(self) -> None:
+        self._light = 0.0
+        self._reference: tuple[float, Measurement] | None = None
+        self._shared_until = -math.inf
+
+    def begin(self, light_latency: float, reference: tuple[float, Measurement] | None) -> None:
+        """The first waves are over. `light_latency`: the mean, in seconds, of a wave with little in flight."""
+        self._light = light_latency if math.isfinite(light_latency) else 0.0
+        self._reference = reference
+
+    def shared(self, now: float) -> bool:
+        """Whether others gave way not long ago."""
+        return now < self._shared_until
+
+    def alone(self) -> None:
+        """Giving way did not help: from now on nobody does, until there is news."""
+        self._reference, self._shared_until = None, -math.inf
+
+    def wider(self, gain: float) -> None:
+        """More requests for the same work gained ln(throughput)."""
+        if self._reference is not None and gain > WIDER_GAIN:
+            work, measured = self._reference
+            self._reference = work * math.exp(gain), measured
+
+    def news(self, now: float, work: float, measured: Measurement, *, raised: bool, may_rise: bool) -> News:
+        """What `measured` with `work` in flight tells; `raised`: more than the lowest latency is aimed at."""
+        light = self._light * (1.0 + measured.cv)
+        if self._reference is None or self._reference[1].latency < QUEUES * light:
+            self._reference = work, measured
+            return None
+        work_before, before = self._reference
+        growth = work / work_before
+        expected = light + (before.latency - light) * growth
+        light_error = abs(1.0 - growth) * light / expected * measured.cv / 2.0
+        difference = math.log(measured.latency / expected)
+        sure = max(CLEARLY, 3.0 * math.hypot(measured.error, before.error, light_error))
+        if difference > sure and growth < SAME and may_rise:
+            self._reference = work, measured
+            return "others took"
+        if difference < -sure and growth > 1.0 and raised:
+            self._shared_until = now + SHARED_SECONDS
+            return "others gave way"
+        if not raised:
+            self._reference = work, measured
+        return None

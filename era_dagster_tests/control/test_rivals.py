@@ -1,0 +1,124 @@
+"""Whether others share the server. A light load takes 0.1 s; a thousand tokens in flight took 0.3 s."""
+
+import math
+
+import pytest
+
+from era_dagster.control.measure import Measurement
+from era_dagster.control.rivals import News, Rivals
+
+LIGHT = 0.1
+WORK, LATENCY = 1000.0, 0.3
+"""A server of one's own would take 0.1 s, and 0.2 s more for each thousand tokens."""
+
+
+def measured(latency: float = LATENCY, *, cv: float = 0.0, samples: int = 400) -> Measurement:
+    return Measurement(
+        samples=samples,
+        flights=100.0,
+        seconds=1.0,
+        throughput=WORK / LATENCY,
+        latency=latency,
+        cv=cv,
+        p95_ratio=1.2,
+        fastest=latency,
+    )
+
+
+def rivals(reference: float = LATENCY) -> Rivals:
+    found = Rivals()
+    found.begin(LIGHT, (WORK, measured(reference)))
+    return found
+
+
+def news(
+    found: Rivals, latency: float, *, work: float = WORK, cv: float = 0.0, raised: bool = True, may_rise: bool = True
+) -> News:
+    return found.news(10.0, work, measured(latency, cv=cv), raised=raised, may_rise=may_rise)
+
+
+@pytest.mark.parametrize(("work", "latency"), [(1000.0, 0.3), (4000.0, 0.9), (500.0, 0.2), (100.0, 0.12)])
+def test_a_server_of_ones_own_is_no_news_whatever_the_work(work: float, latency: float) -> None:
+    found = rivals()
+    for factor in (math.exp(0.19), math.exp(-0.19)):
+        assert news(found, factor * latency, work=work) is None
+    assert not found.shared(10.0)
+
+
+@pytest.mark.parametrize(("work", "latency"), [(1000.0, 0.3), (500.0, 0.2), (1040.0, 0.308)])
+def test_others_took_where_no_more_work_takes_longer(work: float, latency: float) -> None:
+    assert news(rivals(), math.exp(0.21) * latency, work=work) == "others took"
+
+
+def test_growth_that_takes_longer_is_its_own_doing() -> None:
+    assert news(rivals(), 2.0, work=1100.0) is None
+
+
+def test_where_nobody_may_aim_higher_that_others_took_is_no_news() -> None:
+    assert news(rivals(), 0.6, may_rise=False) is None
+
+
+def test_what_others_took_is_told_once_and_what_they_take_next_again() -> None:
+    found = rivals()
+    assert [news(found, latency) for latency in (0.4, 0.4, 0.6)] == ["others took", None, "others took"]
+
+
+def test_others_gave_way_where_growth_costs_less_than_it_would_alone() -> None:
+    found = rivals()
+    assert news(found, math.exp(-0.21) * 0.9, work=4000.0) == "others gave way"
+    assert found.shared(69.9), "for a minute"
+    assert not found.shared(70.0)
+
+
+@pytest.mark.parametrize(("work", "raised"), [(4000.0, False), (1000.0, True)])
+def test_at_the_lowest_target_or_without_growth_nobody_is_said_to_give_way(work: float, raised: bool) -> None:
+    assert news(rivals(), 0.2, work=work, raised=raised) is None
+
+
+def test_at_the_lowest_target_every_measurement_is_what_the_next_is_compared_with() -> None:
+    found = rivals()
+    assert news(found, 0.4, work=2000.0, raised=False) is None
+    assert news(found, 0.5, work=2000.0) == "others took"
+
+
+def test_above_the_lowest_target_the_comparison_stays_since_others_give_way_little_by_little() -> None:
+    found = rivals()
+    told = [news(found, 0.9 * (0.1 + 0.2 * work / WORK), work=work) for work in (1500.0, 2000.0)]
+    assert told == [None, None]
+    assert news(found, 0.75 * 0.9, work=4000.0) == "others gave way"
+
+
+def test_until_something_queues_there_is_nothing_to_compare_with() -> None:
+    found = rivals(reference=1.09 * LIGHT)
+    assert news(found, 0.2) is None, "from here on it does"
+    assert news(found, 0.3) == "others took"
+
+
+def test_noise_and_a_light_load_that_was_seen_only_a_few_times_are_no_news() -> None:
+    assert news(rivals(), math.exp(0.3) * LATENCY, cv=1.9) is None
+    assert news(rivals(), math.exp(-0.3) * 0.9, work=4000.0, cv=1.9) is None
+
+
+def test_more_requests_that_gained_much_are_a_faster_server_and_no_rivals() -> None:
+    found = rivals()
+    found.wider(0.5)
+    assert news(found, 0.1 + 0.8 * math.exp(-0.5), work=4000.0) is None
+    little = rivals()
+    little.wider(0.19)
+    assert news(little, 0.7 * 0.9, work=4000.0) == "others gave way"
+
+
+def test_who_is_left_alone_with_giving_way_shares_no_more_and_compares_anew() -> None:
+    found = rivals()
+    assert news(found, 0.5, work=4000.0) == "others gave way"
+    found.alone()
+    assert not found.shared(10.0)
+    assert news(found, 0.5, work=4000.0) is None
+    assert news(found, 0.7, work=4000.0) == "others took"
+
+
+def test_without_a_light_load_that_was_seen_latency_is_all_queue() -> None:
+    found = Rivals()
+    found.begin(math.inf, (WORK, measured()))
+    assert news(found, 0.65, work=2000.0) is None
+    assert news(found, 0.48, work=2000.0) == "others gave way"
