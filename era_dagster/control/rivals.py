@@ -58,9 +58,8 @@ class Rivals:
         work_before, before = self._reference
         growth = work / work_before
         expected = light + (before.latency - light) * growth
-        light_error = abs(1.0 - growth) * light / expected * measured.cv / 2.0
         difference = math.log(measured.latency / expected)
-        sure = max(CLEARLY, 3.0 * math.hypot(measured.error, before.error, light_error))
+        sure = max(CLEARLY, 3.0 * math.hypot(measured.error, before.error))
         if difference > sure and growth < SAME and may_rise:
             self._reference = work, measured
             return "others took"

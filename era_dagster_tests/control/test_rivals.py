@@ -94,7 +94,7 @@ def test_until_something_queues_there_is_nothing_to_compare_with() -> None:
     assert news(found, 0.3) == "others took"
 
 
-def test_noise_and_a_light_load_that_was_seen_only_a_few_times_are_no_news() -> None:
+def test_what_noise_explains_is_no_news() -> None:
     assert news(rivals(), math.exp(0.3) * LATENCY, cv=1.9) is None
     assert news(rivals(), math.exp(-0.3) * 0.9, work=4000.0, cv=1.9) is None
 
