@@ -13,7 +13,8 @@ CLEARLY = 0.2
 """In ln(latency), and three standard errors: what differs by less is not news."""
 QUEUES = 1.1
 """A latency up to this many times that of a light load does not show how it grows with the work."""
-SAME = 1.05
+LESS, MORE = 0.7, 1.05
+"""The work is about the same. After a large cut it is not said what others do: it was a large change that asked for it."""
 WIDER_GAIN = 0.2
 """More requests for the same work that gained more ln(throughput) than this: the server works on more at a time than was seen."""
 SHARED_SECONDS = 60.0
@@ -60,7 +61,7 @@ class Rivals:
         expected = light + (before.latency - light) * growth
         difference = math.log(measured.latency / expected)
         sure = max(CLEARLY, 3.0 * math.hypot(measured.error, before.error))
-        if difference > sure and growth < SAME and may_rise:
+        if difference > sure and LESS < growth < MORE and may_rise:
             self._reference = work, measured
             return "others took"
         if difference < -sure and growth > 1.0 and raised:

@@ -45,13 +45,14 @@ def test_a_server_of_ones_own_is_no_news_whatever_the_work(work: float, latency:
     assert not found.shared(10.0)
 
 
-@pytest.mark.parametrize(("work", "latency"), [(1000.0, 0.3), (500.0, 0.2), (1040.0, 0.308)])
+@pytest.mark.parametrize(("work", "latency"), [(1000.0, 0.3), (710.0, 0.242), (1040.0, 0.308)])
 def test_others_took_where_no_more_work_takes_longer(work: float, latency: float) -> None:
     assert news(rivals(), math.exp(0.21) * latency, work=work) == "others took"
 
 
-def test_growth_that_takes_longer_is_its_own_doing() -> None:
-    assert news(rivals(), 2.0, work=1100.0) is None
+@pytest.mark.parametrize("work", [690.0, 1060.0])
+def test_after_a_large_cut_or_growth_what_takes_longer_is_not_held_against_others(work: float) -> None:
+    assert news(rivals(), 2.0, work=work) is None
 
 
 def test_where_nobody_may_aim_higher_that_others_took_is_no_news() -> None:
