@@ -397,7 +397,11 @@ class AdaptiveLimit:
         probe, came_from = self._probes.running, self._came_from
         if probe is not None:
             self._probes.undone(now, probe, late=True)
-            return self._go(now, self._origin, f"probe {probe} given up: requests were late")
+            back, latency = self._origin, latency * self._origin.work / self.point.work
+            if probe in ("down", "wider") and self._target.is_late(latency, probing=False):
+                # Smaller requests and no more work are no reason: where it came from would be as late by now.
+                back = self._bounded(now, replace(back, work=self._target.fitting(back.work, latency)))
+            return self._go(now, back, f"probe {probe} given up: requests were late")
         before = self.point
         if (came_from is not None and came_from.point.work > before.work) or not self._flight.epoch.latencies:
             return None

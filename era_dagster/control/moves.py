@@ -80,5 +80,6 @@ def probed(
     if probe == "wider":
         # Where answers vary, more work in the new requests shows whether they are worked on: as much as the latency allows.
         room = min(2.0, target.highest / held.latency) if untried and held.cv > NOISY else 1.0
-        return Point(2 * c, max(work, min(work * room, most_work)))
+        whole = 2 * c * item_tokens if work >= 1.5 * c * item_tokens else 0.0
+        return Point(2 * c, max(work, min(work * room, most_work), whole))
     return Point(max(1, c // 2), work)

@@ -2,6 +2,8 @@
 
 import math
 
+import pytest
+
 from era_dagster.control.batch import BatchSize, fitting
 from era_dagster.control.ceilings import Ceilings
 from era_dagster.control.gate import Decision, EndpointController, Ticket, WaitUntil
@@ -241,6 +243,26 @@ def test_a_server_that_stood_still_once_gets_no_less_and_one_that_stays_slow_doe
     assert (gate.concurrency, gate.batch_items) == before
     now = flights(gate, now, 4, seconds=4.0)
     assert gate.concurrency * gate.batch_items < before[0] * before[1]
+
+
+@pytest.mark.parametrize(("probe", "cut"), [("probe down", True), ("probe up", False)])
+def test_a_server_that_slowed_down_during_a_probe_that_is_no_reason_gets_less_than_before(
+    probe: str, cut: bool
+) -> None:
+    records: list[TraceRecord] = []
+    gate = EndpointController(Ceilings(), patience_seconds=120.0, trace=records.append)
+    now, seconds = 0.0, 0.1
+    for _ in range(500):
+        now = flights(gate, now, 1, seconds=seconds)
+        seconds = 0.002 * gate.concurrency * gate.batch_items
+        if records and records[-1].reason == probe:
+            break
+    assert records[-1].reason == probe
+    before = records[-2].concurrency * records[-2].batch_items
+    flights(gate, now, 3, seconds=2.0)
+    assert records[-1].reason == f"{probe} given up: requests were late"
+    after = gate.concurrency * gate.batch_items
+    assert after < 0.5 * before if cut else after >= 0.9 * before
 
 
 def send_full(gate: EndpointController, now: float, decision: Decision) -> Ticket:

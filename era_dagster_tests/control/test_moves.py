@@ -181,6 +181,12 @@ def test_less_work_is_tried_in_as_many_requests_and_fewer_requests_with_as_much_
     assert tried("narrower", Point(1, 1000.0)) == Point(1, 1000.0)
 
 
+def test_more_requests_hold_whole_texts_where_that_is_little_more_work() -> None:
+    assert tried("wider", Point(1, 19.0)) == Point(2, 20.0)
+    assert tried("wider", Point(4, 60.0)) == Point(8, 80.0)
+    assert tried("wider", Point(4, 59.0)) == Point(8, 59.0)
+
+
 @pytest.mark.parametrize(("cv", "untried"), [(0.24, True), (0.4, False)])
 def test_more_requests_share_the_same_work_where_answers_are_even_or_it_failed_before(cv: float, untried: bool) -> None:
     assert tried("wider", Point(5, 1000.0), cv=cv, untried=untried) == Point(10, 1000.0)
