@@ -310,7 +310,8 @@ class AdaptiveLimit:
     def _share(self, now: float, measured: Measurement) -> bool:
         """Look for others at this server; whether there is news of them."""
         target = self._target
-        free = target.may_rise and not target.is_slow_itself and measured.latency < target.highest
+        pressed = target.lowest < measured.latency < target.highest
+        free = target.may_rise and not target.is_slow_itself and pressed
         news = self._rivals.news(now, self.point.work, measured, raised=target.is_raised, may_rise=free)
         if news == "others took":
             target.others_took()
