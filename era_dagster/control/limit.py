@@ -377,7 +377,8 @@ class AdaptiveLimit:
             return None
         if gain <= threshold:
             self._probes.undone(now, probe, gain=gain, late=measured.latency > self._ceilings.latency_seconds)
-            return self._go(now, self._origin, f"probe {probe} undone", measured, gain)
+            back = self._back(now, probe, measured.latency)
+            return self._go(now, back, f"probe {probe} undone", measured, gain)
         self._probes.kept(now, probe)
         if probe == "up":
             self._target.more_paid(measured.latency)
@@ -393,16 +394,20 @@ class AdaptiveLimit:
         self._held = [measured]
         return self._go(now, self.point, f"probe {probe} kept", measured, gain)
 
+    def _back(self, now: float, probe: Probe, latency: float) -> Point:
+        """Where a probe came from; with less work if that would be as late by now: smaller requests and no more work are
+        no reason for it."""
+        latency *= self._origin.work / self.point.work
+        if probe not in ("down", "wider") or not self._target.is_late(latency, probing=False):
+            return self._origin
+        return self._bounded(now, replace(self._origin, work=self._target.fitting(self._origin.work, latency)))
+
     def _hurry(self, now: float, latency: float) -> Judgement | None:
         """Several requests in a row were late: no epoch's end is waited for, unless to see what the last cut did."""
         probe, came_from = self._probes.running, self._came_from
         if probe is not None:
             self._probes.undone(now, probe, late=True)
-            back, latency = self._origin, latency * self._origin.work / self.point.work
-            if probe in ("down", "wider") and self._target.is_late(latency, probing=False):
-                # Smaller requests and no more work are no reason: where it came from would be as late by now.
-                back = self._bounded(now, replace(back, work=self._target.fitting(back.work, latency)))
-            return self._go(now, back, f"probe {probe} given up: requests were late")
+            return self._go(now, self._back(now, probe, latency), f"probe {probe} given up: requests were late")
         before = self.point
         if (came_from is not None and came_from.point.work > before.work) or not self._flight.epoch.latencies:
             return None
