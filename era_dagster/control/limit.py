@@ -1,33 +1,21 @@
 """How much work one endpoint may have in flight, and in how many requests: the law of this project.
 
 Two numbers are found together under a latency target: `concurrency`, the requests in flight, and `work`, the tokens in
-flight, of which a request carries its share. The inner loop spends the latency target: by Little's law the work that gives
-a latency is throughput times latency. The outer loop tries one change at a time and keeps what pays: more or less work
-(which moves the target), more or fewer requests for the same work. docs/controller.md tells it on one page. No clock, no
-I/O; numbers in, numbers out.
+flight, of which a request carries its share. Here requests are followed and epochs measured; `startup` finds where to
+begin, and `course` where to go on. docs/controller.md tells it on one page. No clock, no I/O; numbers in, numbers out.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 
 from era_dagster.control.ceilings import Ceilings
+from era_dagster.control.course import Course, Move, Situation
 from era_dagster.control.flight import Flight
-from era_dagster.control.measure import Measurement, doubt, together
-from era_dagster.control.moves import TOLERANCE, on_target, probed, towards_target
+from era_dagster.control.measure import Measurement
 from era_dagster.control.point import Judgement, Phase, Point
-from era_dagster.control.probes import Probe, ProbeSchedule, gain_wanted
-from era_dagster.control.rivals import Rivals
 from era_dagster.control.startup import FEWEST_SAMPLES, FIRST_CONCURRENCY, Landing, Startup
-from era_dagster.control.target import LatencyTarget
 from era_dagster.control.trail import Step
 
-SHORTEST_EPOCH_SECONDS = 0.4
-"""However fast the answers come, a judgement waits this long: scheduling noise lives below it."""
-MOST_MOVES = 4
-"""After so many moves in a row the target is hidden by noise: as good as reached."""
-CONFIDENCE = 3.0
-"""Standard errors from which a latency is taken for what it is; below, noise takes its share of it."""
 LATE_IN_A_ROW = 3
 """So many late requests, and at least half a flight, are news that no epoch's end is waited for."""
 REFUSED_SHARE = 0.25
@@ -45,20 +33,13 @@ class AdaptiveLimit:
         self.point = Point(self._startup.wave.concurrency, 0.0)
         self.item_tokens = 0.0
         self.last: Measurement | None = None
-        self._target = LatencyTarget(ceilings)
-        self._rivals = Rivals()
-        self._most_work = math.inf
+        self._course = Course(ceilings)
         self._most_requests = (ceilings.concurrency, -math.inf)
         self._flight = Flight()
         self._answers: dict[int, tuple[float, float]] = {}
         self._answered_items = 0
         self._moved_at = self._watched_from = -math.inf
         self._refused_share = 0.0
-        self._held: list[Measurement] = []
-        self._came_from: Step | None = None
-        self._moves = 0
-        self._probes = ProbeSchedule()
-        self._origin = self.point
         self._over = 0
         self._wave_cv = 0.0
 
@@ -67,7 +48,7 @@ class AdaptiveLimit:
     @property
     def phase(self) -> Phase:
         """Where the law is: in the first waves, holding a point, or trying another."""
-        return "start" if self._startup is not None else "hold" if self._probes.running is None else "probe"
+        return "start" if self._startup is not None else "probe" if self._course.is_probing else "hold"
 
     @property
     def most_items(self) -> int:
@@ -143,7 +124,7 @@ class AdaptiveLimit:
         if self._startup is not None:
             self._startup.bound(self._ceilings)
             return None
-        self._probes.dropped()
+        self._course.moved()
         return self._go(now, self._bounded(now, self.point), "the request was too large (413)")
 
     def overloaded(self, now: float, number: int) -> Judgement | None:
@@ -158,11 +139,11 @@ class AdaptiveLimit:
         if self._startup is not None:
             self._startup = None
             self._answers = {}
-        self._probes.dropped()
         self._most_requests = (max(1, int(0.9 * refused_at)), now + CEILING_SECONDS)
         fewer = max(1, int(0.7 * refused_at))
         work = max(self.point.work, refused_at * self.item_tokens)
         cut = self._bounded(now, Point(fewer, min(work, fewer * self._ceilings.items * self.item_tokens)))
+        self._course.moved()
         return self._go(now, cut, "too many requests waited (503)")
 
     def succeeded(self, now: float, number: int, *, items: int) -> Judgement | None:
@@ -178,12 +159,13 @@ class AdaptiveLimit:
         if alone and sent_at < self._moved_at:
             return None
         if self._startup is None and sent_at >= self._watched_from:
-            late = self._target.is_late(now - sent_at, probing=self._probes.running is not None)
+            late = self._course.target.is_late(now - sent_at, probing=self._course.is_probing)
             self._over = self._over + 1 if late else 0
             if self._over >= max(LATE_IN_A_ROW, self.point.concurrency // 2):
-                hurried = self._hurry(now, now - sent_at)
+                seen = self._measured(now) if self._flight.epoch.latencies else None
+                hurried = self._course.hurry(self._situation(now), now - sent_at, seen)
                 if hurried is not None:
-                    return hurried
+                    return self._follow(now, hurried)
         if not self._flight.settled(now, at_once=alone):
             return None
         epoch = self._flight.epoch
@@ -204,7 +186,7 @@ class AdaptiveLimit:
         judgement = self._judge(now, measured)
         if judgement is not None:
             self.last = measured
-            self._target.saw(measured)
+            self._course.target.saw(measured)
         return judgement
 
     # --- the law -------------------------------------------------------------------------------------------------
@@ -216,7 +198,7 @@ class AdaptiveLimit:
         count = self.point.concurrency
         if self._startup is not None:
             return count if self._startup.is_first else max(count, FEWEST_SAMPLES)
-        if self._probes.running:
+        if self._course.is_probing:
             return max(count, 4)
         # Fewer are enough for the news that everything takes far longer.
         return max(count // 2, 4)
@@ -224,9 +206,22 @@ class AdaptiveLimit:
     def _judge(self, now: float, measured: Measurement) -> Judgement | None:
         if self._startup is not None:
             return self._judge_wave(now, self._startup, measured)
-        if self._probes.running is not None:
-            return self._judge_probe(now, self._probes.running, measured)
-        return self._judge_hold(now, measured)
+        move = self._course.judge(self._situation(now), measured)
+        return None if move is None else self._follow(now, move)
+
+    def _situation(self, now: float) -> Situation:
+        return Situation(
+            now=now,
+            point=self.point,
+            item_tokens=self.item_tokens,
+            pace=self._flight.epoch.pace,
+            bounded=lambda point: self._bounded(now, point),
+        )
+
+    def _follow(self, now: float, move: Move) -> Judgement:
+        judgement = self._go(now, move.point, move.reason, move.measured, move.gain)
+        self.point = move.then or self.point
+        return judgement
 
     def _judge_wave(self, now: float, startup: Startup, measured: Measurement) -> Judgement | None:
         if startup.alone or not startup.is_first:
@@ -243,194 +238,19 @@ class AdaptiveLimit:
         return self._go(now, Point(wave.concurrency, wave.texts * self.item_tokens), startup.reason, measured)
 
     def _land(self, now: float, landing: Landing, measured: Measurement | None) -> Judgement:
-        assert self._startup is not None
-        self._target.begin(landing.target_seconds, light_latency=self._startup.fastest)
-        light = self._startup.light
+        startup, wave = self._startup, self.point
+        assert startup is not None
         self._startup, self._answers = None, {}
-        self._probes.begin(now, check_width=landing.concurrency <= 2)
-        wave, work = self.point, (landing.texts or 0) * self.item_tokens
+        self._course.begin(now, landing, fastest=startup.fastest, light=startup.light, wave=wave, measured=measured)
+        work = (landing.texts or 0) * self.item_tokens
         if not work:
             work = wave.work or wave.concurrency * self.item_tokens
             if measured is not None:
-                work *= max(0.5, min(2.0, self._target.seconds / measured.latency))
+                work *= max(0.5, min(2.0, self._course.target.seconds / measured.latency))
         judgement = self._go(now, self._bounded(now, Point(landing.concurrency, work)), landing.reason, measured)
-        self._rivals.begin(light, (wave.work, measured) if measured and landing.by_work else None)
-        if measured is not None and self.point.work > wave.work > 0:
-            self._came_from = Step(wave, measured)
+        grew = measured is not None and self.point.work > wave.work > 0
+        self._course.moved(Step(wave, measured) if measured is not None and grew else None)
         return judgement
-
-    def _judge_hold(self, now: float, measured: Measurement) -> Judgement | None:
-        if self._flight.epoch.pace == "requests":
-            self._target.paced()
-        off = self._off(now, measured)
-        samples, c = measured.samples, self.point.concurrency
-        enough = samples >= min(60, max(8, 2 * c)) and measured.seconds >= SHORTEST_EPOCH_SECONDS
-        far = abs(off) > max(0.4, CONFIDENCE * measured.error) and samples >= max(3 * c // 2, 8)
-        slower = off < -0.7 and measured.fastest > 1.3 * math.exp(off) * measured.latency
-        if not (enough or far or slower):
-            return None
-        if self._flight.epoch.pace is None and self._share(now, measured):
-            off = self._off(now, measured)
-        came_from, self._came_from = self._came_from, None
-        undone = self._undo_harm(now, measured, came_from)
-        if undone is not None:
-            return undone
-        if self._probes.urgent:
-            self._held = [measured]
-            return self._try(now, measured)
-        pace = self._flight.epoch.pace
-        if abs(off) > TOLERANCE and (self._moves < MOST_MOVES or abs(off) > 0.7):
-            latency, tokens = measured.latency, self.item_tokens
-            moved = towards_target(self.point, off, latency, self._target, item_tokens=tokens, pace=pace)
-            moved = self._below_harm(now, moved)
-            if moved != self.point:
-                step = Step(self.point, measured)
-                self._moves += 1
-                judgement = self._go(now, moved, "towards the latency target", measured)
-                self._came_from = step if came_from is None else came_from.then(step, moved.work)
-                return judgement
-        self._moves = 0
-        self._held = [*self._held[-2:], measured]
-        before = self.point
-        fine = on_target(before, off, measured.latency, self._target, item_tokens=self.item_tokens, pace=pace)
-        fine = self._below_harm(now, fine)
-        judgement = self._try(now, measured)
-        if self._probes.running is None:
-            self.point, self._came_from = fine, Step(before, measured)
-        return judgement
-
-    def _off(self, now: float, measured: Measurement) -> float:
-        """How far the latency is from what is aimed at, in ln; of what noise may have done, less."""
-        shared = self.point.work / self.item_tokens if self._rivals.shared(now) else None
-        off = math.log(self._target.aimed_at(shared) / measured.latency)
-        if abs(off) < CONFIDENCE * measured.error:
-            off *= TOLERANCE**2 / (TOLERANCE**2 + measured.error**2)
-        return off
-
-    def _share(self, now: float, measured: Measurement) -> bool:
-        """Look for others at this server; whether there is news of them."""
-        target = self._target
-        pressed = target.lowest < measured.latency < target.highest
-        free = target.may_rise and not target.is_slow_itself and pressed
-        news = self._rivals.news(now, self.point.work, measured, raised=target.is_raised, may_rise=free)
-        if news == "others took":
-            target.others_took()
-        return news is not None
-
-    def _undo_harm(self, now: float, measured: Measurement, came_from: Step | None) -> Judgement | None:
-        """Growth that cost far more throughput than noise is undone; so is a cut that helped nothing."""
-        if came_from is None or self._flight.epoch.pace is not None:
-            return None
-        gain = came_from.gain(measured)
-        if came_from.did_harm(self.point.work, measured):
-            # Or it was the server that became slower: then less yet is what keeps the latency.
-            fitting = self._target.fitting(self.point.work, measured.latency)
-            back = replace(came_from.point, work=min(self._grew_too_far(came_from.point), fitting))
-            return self._go(now, self._bounded(now, back), "more work gave less throughput", measured, gain)
-        if (self._target.may_rise or self._rivals.shared(now)) and came_from.was_in_vain(self.point.work, measured):
-            self._target.less_did_not_help(came_from.measured.latency)
-            self._rivals.alone()
-            return self._go(now, came_from.point, "less work did not lower the latency", measured, gain)
-        return None
-
-    def _try(self, now: float, measured: Measurement) -> Judgement:
-        """Start the probe that is due."""
-        probe = self._probes.next(now, held=len(self._held))
-        if probe is None:
-            return self._go(now, self.point, "on target", measured)
-        tried = probed(
-            probe,
-            self.point,
-            together(self._held),
-            self._target,
-            item_tokens=self.item_tokens,
-            pace=self._flight.epoch.pace,
-            kept_in_a_row=self._probes.kept_in_a_row,
-            untried=self._probes.is_untried(probe),
-            most_work=self._most_work,
-            shared=self._rivals.shared(now),
-        )
-        tried = self._bounded(now, tried)
-        if tried == self.point:
-            self._probes.undone(now, probe)
-            return self._go(now, self.point, "on target", measured)
-        self._probes.started(now, probe)
-        self._origin = self.point
-        return self._go(now, tried, f"probe {probe}", measured, held=self._held)
-
-    def _judge_probe(self, now: float, probe: Probe, measured: Measurement) -> Judgement | None:
-        reference = together(self._held)
-        gain = math.log(measured.throughput / reference.throughput)
-        noise = doubt(measured, reference)
-        threshold = gain_wanted(
-            probe,
-            step=math.log(self.point.work / self._origin.work),
-            latency=measured.latency,
-            before=reference.latency,
-            lowest=self._ceilings.lowest_latency,
-            highest=self._target.highest,
-            concurrency=self.point.concurrency,
-        )
-        samples, c = measured.samples, self.point.concurrency
-        enough = samples >= min(120, 6 * c) and measured.seconds >= SHORTEST_EPOCH_SECONDS
-        if abs(gain - threshold) < (1.0 if enough else 2.5) * noise and samples < min(240, 12 * c):
-            return None
-        if gain <= threshold:
-            self._probes.undone(now, probe, gain=gain, late=measured.latency > self._ceilings.latency_seconds)
-            back = self._back(now, probe, measured.latency)
-            return self._go(now, back, f"probe {probe} undone", measured, gain)
-        self._probes.kept(now, probe)
-        if probe == "up":
-            self._target.more_paid(measured.latency)
-            if self.point.work > self._most_work:
-                clearly = gain > 0.5 * math.log(self.point.work / self._origin.work)
-                self._most_work = (2.0 if clearly else 1.0) * self.point.work
-        elif probe == "down":
-            self._target.less_lost_nothing(measured.latency, before=reference.latency)
-            if reference.latency <= 1.2 * self._target.lowest:
-                self._most_work = self.point.work
-        else:
-            self._rivals.wider(gain)
-        self._held = [measured]
-        return self._go(now, self.point, f"probe {probe} kept", measured, gain)
-
-    def _back(self, now: float, probe: Probe, latency: float) -> Point:
-        """Where a probe came from; with less work if that would be as late by now: smaller requests and no more work are
-        no reason for it."""
-        latency *= self._origin.work / self.point.work
-        if probe not in ("down", "wider") or not self._target.is_late(latency, probing=False):
-            return self._origin
-        return self._bounded(now, replace(self._origin, work=self._target.fitting(self._origin.work, latency)))
-
-    def _hurry(self, now: float, latency: float) -> Judgement | None:
-        """Several requests in a row were late: no epoch's end is waited for, unless to see what the last cut did."""
-        probe, came_from = self._probes.running, self._came_from
-        if probe is not None:
-            self._probes.undone(now, probe, late=True)
-            return self._go(now, self._back(now, probe, latency), f"probe {probe} given up: requests were late")
-        before = self.point
-        if (came_from is not None and came_from.point.work > before.work) or not self._flight.epoch.latencies:
-            return None
-        work = self._target.fitting(before.work, latency)
-        if came_from is not None and came_from.point.work < before.work:
-            work = min(work, self._grew_too_far(came_from.point))
-        less = self._bounded(now, replace(before, work=work))
-        if less == before:
-            return None
-        measured = self._measured(now)
-        judgement = self._go(now, less, "requests were late", measured)
-        self._came_from = Step(before, measured)
-        return judgement
-
-    def _grew_too_far(self, before: Point) -> float:
-        """More work was worse: it stays below, and less is tried next. Returns the work to go back to."""
-        self._most_work = (1.1 if self.point.work > 1.1 * before.work else 1.0) * before.work
-        self._probes.hasten("down")
-        return before.work
-
-    def _below_harm(self, now: float, point: Point) -> Point:
-        """The point, bounded, and not beyond where growth was harmful."""
-        return self._bounded(now, replace(point, work=min(point.work, max(self._most_work, self.point.work))))
 
     def _bounded(self, now: float, point: Point) -> Point:
         requests, until = self._most_requests
@@ -444,20 +264,16 @@ class AdaptiveLimit:
         reason: str,
         measured: Measurement | None = None,
         gain: float | None = None,
-        *,
-        held: Sequence[Measurement] = (),
     ) -> Judgement:
-        """End the epoch; the next one is at `point`. `held`: what a probe will be compared with."""
+        """End the epoch; the next one is at `point`."""
         if point != self.point or self._startup is not None:
             self._flight.begin(now, settling=max(point.concurrency, len(self._flight)))
             self._moved_at = self._watched_from = now
             self._over = 0
-            self._held = list(held)
-            self._came_from = None
         else:
             self._flight.begin(now)
         self.point = point
         self._refused_share = 0.0
         return Judgement(
-            phase=self.phase, reason=reason, measured=measured, target_seconds=self._target.seconds, gain=gain
+            phase=self.phase, reason=reason, measured=measured, target_seconds=self._course.target.seconds, gain=gain
         )

@@ -1,0 +1,278 @@
+"""The law after the first waves: a point is held, others are tried, one at a time, and what pays is kept.
+
+The inner loop spends the latency target; the outer loop probes. Decides only: `control.limit` measures and moves. No clock,
+no I/O; numbers in, numbers out.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from era_dagster.control.ceilings import Ceilings
+from era_dagster.control.measure import Measurement, doubt, together
+from era_dagster.control.moves import TOLERANCE, Pace, on_target, probed, towards_target
+from era_dagster.control.point import Point
+from era_dagster.control.probes import Probe, ProbeSchedule, gain_wanted
+from era_dagster.control.rivals import Rivals
+from era_dagster.control.startup import Landing
+from era_dagster.control.target import LatencyTarget
+from era_dagster.control.trail import Step
+
+SHORTEST_EPOCH_SECONDS = 0.4
+"""However fast the answers come, a judgement waits this long: scheduling noise lives below it."""
+MOST_MOVES = 4
+"""After so many moves in a row the target is hidden by noise: as good as reached."""
+CONFIDENCE = 3.0
+"""Standard errors from which a latency is taken for what it is; below, noise takes its share of it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Situation:
+    """Where the law stands at `now`: its point, the tokens of a text, the pace that holds requests back, if one does, and
+    `bounded`, the nearest point that the ceilings allow."""
+
+    now: float
+    point: Point
+    item_tokens: float
+    pace: Pace
+    bounded: Callable[[Point], Point]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Move:
+    """Where to go on, and why. `then`: a step so small from there that nothing has to settle first."""
+
+    point: Point
+    reason: str
+    measured: Measurement | None = None
+    gain: float | None = None
+    then: Point | None = None
+
+
+class Course:
+    """The way from point to point: the latency aimed at, the probes, and what every step did."""
+
+    def __init__(self, ceilings: Ceilings) -> None:
+        self._ceilings = ceilings
+        self.target = LatencyTarget(ceilings)
+        self._rivals = Rivals()
+        self._probes = ProbeSchedule()
+        self._most_work = math.inf
+        self._held: list[Measurement] = []
+        self._came_from: Step | None = None
+        self._moves = 0
+        self._origin = Point(1, 0.0)
+
+    @property
+    def is_probing(self) -> bool:
+        """Whether another point is being tried."""
+        return self._probes.running is not None
+
+    def begin(
+        self, now: float, landing: Landing, *, fastest: float, light: float, wave: Point, measured: Measurement | None
+    ) -> None:
+        """The first waves are over: `wave` is the last of them and what was `measured` there, `fastest` the shortest latency
+        under a light load and `light` a mean one, in seconds."""
+        self.target.begin(landing.target_seconds, light_latency=fastest)
+        self._probes.begin(now, check_width=landing.concurrency <= 2)
+        self._rivals.begin(light, (wave.work, measured) if measured and landing.by_work else None)
+
+    def moved(self, step: Step | None = None) -> None:
+        """The point was changed for another reason; a probe under way is void. `step`: what it did is to be looked back on."""
+        self._probes.dropped()
+        self._held, self._came_from = [], step
+
+    def judge(self, at: Situation, measured: Measurement) -> Move | None:
+        """What an epoch says; None if it has to go on."""
+        if self._probes.running is not None:
+            return self._judge_probe(at, self._probes.running, measured)
+        return self._judge_hold(at, measured)
+
+    def _judge_hold(self, at: Situation, measured: Measurement) -> Move | None:
+        if at.pace == "requests":
+            self.target.paced()
+        off = self._off(at, measured)
+        samples, c = measured.samples, at.point.concurrency
+        enough = samples >= min(60, max(8, 2 * c)) and measured.seconds >= SHORTEST_EPOCH_SECONDS
+        far = abs(off) > max(0.4, CONFIDENCE * measured.error) and samples >= max(3 * c // 2, 8)
+        slower = off < -0.7 and measured.fastest > 1.3 * math.exp(off) * measured.latency
+        if not (enough or far or slower):
+            return None
+        if at.pace is None and self._share(at, measured):
+            off = self._off(at, measured)
+        came_from, self._came_from = self._came_from, None
+        undone = self._undo_harm(at, measured, came_from)
+        if undone is not None:
+            return undone
+        if self._probes.urgent:
+            self._held = [measured]
+            return self._try(at, measured)
+        tokens, pace = at.item_tokens, at.pace
+        if abs(off) > TOLERANCE and (self._moves < MOST_MOVES or abs(off) > 0.7):
+            moved = towards_target(at.point, off, measured.latency, self.target, item_tokens=tokens, pace=pace)
+            moved = self._below_harm(at, moved)
+            if moved != at.point:
+                step = Step(at.point, measured)
+                self._moves += 1
+                move = self._go(at, moved, "towards the latency target", measured)
+                self._came_from = step if came_from is None else came_from.then(step, moved.work)
+                return move
+        self._moves = 0
+        self._held = [*self._held[-2:], measured]
+        before = at.point
+        fine = on_target(before, off, measured.latency, self.target, item_tokens=tokens, pace=pace)
+        fine = self._below_harm(at, fine)
+        move = self._try(at, measured)
+        if self._probes.running is not None:
+            return move
+        self._came_from = Step(before, measured)
+        return replace(move, then=fine)
+
+    def _off(self, at: Situation, measured: Measurement) -> float:
+        """How far the latency is from what is aimed at, in ln; of what noise may have done, less."""
+        shared = at.point.work / at.item_tokens if self._rivals.shared(at.now) else None
+        off = math.log(self.target.aimed_at(shared) / measured.latency)
+        if abs(off) < CONFIDENCE * measured.error:
+            off *= TOLERANCE**2 / (TOLERANCE**2 + measured.error**2)
+        return off
+
+    def _share(self, at: Situation, measured: Measurement) -> bool:
+        """Look for others at this server; whether there is news of them."""
+        target = self.target
+        pressed = target.lowest < measured.latency < target.highest
+        free = target.may_rise and not target.is_slow_itself and pressed
+        news = self._rivals.news(at.now, at.point.work, measured, raised=target.is_raised, may_rise=free)
+        if news == "others took":
+            target.others_took()
+        return news is not None
+
+    def _undo_harm(self, at: Situation, measured: Measurement, came_from: Step | None) -> Move | None:
+        """Growth that cost far more throughput than noise is undone; so is a cut that helped nothing."""
+        if came_from is None or at.pace is not None:
+            return None
+        gain = came_from.gain(measured)
+        if came_from.did_harm(at.point.work, measured):
+            # Or it was the server that became slower: then less yet is what keeps the latency.
+            fitting = self.target.fitting(at.point.work, measured.latency)
+            back = replace(came_from.point, work=min(self._grew_too_far(at, came_from.point), fitting))
+            return self._go(at, at.bounded(back), "more work gave less throughput", measured, gain)
+        if (self.target.may_rise or self._rivals.shared(at.now)) and came_from.was_in_vain(at.point.work, measured):
+            self.target.less_did_not_help(came_from.measured.latency)
+            self._rivals.alone()
+            return self._go(at, came_from.point, "less work did not lower the latency", measured, gain)
+        return None
+
+    def _try(self, at: Situation, measured: Measurement) -> Move:
+        """Start the probe that is due."""
+        probe = self._probes.next(at.now, held=len(self._held))
+        if probe is None:
+            return self._go(at, at.point, "on target", measured)
+        tried = probed(
+            probe,
+            at.point,
+            together(self._held),
+            self.target,
+            item_tokens=at.item_tokens,
+            pace=at.pace,
+            kept_in_a_row=self._probes.kept_in_a_row,
+            untried=self._probes.is_untried(probe),
+            most_work=self._most_work,
+            shared=self._rivals.shared(at.now),
+        )
+        tried = at.bounded(tried)
+        if tried == at.point:
+            self._probes.undone(at.now, probe)
+            return self._go(at, at.point, "on target", measured)
+        self._probes.started(at.now, probe)
+        self._origin = at.point
+        return self._go(at, tried, f"probe {probe}", measured, held=self._held)
+
+    def _judge_probe(self, at: Situation, probe: Probe, measured: Measurement) -> Move | None:
+        reference = together(self._held)
+        gain = math.log(measured.throughput / reference.throughput)
+        noise = doubt(measured, reference)
+        threshold = gain_wanted(
+            probe,
+            step=math.log(at.point.work / self._origin.work),
+            latency=measured.latency,
+            before=reference.latency,
+            lowest=self._ceilings.lowest_latency,
+            highest=self.target.highest,
+            concurrency=at.point.concurrency,
+        )
+        samples, c = measured.samples, at.point.concurrency
+        enough = samples >= min(120, 6 * c) and measured.seconds >= SHORTEST_EPOCH_SECONDS
+        if abs(gain - threshold) < (1.0 if enough else 2.5) * noise and samples < min(240, 12 * c):
+            return None
+        if gain <= threshold:
+            self._probes.undone(at.now, probe, gain=gain, late=measured.latency > self._ceilings.latency_seconds)
+            back = self._back(at, probe, measured.latency)
+            return self._go(at, back, f"probe {probe} undone", measured, gain)
+        self._probes.kept(at.now, probe)
+        if probe == "up":
+            self.target.more_paid(measured.latency)
+            if at.point.work > self._most_work:
+                clearly = gain > 0.5 * math.log(at.point.work / self._origin.work)
+                self._most_work = (2.0 if clearly else 1.0) * at.point.work
+        elif probe == "down":
+            self.target.less_lost_nothing(measured.latency, before=reference.latency)
+            if reference.latency <= 1.2 * self.target.lowest:
+                self._most_work = at.point.work
+        else:
+            self._rivals.wider(gain)
+        self._held = [measured]
+        return self._go(at, at.point, f"probe {probe} kept", measured, gain)
+
+    def _back(self, at: Situation, probe: Probe, latency: float) -> Point:
+        """Where a probe came from; with less work if that would be as late by now: smaller requests and no more work are
+        no reason for it."""
+        latency *= self._origin.work / at.point.work
+        if probe not in ("down", "wider") or not self.target.is_late(latency, probing=False):
+            return self._origin
+        return at.bounded(replace(self._origin, work=self.target.fitting(self._origin.work, latency)))
+
+    def hurry(self, at: Situation, latency: float, measured: Measurement | None) -> Move | None:
+        """Several requests in a row were late: no epoch's end is waited for, unless to see what the last cut did.
+
+        `measured`: what was seen until now, if anything."""
+        probe, came_from = self._probes.running, self._came_from
+        if probe is not None:
+            self._probes.undone(at.now, probe, late=True)
+            return self._go(at, self._back(at, probe, latency), f"probe {probe} given up: requests were late")
+        before = at.point
+        if (came_from is not None and came_from.point.work > before.work) or measured is None:
+            return None
+        work = self.target.fitting(before.work, latency)
+        if came_from is not None and came_from.point.work < before.work:
+            work = min(work, self._grew_too_far(at, came_from.point))
+        less = at.bounded(replace(before, work=work))
+        if less == before:
+            return None
+        move = self._go(at, less, "requests were late", measured)
+        self._came_from = Step(before, measured)
+        return move
+
+    def _grew_too_far(self, at: Situation, before: Point) -> float:
+        """More work was worse: it stays below, and less is tried next. Returns the work to go back to."""
+        self._most_work = (1.1 if at.point.work > 1.1 * before.work else 1.0) * before.work
+        self._probes.hasten("down")
+        return before.work
+
+    def _below_harm(self, at: Situation, point: Point) -> Point:
+        """The point, bounded, and not beyond where growth was harmful."""
+        return at.bounded(replace(point, work=min(point.work, max(self._most_work, at.point.work))))
+
+    def _go(
+        self,
+        at: Situation,
+        point: Point,
+        reason: str,
+        measured: Measurement | None = None,
+        gain: float | None = None,
+        *,
+        held: Sequence[Measurement] = (),
+    ) -> Move:
+        """`held`: what a probe will be compared with."""
+        if point != at.point:
+            self._held, self._came_from = list(held), None
+        return Move(point=point, reason=reason, measured=measured, gain=gain)
