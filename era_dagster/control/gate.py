@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from era_dagster.control.allowances import announced_allowances
 from era_dagster.control.breaker import Breaker
 from era_dagster.control.ceilings import Ceilings
+from era_dagster.control.evidence import Sent
 from era_dagster.control.limit import AdaptiveLimit, Judgement
 from era_dagster.control.measure import Measurement
 from era_dagster.control.outcome import Outcome
-from era_dagster.control.rate import Load, Pacer, Sent, Throttle
+from era_dagster.control.rate import Load, Pacer, Throttle
 from era_dagster.control.trace import Mode, TraceRecord
 
 LATE_FACTOR = 4.0
