@@ -130,3 +130,32 @@ def test_a_serial_server_whose_requests_cost_more_than_their_texts_gets_larger_o
     controller = EndpointController(Ceilings(), patience_seconds=600.0)
     result = run([controller], course_from(server), Texts(), seconds=60.0, warm_up=30.0, seed=1)[0]
     assert result.goodput >= 200.0, "single texts would be ten a second"
+
+
+def seeds(name: str, count: int) -> list[Score]:
+    scenario = next(each for each in SCENARIOS if each.name == name)
+    best = known(scenario, BEST).goodput
+    return [
+        measured(scenario, controllers_for(scenario, OURS), name=OURS, seed=seed, oracle_goodput=best)
+        for seed in range(1, count + 1)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "least"),
+    [
+        ("two_clients", 0.7),
+        ("two_clients_later", 0.55),
+        ("two_clients_serial", 0.7),
+        ("two_clients_gpu", 0.4),
+        ("three_clients", 0.4),
+    ],
+)
+def test_clients_of_one_server_come_to_share_it_on_the_mean_of_many_runs(name: str, least: float) -> None:
+    shares = [score.fairness for score in seeds(name, 8)]
+    assert mean(share for share in shares if share is not None) >= least
+
+
+@pytest.mark.parametrize("name", ["medium_jitter_link", "mixed_sizes_gpu"])
+def test_a_server_of_ones_own_that_takes_more_in_more_requests_is_not_taken_for_a_shared_one(name: str) -> None:
+    assert min(score.ratio for score in seeds(name, 5)) >= 0.85
