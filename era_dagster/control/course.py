@@ -219,7 +219,7 @@ class Course:
             if reference.latency <= 1.2 * self.target.lowest:
                 self._most_work = at.point.work
         else:
-            self._rivals.wider(gain)
+            self._rivals.reshaped(gain)
         self._held = [measured]
         return self._go(at, at.point, f"probe {probe} kept", measured, gain)
 

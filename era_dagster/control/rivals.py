@@ -15,8 +15,8 @@ QUEUES = 1.1
 """A latency up to this many times that of a light load does not show how it grows with the work."""
 LESS, MORE = 0.7, 1.05
 """The work is about the same. After a large cut it is not said what others do: it was a large change that asked for it."""
-WIDER_GAIN = 0.2
-"""More requests for the same work that gained more ln(throughput) than this: the server works on more at a time than was seen."""
+RESHAPED_GAIN = 0.2
+"""The same work in more requests, or in fewer, that gained more ln(throughput): the server can do more than was seen."""
 SHARED_SECONDS = 60.0
 """So long after others gave way the server counts as shared."""
 
@@ -44,9 +44,9 @@ class Rivals:
         """Giving way did not help: from now on nobody does, until there is news."""
         self._reference, self._shared_until = None, -math.inf
 
-    def wider(self, gain: float) -> None:
-        """More requests for the same work gained ln(throughput)."""
-        if self._reference is not None and gain > WIDER_GAIN:
+    def reshaped(self, gain: float) -> None:
+        """The same work in more requests, or in fewer, gained ln(throughput)."""
+        if self._reference is not None and gain > RESHAPED_GAIN:
             work, measured = self._reference
             self._reference = work * math.exp(gain), measured
 

@@ -102,10 +102,10 @@ def test_what_noise_explains_is_no_news() -> None:
 
 def test_more_requests_that_gained_much_are_a_faster_server_and_no_rivals() -> None:
     found = rivals()
-    found.wider(0.5)
+    found.reshaped(0.5)
     assert news(found, 0.1 + 0.8 * math.exp(-0.5), work=4000.0) is None
     little = rivals()
-    little.wider(0.19)
+    little.reshaped(0.19)
     assert news(little, 0.7 * 0.9, work=4000.0) == "others gave way"
 
 
