@@ -55,7 +55,7 @@ def mended(bench: Workbench, findings: tuple[Finding, ...]) -> Inspection:
 
 
 def state(bench: Workbench) -> tuple[object, object]:
-    tables = bench.tables(without=PER_RUN | {"space_id", "reason"})
+    tables = bench.tables(without=PER_RUN | {"reason"})
     for name in ("chapter_receipts", "embedding_cache"):  # what was done, and what is only remembered
         del tables[f"public.{name}"]
     return tables, timeless(bench.files())
