@@ -75,7 +75,7 @@ class Course:
         under a light load and `light` a mean one, in seconds."""
         self.target.begin(landing.target_seconds, light_latency=fastest)
         self._probes.begin(now, check_width=landing.concurrency <= 2)
-        self._rivals.begin(light, (wave.work, measured) if measured and landing.by_work else None)
+        self._rivals.begin(light, (wave, measured) if measured and landing.by_work else None)
 
     def moved(self, step: Step | None = None) -> None:
         """The point was changed for another reason; a probe under way is void. `step`: what it did is to be looked back on."""
@@ -125,7 +125,8 @@ class Course:
         move = self._try(at, measured)
         if self._probes.running is not None:
             return move
-        self._came_from = Step(before, measured)
+        step = Step(before, measured)
+        self._came_from = step if came_from is None else came_from.then(step, fine.work)
         return replace(move, then=fine)
 
     def _off(self, at: Situation, measured: Measurement) -> float:
@@ -141,7 +142,7 @@ class Course:
         target = self.target
         pressed = target.lowest < measured.latency < target.highest
         free = target.may_rise and not target.is_slow_itself and pressed
-        news = self._rivals.news(at.now, at.point.work, measured, raised=target.is_raised, may_rise=free)
+        news = self._rivals.news(at.now, at.point, measured, raised=target.is_raised, may_rise=free)
         if news == "others took":
             target.others_took()
         return news is not None

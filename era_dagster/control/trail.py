@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from era_dagster.control.measure import Measurement
+from era_dagster.control.measure import Measurement, doubt
 from era_dagster.control.point import Point
 from era_dagster.control.probes import HIGH_PRICE
 
@@ -24,11 +24,13 @@ class Step:
 
     def then(self, later: "Step", work: float) -> "Step":
         """This step and a later one, which goes on to `work`: the same way they are one, since what they cost together
-        counts. Of growth, the better throughput is what it is compared with; of cuts, the longer latency."""
+        counts, and a cut goes on where the work stays. Growth is compared with the better throughput; cuts with the latency
+        they began at, unless it has clearly become longer."""
         if self.point.work < later.point.work < work:
             return max(self, later, key=lambda each: each.measured.throughput)
-        if self.point.work > later.point.work > work:
-            return Step(self.point, max(self.measured, later.measured, key=lambda each: each.latency))
+        if self.point.work > later.point.work >= work:
+            longer = math.log(later.measured.latency / self.measured.latency)
+            return Step(self.point, later.measured if longer > 3.0 * self._noise(later.measured) else self.measured)
         return later
 
     def gain(self, measured: Measurement) -> float:
@@ -36,7 +38,7 @@ class Step:
         return math.log(measured.throughput / self.measured.throughput)
 
     def _noise(self, measured: Measurement) -> float:
-        return math.hypot(measured.error, self.measured.error)
+        return doubt(measured, self.measured)
 
     def did_harm(self, work: float, measured: Measurement) -> bool:
         """Whether growth to `work` cost far more throughput than noise."""

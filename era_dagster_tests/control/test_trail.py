@@ -33,13 +33,22 @@ def test_growth_in_several_steps_is_compared_with_the_best_throughput_on_the_way
     assert first.then(worse, 400.0) is first
 
 
-def test_cuts_in_several_steps_are_one_from_the_first_point_and_the_longest_latency() -> None:
-    first, longer, shorter = step(400.0), step(200.0, longer=0.1), step(200.0, longer=-0.1)
-    assert first.then(longer, 100.0) == Step(first.point, longer.measured)
-    assert first.then(shorter, 100.0) == first
+@pytest.mark.parametrize("work", [100.0, 200.0])
+def test_cuts_in_several_steps_are_one_from_the_first_point_even_where_nothing_is_cut_on_the_way(work: float) -> None:
+    first = step(400.0)
+    assert first.then(step(200.0, longer=-0.1), work) == first
 
 
-@pytest.mark.parametrize(("before", "at", "to"), [(100, 200, 150), (200, 100, 150), (100, 100, 200), (200, 200, 100)])
+def test_cuts_are_compared_with_the_latency_they_began_at_unless_it_has_clearly_become_longer() -> None:
+    first = step(400.0, error=0.03)
+    noisy, clear = (step(200.0, longer=longer, error=0.04) for longer in (0.14, 0.16))
+    assert first.then(noisy, 100.0) == first
+    assert first.then(clear, 100.0) == Step(first.point, clear.measured)
+
+
+@pytest.mark.parametrize(
+    ("before", "at", "to"), [(100, 200, 150), (100, 200, 200), (200, 100, 150), (100, 100, 200), (200, 200, 100)]
+)
 def test_a_step_the_other_way_or_after_none_stands_alone(before: float, at: float, to: float) -> None:
     first, later = step(before, gain=0.5, longer=0.5), step(at)
     assert first.then(later, to) is later
