@@ -146,7 +146,7 @@ def seeds(name: str, count: int) -> list[Score]:
     [
         ("two_clients", 0.7),
         ("two_clients_later", 0.55),
-        ("two_clients_serial", 0.7),
+        ("two_clients_serial_uneven", 0.3),
         ("two_clients_gpu", 0.4),
         ("three_clients", 0.4),
     ],
