@@ -24,6 +24,8 @@ MOST_MOVES = 4
 """After so many moves in a row the target is hidden by noise: as good as reached."""
 CONFIDENCE = 3.0
 """Standard errors from which a latency is taken for what it is; below, noise takes its share of it."""
+AT_THE_SAME_TIME = 0.35
+"""Twice as many requests that gained more ln(throughput), half of what they may, are worked on at the same time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +75,7 @@ class Course:
     ) -> None:
         """The first waves are over: `wave` is the last of them and what was `measured` there, `fastest` the shortest latency
         under a light load and `light` a mean one, in seconds."""
-        self.target.begin(landing.target_seconds, light_latency=fastest)
+        self.target.begin(landing.target_seconds, light_latency=light if math.isfinite(light) else fastest)
         self._probes.begin(now, check_width=landing.concurrency <= 2)
         self._rivals.begin(light, (wave, measured) if measured and landing.by_work else None)
 
@@ -211,6 +213,8 @@ class Course:
             return self._go(at, back, f"probe {probe} undone", measured, gain)
         self._probes.kept(at.now, probe)
         if probe == "up":
+            if self._origin.is_single(at.item_tokens):
+                self.target.waits_for_nothing(reference.latency)
             self.target.more_paid(measured.latency)
             if at.point.work > self._most_work:
                 clearly = gain > 0.5 * math.log(at.point.work / self._origin.work)
@@ -221,6 +225,8 @@ class Course:
                 self._most_work = at.point.work
         else:
             self._rivals.reshaped(gain)
+            if probe == "wider" and gain > AT_THE_SAME_TIME:
+                self.target.waits_for_nothing(measured.latency / max(1.0, at.point.items(at.item_tokens)))
         self._held = [measured]
         return self._go(at, at.point, f"probe {probe} kept", measured, gain)
 

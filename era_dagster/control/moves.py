@@ -27,11 +27,16 @@ Pace = Literal["requests", "items"] | None
 def towards_target(
     point: Point, off: float, latency: float, target: LatencyTarget, *, item_tokens: float, pace: Pace
 ) -> Point:
-    """The work that gives the latency aimed at, which is `off` from what it is, in ln, by Little's law."""
-    if off > 0.0 and not target.allows_another(latency, point.items(item_tokens)):
-        return point
+    """The work that gives the latency aimed at, which is `off` from what it is, in ln, by Little's law.
+
+    Where a request holds a single text and has no room for a second, more work is more requests."""
     growth = LARGEST_GROWTH if pace is None else LARGEST_GROWTH_PACED
-    return replace(point, work=point.work * max(SMALLEST_SHARE, min(growth, math.exp(off))))
+    work = point.work * max(SMALLEST_SHARE, min(growth, math.exp(off)))
+    if off > 0.0 and not target.allows_another(latency, point.items(item_tokens)):
+        requests = int(work / item_tokens)
+        more = pace is None and requests > point.concurrency and point.items(item_tokens) < 1.5
+        return Point(requests, work) if more else point
+    return replace(point, work=work)
 
 
 def on_target(
@@ -69,7 +74,8 @@ def probed(
     if pace == "requests" or (pace and probe == "wider"):
         return point
     if probe == "up":
-        if target.highest < 1.05 * held.latency < 2.0 * target.highest or (shared and not target.may_rise):
+        late = target.highest < 1.05 * held.latency < 2.0 * target.highest and not point.is_single(item_tokens)
+        if late or (shared and not target.may_rise):
             return point
         step = STEP ** min(3, 1 + kept_in_a_row)
         if held.latency < target.highest:
@@ -82,4 +88,4 @@ def probed(
         room = min(2.0, target.highest / held.latency) if untried and held.cv > NOISY else 1.0
         whole = 2 * c * item_tokens if work >= 1.5 * c * item_tokens else 0.0
         return Point(2 * c, max(work, min(work * room, most_work), whole))
-    return Point(max(1, c // 2), work)
+    return Point(max(1, c // 2), work) if target.allows_another(held.latency, point.items(item_tokens)) else point

@@ -21,6 +21,10 @@ class Point:
         """Texts in each request, on the mean."""
         return self.work / self.concurrency / item_tokens
 
+    def is_single(self, item_tokens: float) -> bool:
+        """Whether a single text is in flight."""
+        return self.concurrency == 1 and self.items(item_tokens) < 1.5
+
     def grown(self, step: float, item_tokens: float, *, in_number: bool) -> "Point":
         """The work times `step`; where requests hold a single text, `in_number` makes them more instead, since a second
         text would double what one takes."""

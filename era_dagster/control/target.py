@@ -15,16 +15,20 @@ P95_MARGIN = 0.92
 LEARNING_RATE = 0.1
 CLEARLY_LESS = 0.95
 """The highest latency moves with the tail that is learnt: what was raised to it is not raised again for that."""
+UNLOADED, ALMOST_UNLOADED = 1.1, 1.4
+"""However slow a server is: no latency is aimed at below so many times what a light load takes, and none has to be, since
+then there is little left that waits."""
 SMALLEST_SHARE = 0.25
 """What one answer, or one epoch, leaves of the work at least."""
 FEW_ITEMS = 4.0
 EVENNESS = 0.16
 """Where others share the server: up to four texts in flight the highest latency, and by this power of them less, so that it
 is the lowest at about a thousand."""
-LATE = 2.0
-LATE_IN_A_PROBE = 1.5
+LATE, LATE_IN_A_PROBE = 2.0, 1.5
 """A request is late at so many times the latency aimed at; while a probe runs, which may double the latency, at so many
 times the highest, if that is more."""
+LONG_TAIL = 1.5
+"""The 95th percentile over the mean from which the tail alone is late now and then: beyond, it takes as much more."""
 
 
 class LatencyTarget:
@@ -32,28 +36,37 @@ class LatencyTarget:
 
     def __init__(self, ceilings: Ceilings) -> None:
         self._ceilings = ceilings
-        self.seconds = self.lowest = ceilings.lowest_latency
+        self.seconds = ceilings.lowest_latency
         self._light_latency = 0.0
         self._p95_ratio = USUAL_P95_RATIO
 
     @property
+    def lowest(self) -> float:
+        """Up to this mean latency a queue costs nobody anything; less is not to be had where a light load takes as long."""
+        unloaded = min(UNLOADED * self._light_latency, self._ceilings.highest_latency)
+        return max(self._ceilings.lowest_latency, unloaded)
+
+    @property
     def highest(self) -> float:
-        """The most mean latency that keeps the 95th percentile under its target."""
+        """The most mean latency that keeps the 95th percentile under its target, or that of a server on which little waits,
+        where that is more."""
+        return max(self._in_time, ALMOST_UNLOADED * self._light_latency)
+
+    @property
+    def _in_time(self) -> float:
         return min(self._ceilings.highest_latency, P95_MARGIN * self._ceilings.latency_seconds / self._p95_ratio)
 
     @property
     def is_slow_itself(self) -> bool:
         """Whether even a light load takes so long that the latency target is no measure."""
-        return self._light_latency > self.highest / 2.0
+        return self._light_latency > self._in_time / 2.0
 
     def aimed_at(self, shared_items: float | None = None) -> float:
-        """`seconds`, and beyond `highest` only where the server itself is that slow.
+        """`seconds`, but no more than `highest`.
 
         `shared_items`: the texts in flight, where others share the server. Then the more of them there are, the shorter
         the latency: whoever has less aims higher, so that shares become equal (flow scaling of Swift, Kumar et al. 2020).
         """
-        if self.seconds > 1.5 * self.highest and self.is_slow_itself:
-            return self.seconds
         most = self.highest
         if shared_items is not None:
             most = max(self.lowest, most * max(1.0, shared_items / FEW_ITEMS) ** -EVENNESS)
@@ -73,7 +86,7 @@ class LatencyTarget:
         """Whether one more in a request of `items` texts that takes `latency` would keep the latency target: texts are whole.
         It takes as long as the others did at most, and no longer than the lightest request."""
         longer = min(latency / max(items, 1.0), self._light_latency)
-        return latency + longer < 1.05 * self._ceilings.latency_seconds
+        return (latency + longer) * self._p95_ratio < 1.05 * USUAL_P95_RATIO * self._ceilings.latency_seconds
 
     def begin(self, seconds: float, *, light_latency: float) -> None:
         """The first waves are over. `light_latency`: what a request took when there was little in flight, infinite if
@@ -84,6 +97,10 @@ class LatencyTarget:
     def saw(self, measured: Measurement) -> None:
         """An epoch has ended: what its tail says about the 95th percentile."""
         self._p95_ratio += LEARNING_RATE * (measured.p95_ratio - self._p95_ratio)
+
+    def waits_for_nothing(self, latency: float) -> None:
+        """Requests that took so long, on the mean, waited for nothing: as long as that does the service itself take."""
+        self._light_latency = max(self._light_latency, latency)
 
     def paced(self) -> None:
         """A pace holds requests back, and nothing queues: all of the latency may be spent."""
@@ -105,16 +122,19 @@ class LatencyTarget:
     def less_did_not_help(self, latency: float) -> None:
         """The work was cut, and requests took as long: it is the service itself, or a rival took what was given up.
 
-        Rivals look like a slow server: beyond `highest` only where a light load is as slow.
+        Rivals look like a slow server: as such it counts only where a light load was slow.
         """
-        self.seconds = max(self.seconds, 1.2 * latency if self.is_slow_itself else self.highest)
+        if self.is_slow_itself:
+            self.waits_for_nothing(latency)
+        self.seconds = max(self.seconds, self.highest)
 
     def fitting(self, work: float, latency: float) -> float:
         """Less work, as `latency` asks for by Little's law."""
         return work * max(SMALLEST_SHARE, min(1.0, self.aimed_at() / latency))
 
     def is_late(self, latency: float, *, probing: bool) -> bool:
-        """Whether one request took longer than noise, or the probe under way, explains."""
+        """Whether one request took longer than noise, its usual tail, or the probe under way, explains."""
+        latency /= max(1.0, self._p95_ratio / LONG_TAIL)
         if probing:
             return latency > LATE_IN_A_PROBE * max(self.seconds, self.highest)
         return latency > LATE * max(self.seconds, self.lowest)

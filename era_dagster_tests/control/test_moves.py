@@ -49,12 +49,13 @@ def tried(
     most_work: float = math.inf,
     shared: bool = False,
     seconds: float = LOWEST,
+    light: float = 0.05,
 ) -> Point:
     return probed(
         probe,
         point,
         held(latency, cv),
-        target(seconds),
+        target(seconds, light=light),
         item_tokens=10.0,
         pace=pace,
         kept_in_a_row=kept_in_a_row,
@@ -89,6 +90,23 @@ def test_where_one_text_more_would_be_late_it_only_shrinks(off: float, factor: f
     slow = target(0.7, light=0.6)
     moved = towards_target(Point(2, 20.0), off, 0.6, slow, item_tokens=10.0, pace=None)
     assert moved.work == pytest.approx(factor * 20.0)
+
+
+@pytest.mark.parametrize(
+    ("point", "off", "pace", "requests"),
+    [
+        (Point(4, 40.0), math.log(1.3), None, 5),
+        (Point(4, 40.0), math.log(1.2), None, 4),  # texts are whole
+        (Point(1, 10.0), math.log(1.9), None, 1),
+        (Point(4, 40.0), math.log(1.3), "items", 4),  # nothing queues
+        (Point(2, 40.0), math.log(1.9), None, 2),  # the requests have room to shrink
+    ],
+)
+def test_where_single_texts_leave_no_room_for_a_second_more_work_is_more_requests(
+    point: Point, off: float, pace: Pace, requests: int
+) -> None:
+    slow = target(0.7, light=0.6)
+    assert towards_target(point, off, 0.6, slow, item_tokens=10.0, pace=pace).concurrency == requests
 
 
 def grown(point: Point, off: float = 0.0, *, latency: float = 0.3, seconds: float = LOWEST, pace: Pace = None) -> Point:
@@ -163,6 +181,12 @@ def test_more_work_takes_no_more_than_the_highest_latency_unless_it_is_far_beyon
     assert tried("up", latency=latency).work == pytest.approx(factor * 40_000.0)
 
 
+@pytest.mark.parametrize("point", [Point(1, 10.0), Point(1, 14.0)])
+def test_a_single_text_is_never_so_late_that_a_second_is_not_tried(point: Point) -> None:
+    assert tried("up", point, latency=HIGHEST * 1.5).concurrency == 2
+    assert tried("up", Point(1, 16.0), latency=HIGHEST * 1.5) == Point(1, 16.0)
+
+
 def test_at_a_shared_server_more_work_is_not_tried_once_the_highest_latency_may_be_aimed_at() -> None:
     assert tried("up", shared=True, seconds=HIGHEST) == LARGE
     assert tried("up", shared=False, seconds=HIGHEST) != LARGE
@@ -179,6 +203,11 @@ def test_less_work_is_tried_in_as_many_requests_and_fewer_requests_with_as_much_
     assert tried("down", Point(4, 1300.0)) == Point(4, 1000.0)
     assert tried("narrower", Point(5, 1000.0)) == Point(2, 1000.0)
     assert tried("narrower", Point(1, 1000.0)) == Point(1, 1000.0)
+
+
+def test_fewer_requests_are_not_tried_where_one_text_more_in_each_would_be_late() -> None:
+    assert tried("narrower", Point(4, 40.0), latency=0.6, light=0.3) == Point(2, 40.0)
+    assert tried("narrower", Point(4, 40.0), latency=0.6, light=0.5) == Point(4, 40.0)
 
 
 def test_more_requests_hold_whole_texts_where_that_is_little_more_work() -> None:
