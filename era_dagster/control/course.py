@@ -79,6 +79,10 @@ class Course:
         self._probes.begin(now, check_width=landing.concurrency <= 2)
         self._rivals.begin(light, (wave, measured) if measured and landing.by_work else None)
 
+    def told_of_others(self, *, present: bool) -> None:
+        """Whether clients that follow the same law share the server, by their own word."""
+        self._rivals.known = present
+
     def moved(self, step: Step | None = None) -> None:
         """The point was changed for another reason; a probe under way is void. `step`: what it did is to be looked back on."""
         self._probes.dropped()
@@ -100,7 +104,9 @@ class Course:
         slower = off < -0.7 and measured.fastest > 1.3 * math.exp(off) * measured.latency
         if not (enough or far or slower):
             return None
-        if at.pace is None and self._share(at, measured):
+        if self._rivals.known:
+            self.target.others_took()
+        elif at.pace is None and self._share(at, measured):
             off = self._off(at, measured)
         came_from, self._came_from = self._came_from, None
         undone = self._undo_harm(at, measured, came_from)
@@ -133,8 +139,12 @@ class Course:
 
     def _off(self, at: Situation, measured: Measurement) -> float:
         """How far the latency is from what is aimed at, in ln; of what noise may have done, less."""
-        shared = at.point.work / at.item_tokens if self._rivals.shared(at.now) else None
-        off = math.log(self.target.aimed_at(shared) / measured.latency)
+        items = at.point.work / at.item_tokens
+        if self._rivals.known:
+            aim = self.target.fair(items)
+        else:
+            aim = self.target.aimed_at(items if self._rivals.shared(at.now) else None)
+        off = math.log(aim / measured.latency)
         if abs(off) < CONFIDENCE * measured.error:
             off *= TOLERANCE**2 / (TOLERANCE**2 + measured.error**2)
         return off
@@ -159,7 +169,8 @@ class Course:
             fitting = self.target.fitting(at.point.work, measured.latency)
             back = replace(came_from.point, work=min(self._grew_too_far(at, came_from.point), fitting))
             return self._go(at, at.bounded(back), "more work gave less throughput", measured, gain)
-        if (self.target.may_rise or self._rivals.shared(at.now)) and came_from.was_in_vain(at.point.work, measured):
+        may_rise = not self._rivals.known and (self.target.may_rise or self._rivals.shared(at.now))
+        if may_rise and came_from.was_in_vain(at.point.work, measured):
             self.target.less_did_not_help(came_from.measured.latency)
             self._rivals.alone()
             return self._go(at, came_from.point, "less work did not lower the latency", measured, gain)
@@ -180,7 +191,7 @@ class Course:
             kept_in_a_row=self._probes.kept_in_a_row,
             untried=self._probes.is_untried(probe),
             most_work=self._most_work,
-            shared=self._rivals.shared(at.now),
+            shared=self._rivals.known or self._rivals.shared(at.now),
         )
         tried = at.bounded(tried)
         if tried == at.point:
@@ -267,6 +278,9 @@ class Course:
 
     def _below_harm(self, at: Situation, point: Point) -> Point:
         """The point, bounded, and not beyond where growth was harmful."""
+        if self._rivals.known:
+            # What cost throughput was perhaps another client's growth.
+            return at.bounded(point)
         return at.bounded(replace(point, work=min(point.work, max(self._most_work, at.point.work))))
 
     def _go(

@@ -290,6 +290,10 @@ class EndpointController:
         if ticket.probe:
             self._probing = False
 
+    def told_of_others(self, *, present: bool) -> None:
+        """Whether clients that follow the same law share this endpoint, by their own word: then all come to equal shares."""
+        self._limit.told_of_others(present=present)
+
     def woken(self, now: float) -> None:
         """Work came after a rest: the time nobody tried does not count as the endpoint's failure."""
         if self._failing_since is not None:

@@ -75,6 +75,10 @@ class AdaptiveLimit:
         """The tokens of one request at this point; only the ceiling in the first waves, which count texts."""
         return self._ceilings.tokens if self._startup is not None else self.point.work / self.point.concurrency
 
+    def told_of_others(self, *, present: bool) -> None:
+        """Whether clients that follow the same law share the server, by their own word."""
+        self._course.told_of_others(present=present)
+
     def paced(self, now: float, *, by_requests: bool) -> Judgement | None:
         """Only the pace holds requests back: the server is not asked for more, and what it shows is all there is.
 

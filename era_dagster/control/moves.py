@@ -75,7 +75,7 @@ def probed(
         return point
     if probe == "up":
         late = target.highest < 1.05 * held.latency < 2.0 * target.highest and not point.is_single(item_tokens)
-        if late or (shared and not target.may_rise):
+        if late or (shared and target.is_at_highest):
             return point
         step = STEP ** min(3, 1 + kept_in_a_row)
         if held.latency < target.highest:

@@ -34,6 +34,8 @@ class Rivals:
         self._light = 0.0
         self._reference: tuple[Point, Measurement] | None = None
         self._shared_until = -math.inf
+        self.known = False
+        """Whether clients of the same law are there for certain: they have told of themselves."""
 
     def begin(self, light_latency: float, reference: tuple[Point, Measurement] | None) -> None:
         """The first waves are over. `light_latency`: the mean, in seconds, of a wave with little in flight."""

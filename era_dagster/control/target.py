@@ -69,8 +69,16 @@ class LatencyTarget:
         """
         most = self.highest
         if shared_items is not None:
-            most = max(self.lowest, most * max(1.0, shared_items / FEW_ITEMS) ** -EVENNESS)
+            most = max(self.lowest, most * _evenness(shared_items))
         return min(self.seconds, most)
+
+    def fair(self, items: float) -> float:
+        """Where all clients know of each other: with so many texts in flight each aims at the same, whatever it has learnt;
+        a light load that took little was perhaps another client's already."""
+        usual = P95_MARGIN * self._ceilings.latency_seconds / USUAL_P95_RATIO
+        if self._light_latency > self._ceilings.highest_latency:
+            return self.aimed_at(items)
+        return max(self._ceilings.lowest_latency, usual * _evenness(items))
 
     @property
     def is_raised(self) -> bool:
@@ -78,9 +86,14 @@ class LatencyTarget:
         return self.seconds > self.lowest
 
     @property
+    def is_at_highest(self) -> bool:
+        """Whether as long a latency is aimed at as keeps the 95th percentile in time."""
+        return self.seconds >= CLEARLY_LESS * self.highest
+
+    @property
     def may_rise(self) -> bool:
         """Whether a clearly longer latency may be aimed at."""
-        return self.is_slow_itself or self.seconds < CLEARLY_LESS * self.highest
+        return self.is_slow_itself or not self.is_at_highest
 
     def allows_another(self, latency: float, items: float) -> bool:
         """Whether one more in a request of `items` texts that takes `latency` would keep the latency target: texts are whole.
@@ -138,3 +151,8 @@ class LatencyTarget:
         if probing:
             return latency > LATE_IN_A_PROBE * max(self.seconds, self.highest)
         return latency > LATE * max(self.seconds, self.lowest)
+
+
+def _evenness(items: float) -> float:
+    """The share of the highest latency that is aimed at with so many texts in flight, where others share the server."""
+    return max(1.0, items / FEW_ITEMS) ** -EVENNESS

@@ -6,7 +6,7 @@ text its vector or its reason. Time comes from the running event loop only, chan
 
 import asyncio
 import math
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from random import Random
 from types import TracebackType
 from typing import Any, Self
@@ -128,6 +128,16 @@ class Embedder:
                 self._identity = await ask_identity(self._config, self._endpoints, self._policy, self._random)
                 self._dimension = self._identity.dimension
             return self._identity
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """The endpoints that are reached over a network, as they are shown; none where the model runs in this process."""
+        return tuple(each.provider.url for each in self._endpoints if self._config.provider != "local")
+
+    def told_of_others(self, urls: Collection[str]) -> None:
+        """At these endpoints, and at no others, clients that do as this one does are known to be at work."""
+        for endpoint in self._endpoints:
+            endpoint.controller.told_of_others(present=endpoint.provider.url in urls)
 
     def stats(self) -> EmbedStats:
         """The counters at this moment."""

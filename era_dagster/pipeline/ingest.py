@@ -26,6 +26,7 @@ from era_dagster.pipeline.runner import (
     Work,
     raise_failures,
 )
+from era_dagster.pipeline.sharing import sharing
 from era_dagster.pipeline.watch import RunWatch, watching
 from era_dagster.settings import Settings, configured_model
 from era_dagster.storage.cache import PostgresVectorCache
@@ -159,7 +160,8 @@ async def _run(
         await asyncio.to_thread(ensure_space, database, space)
         work = replace(work, rules=replace(work.rules, model_stamp=space.stamp))
         runner = ChapterRunner(database, embedder, listener=listener, watch=watch, settings=settings, space=space)
-        return await runner.run(work, stamps)
+        async with sharing(embedder, database):
+            return await runner.run(work, stamps)
 
 
 async def _identify(embedder: Embedder, patience_seconds: float) -> ModelIdentity:

@@ -17,6 +17,7 @@ from era_dagster.domain.space import Space
 from era_dagster.embedding.embedder import Embedder
 from era_dagster.embedding.factory import open_embedder
 from era_dagster.pipeline.report import dead_texts
+from era_dagster.pipeline.sharing import sharing
 from era_dagster.settings import Settings, configured_model
 from era_dagster.storage.cache import PostgresVectorCache
 from era_dagster.storage.database import Database
@@ -105,7 +106,8 @@ async def _build(
         with working_on(database, space.space_id):
             builder = _Builder(database, embedder, space, settings, report, on_progress)
             try:
-                await builder.run()
+                async with sharing(embedder, database):
+                    await builder.run()
                 # Still the only one at work here, so that nobody promotes a space whose index is half built.
                 report.indexes = await asyncio.to_thread(build_vector_indexes, database, schema=space.schema)
                 await asyncio.to_thread(analyze_space, database, schema=space.schema)

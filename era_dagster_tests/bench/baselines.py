@@ -98,6 +98,9 @@ class Baseline:
     def late(self, now: float) -> tuple[list[Sent], float]:
         return [], math.inf
 
+    def told_of_others(self, *, present: bool) -> None:
+        """None of these laws makes use of it."""
+
 
 class Fixed:
     """What a setting says."""

@@ -43,6 +43,7 @@ class Controller(Protocol):
     def started(self, now: float, *, items: int, tokens: int, probe: bool = False) -> Any: ...
     def completed(self, now: float, ticket: Any, outcome: Outcome, **details: Any) -> None: ...
     def late(self, now: float) -> tuple[Sequence[Any], float]: ...
+    def told_of_others(self, *, present: bool) -> None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -341,11 +342,13 @@ def run(
     warm_up: float = 0.0,
     seed: int = 0,
     starts: Sequence[float] = (),
+    told: bool = False,
     watch: Callable[[float, Sequence[Controller]], None] | None = None,
 ) -> list[Result]:
     """One result for each controller; all share the server. It ends with the texts, if that is sooner than `seconds`.
 
-    `starts`: when each client begins, all at 0 if empty. `watch` hears the time and the controllers every quarter second.
+    `starts`: when each client begins, all at 0 if empty. `told`: they know of each other from when the second is there.
+    `watch` hears the time and the controllers every quarter second.
     """
     wire = _Wire(ServerPhysics(course, random=Random(seed)))
     clients: list[_Client] = []
@@ -356,6 +359,10 @@ def run(
         clients.append(_Client(controller, texts, random, result, starts_at, warm_up))
     now = watch_at = 0.0
     while True:
+        if told:
+            present = sum(client.starts_at <= now for client in clients) > 1
+            for client in clients:
+                client.controller.told_of_others(present=present)
         for client in clients:
             client.send(now, wire)
         if watch is not None and now >= watch_at:

@@ -33,15 +33,17 @@ MEASURES = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scenario:
-    """One situation. `starts`: when each client begins. `disturbed`: from when to when the server is not itself, if it
-    comes back to what it was. `expect`: lowest and highest value by measure; `short`: what is reached today of an expectation
-    that the controller does not meet yet, so that it gets no worse and the gap stays written down."""
+    """One situation. `starts`: when each client begins; `told`: they know of each other. `disturbed`: from when to when the
+    server is not itself, if it comes back to what it was. `expect`: lowest and highest value by measure; `short`: what is
+    reached today of an expectation that the controller does not meet yet, so that it gets no worse and the gap stays
+    written down."""
 
     name: str
     intent: str
     course: Course
     texts: Texts
     starts: tuple[float, ...] = (0.0,)
+    told: bool = False
     seconds: float = 60.0
     disturbed: tuple[float, float] | None = None
     ceilings: Ceilings = field(default_factory=Ceilings)

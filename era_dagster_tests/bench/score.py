@@ -87,6 +87,7 @@ def measured(
         seconds=scenario.seconds,
         seed=seed,
         starts=scenario.starts,
+        told=scenario.told,
         watch=watch,
     )
     goodput = sum(result.goodput for result in results) if len(results) == 1 else _together(scenario, results)

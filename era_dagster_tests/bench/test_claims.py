@@ -159,6 +159,24 @@ def test_clients_that_know_nothing_of_each_other_come_to_share_a_server_on_the_m
 
 
 @pytest.mark.parametrize(
+    ("name", "least", "every_run"),
+    [
+        ("two_clients_told", 0.85, 0.75),
+        ("two_clients_later_told", 0.85, 0.75),
+        ("two_clients_serial_uneven_told", 0.85, 0.75),
+        ("two_clients_gpu_told", 0.8, 0.6),
+        ("three_clients_told", 0.8, 0.65),
+    ],
+)
+def test_clients_that_know_of_each_other_share_a_server_evenly_in_every_run(
+    name: str, least: float, every_run: float
+) -> None:
+    shares = [score.fairness or 0.0 for score in seeds(name, 8)]
+    assert mean(shares) >= least
+    assert min(shares) >= every_run
+
+
+@pytest.mark.parametrize(
     ("name", "count", "least"),
     [("medium_jitter_link", 5, 0.85), ("medium_jitter_link", 10, 0.75), ("mixed_sizes_gpu", 5, 0.85)],
 )

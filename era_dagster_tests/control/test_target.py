@@ -98,6 +98,20 @@ def test_sharing_raises_nothing() -> None:
     assert target(0.5 * HIGHEST).aimed_at(4.0) == pytest.approx(0.5 * HIGHEST)
 
 
+@pytest.mark.parametrize(("items", "share"), [(1.0, 1.0), (4.0, 1.0), (40.0, 10.0**-0.16), (4e6, LOWEST / HIGHEST)])
+def test_clients_that_know_of_each_other_aim_by_their_texts_alone_whatever_they_have_learnt(
+    items: float, share: float
+) -> None:
+    quick, slow, heavy = target(LOWEST), target(0.6, light=0.6), target(0.5)
+    heavy.saw(tail(3.0))
+    for found in (quick, slow, heavy):
+        assert found.fair(items) == pytest.approx(share * HIGHEST)
+
+
+def test_a_server_that_is_slower_by_itself_than_any_of_them_aims_is_aimed_at_as_it_is() -> None:
+    assert target(2.0, light=0.9).fair(4.0) == pytest.approx(1.4 * 0.9)
+
+
 def test_where_others_took_more_the_highest_is_aimed_at() -> None:
     found = target(LOWEST)
     assert not found.is_raised

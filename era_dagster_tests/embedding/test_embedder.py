@@ -8,6 +8,7 @@ import httpx
 import numpy as np
 import pytest
 
+from era_dagster.control.gate import EndpointController
 from era_dagster.domain.errors import (
     BadVectors,
     ConfigurationError,
@@ -45,6 +46,15 @@ def embedder(server: FakeEmbeddingServer, **options) -> Embedder:
     outside = {name: options.pop(name) for name in ("cache",) if name in options}
     config = EmbedderConfig(**{"urls": (URL,), "model": server.model, **options})
     return Embedder(config, transport=FakeTransport(server), **outside)
+
+
+def test_only_the_endpoints_at_which_others_work_are_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[bool] = []
+    monkeypatch.setattr(EndpointController, "told_of_others", lambda _, *, present: told.append(present))
+    both = embedder(FakeEmbeddingServer(), urls=(URL, "http://key@other/"))
+    assert both.urls == (URL, "http://other")
+    both.told_of_others([both.urls[1], "http://elsewhere"])
+    assert told == [False, True]
 
 
 def assert_right(report: EmbedReport, wanted: Sequence[str], without: Sequence[int] = ()) -> None:
