@@ -13,6 +13,7 @@ from multiprocessing import Pool
 from click import echo
 
 from era_dagster.control.trace import TraceRecord
+from era_dagster_tests.bench.draw import DRAWN
 from era_dagster_tests.bench.oracle import Best, is_known, known, remember, remembered, search
 from era_dagster_tests.bench.scenarios import Scenario, all_scenarios
 from era_dagster_tests.bench.score import OURS, Score, controllers_for, measured
@@ -32,8 +33,9 @@ def _searched(scenario: Scenario) -> tuple[Scenario, Best]:
     return scenario, search(scenario)
 
 
-def _held_out(seed: int) -> tuple[Scenario, Best, Score]:
-    scenario = held_out(seed)
+def _held_out(asked: tuple[int, str]) -> tuple[Scenario, Best, Score]:
+    seed, drawn = asked
+    scenario = held_out(seed, drawn)
     best = search(scenario)
     return scenario, best, scored((scenario, OURS, seed, best))
 
@@ -71,9 +73,9 @@ def _print_trace(scenario: Scenario, seed: int, best: Best) -> None:
     echo(json.dumps(asdict(score), indent=1))
 
 
-def _judge_held_out(first: int, count: int, as_json: bool) -> None:
+def _judge_held_out(first: int, count: int, drawn: str, as_json: bool) -> None:
     with Pool(PROCESSES) as pool:
-        found = pool.map(_held_out, range(first, first + count), chunksize=1)
+        found = pool.map(_held_out, [(seed, drawn) for seed in range(first, first + count)], chunksize=1)
     if as_json:
         echo(json.dumps([{"intent": s.intent, "oracle": asdict(b), "score": asdict(c)} for s, b, c in found], indent=1))
         return
@@ -82,7 +84,7 @@ def _judge_held_out(first: int, count: int, as_json: bool) -> None:
     for scenario, best, score in sorted(found, key=lambda each: each[2].ratio):
         if score.ratio < 0.9 or score.p95_seconds > best.p95_target_seconds:
             echo(
-                f"{scenario.name:12} {scenario.intent:10} {score.ratio:.2f} of {best.concurrency} x {best.batch}"
+                f"{scenario.name:12} {scenario.intent:14} {score.ratio:.2f} of {best.concurrency} x {best.batch}"
                 f" ({best.goodput:.1f}/s); P95 {score.p95_seconds:.2f} s, target {best.p95_target_seconds:.2f} s"
             )
     mean = sum(ratios) / len(ratios)
@@ -102,9 +104,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--held-out", type=int, metavar="N", help="judge on N servers drawn at random instead")
     parser.add_argument("--first", type=int, default=0, metavar="SEED", help="with --held-out: the first one (0)")
+    parser.add_argument("--drawn", choices=DRAWN, default="any", help="with --held-out: of which servers (any)")
     given = parser.parse_args(arguments)
     if given.held_out:
-        _judge_held_out(given.first, given.held_out, given.json)
+        _judge_held_out(given.first, given.held_out, given.drawn, given.json)
         return 0
     scenarios = [each for each in all_scenarios() if not given.scenario or each.name in given.scenario]
     if given.oracle:

@@ -1,8 +1,10 @@
 """Servers drawn at random: what the controller is judged on must not be in any file.
 
-Each seed is one server of one of ten kinds, with its speed, its fixed costs and its texts drawn over orders of magnitude.
+Each seed is one server of one of ten kinds, with its speed, its fixed costs and its texts drawn over orders of magnitude; or,
+drawn as `slow`, one that takes as long for a text as is aimed at, varies much, and works on several at a time.
 """
 
+from collections.abc import Callable, Mapping
 from random import Random
 from typing import Any
 
@@ -65,3 +67,22 @@ def draw(seed: int) -> tuple[str, Course, Texts]:
         for name in TIMES:
             fields[name] = fields.get(name, 0.0) * limit / FASTEST
     return kind, Course(spec=ServerSpec(**fields), changes=changes), Texts(mean_tokens=mean, cv=cv)
+
+
+def draw_slow(seed: int) -> tuple[str, Course, Texts]:
+    """A server whose single texts take a third to a half of the latency target, and vary."""
+    random = Random(seed)
+    spec = ServerSpec(
+        discipline="requests",
+        slots=random.choice([4, 8, 32]),
+        seconds_per_text=random.uniform(0.16, 0.25),
+        seconds_per_token=0.0,
+        seconds_per_request=0.003,
+        rtt_seconds=0.001,
+        jitter=random.choice([0.2, 0.4, 0.6]),
+    )
+    return f"slow, {spec.slots} slots", Course(spec=spec), Texts(mean_tokens=20.0)
+
+
+DRAWN: Mapping[str, Callable[[int], tuple[str, Course, Texts]]] = {"any": draw, "slow": draw_slow}
+"""What can be drawn, by the name it is asked for."""

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from statistics import mean
 
 from era_dagster_tests.bench.baselines import BASELINES
-from era_dagster_tests.bench.draw import draw
+from era_dagster_tests.bench.draw import DRAWN
 from era_dagster_tests.bench.oracle import Best
 from era_dagster_tests.bench.scenarios import Scenario
 from era_dagster_tests.bench.score import OURS, Score, misses
@@ -15,9 +15,9 @@ LATE = 1.05
 """A P95 over the target by no more than this is on target."""
 
 
-def held_out(seed: int) -> Scenario:
-    """A drawn server as a scenario of which nothing is expected."""
-    kind, course, texts = draw(seed)
+def held_out(seed: int, drawn: str = "any") -> Scenario:
+    """A server drawn as one of `DRAWN` as a scenario of which nothing is expected."""
+    kind, course, texts = DRAWN[drawn](seed)
     return Scenario(name=f"drawn {seed}", intent=kind, course=course, texts=texts, seconds=HELD_OUT_SECONDS)
 
 

@@ -2,9 +2,11 @@
 
 import pytest
 
+from era_dagster_tests.bench.draw import DRAWN
 from era_dagster_tests.bench.oracle import known, remembered
 from era_dagster_tests.bench.scenarios import FOLDER, MEASURES, Scenario, all_scenarios, scenario_from
 from era_dagster_tests.bench.score import OURS, controllers_for, measured, misses
+from era_dagster_tests.bench.table import held_out
 
 SCENARIOS = all_scenarios()
 SEED = 1
@@ -51,3 +53,9 @@ def test_a_missed_range_is_told_with_its_value() -> None:
     assert told[0].startswith("ratio is ") and told[0].endswith("expected 2 to 3")
     assert told[1] == "fairness is None, expected 0 to 1"
     assert set(scenario.expect) <= set(MEASURES)
+
+
+@pytest.mark.parametrize("drawn", DRAWN)
+def test_a_drawn_server_is_the_same_for_its_seed_and_another_for_the_next(drawn: str) -> None:
+    assert held_out(7, drawn) == held_out(7, drawn)
+    assert held_out(7, drawn).course != held_out(8, drawn).course
