@@ -27,8 +27,8 @@ class Preset:
     """Ceilings of one profile; the adaptive parts find their values below them.
 
     `embed_concurrency`: most embedding requests in flight; `embed_batch`: most texts in one request; `queue_limit`: most
-    texts waiting inside a run; `store_workers`: most chapters written at once; `database_pool`: most connections of one
-    process; `retry_attempts` and `retry_budget_seconds` bound the retries of one text.
+    texts waiting inside a run; `store_workers`: most chapters written at once; `database_pool`: most connections in the
+    pool of one process; `retry_attempts` and `retry_budget_seconds` bound the retries of one text.
     """
 
     embed_concurrency: int
