@@ -24,6 +24,8 @@ MOST_MOVES = 4
 """After so many moves in a row the target is hidden by noise: as good as reached."""
 CONFIDENCE = 3.0
 """Standard errors from which a latency is taken for what it is; below, noise takes its share of it."""
+MUCH_MORE = 1.5
+"""Growth of the work by less is not why requests take twice as long as is aimed at."""
 AT_THE_SAME_TIME = 0.35
 """Twice as many requests that gained more ln(throughput), half of what they may, are worked on at the same time."""
 
@@ -252,22 +254,22 @@ class Course:
     def hurry(self, at: Situation, latency: float, measured: Measurement | None) -> Move | None:
         """Several requests in a row were late: no epoch's end is waited for, unless to see what the last cut did.
 
-        `measured`: what was seen until now, if anything."""
+        `measured`: what was seen until now, perhaps before the server changed; the `latency` of a late one was seen since."""
         probe, came_from = self._probes.running, self._came_from
         if probe is not None:
             self._probes.undone(at.now, probe, late=True)
             return self._go(at, self._back(at, probe, latency), f"probe {probe} given up: requests were late")
         before = at.point
-        if (came_from is not None and came_from.point.work > before.work) or measured is None:
+        if measured is None or (came_from is not None and came_from.point.work > before.work):
             return None
         work = self.target.fitting(before.work, latency)
-        if came_from is not None and came_from.point.work < before.work:
+        if came_from is not None and MUCH_MORE * came_from.point.work < before.work:
             work = min(work, self._grew_too_far(at, came_from.point))
         less = at.bounded(replace(before, work=work))
         if less == before:
             return None
         move = self._go(at, less, "requests were late", measured)
-        self._came_from = Step(before, measured)
+        self._came_from = Step(before, replace(measured, latency=max(measured.latency, latency)))
         return move
 
     def _grew_too_far(self, at: Situation, before: Point) -> float:

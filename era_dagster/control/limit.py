@@ -166,7 +166,7 @@ class AdaptiveLimit:
             late = self._course.target.is_late(now - sent_at, probing=self._course.is_probing)
             self._over = self._over + 1 if late else 0
             if self._over >= max(LATE_IN_A_ROW, self.point.concurrency // 2):
-                seen = self._measured(now) if self._flight.epoch.latencies else None
+                seen = self._measured(now) if self._flight.epoch.latencies else self.last
                 hurried = self._course.hurry(self._situation(now), now - sent_at, seen)
                 if hurried is not None:
                     return self._follow(now, hurried)
@@ -272,8 +272,10 @@ class AdaptiveLimit:
         """End the epoch; the next one is at `point`."""
         if point != self.point or self._startup is not None:
             self._flight.begin(now, settling=max(point.concurrency, len(self._flight)))
-            self._moved_at = self._watched_from = now
-            self._over = 0
+            self._moved_at = now
+            if self._startup is not None or point.work < self.point.work:
+                # What was sent before a cut is late for what was under way then; else it is late all the more.
+                self._watched_from, self._over = now, 0
         else:
             self._flight.begin(now)
         self.point = point

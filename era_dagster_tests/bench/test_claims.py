@@ -208,3 +208,18 @@ def test_slow_texts_that_vary_do_not_keep_a_wide_server_idle_on_the_mean_of_many
         ]
         shares.append(result.goodput / (slots / 0.25))
     assert mean(shares) >= least
+
+
+@pytest.mark.parametrize("discipline", ["texts", "requests"])
+def test_after_a_step_to_a_quarter_of_the_speed_the_95th_percentile_of_six_seconds_is_in_time_in_most_runs(
+    discipline: str,
+) -> None:
+    server = {"discipline": discipline, "slots": 8, "seconds_per_text": 0.0125, "seconds_per_token": 0, "jitter": 0.05}
+    in_time = 0
+    for seed in range(12):
+        step = 5.0 + 0.0217 * seed
+        course = course_from({**server, "changes": [[step, {"slots": 2}], [step + 2.0, {"slots": 8}]]})
+        controller = EndpointController(Ceilings(), patience_seconds=600.0)
+        result = run([controller], course, Texts(mean_tokens=50.0), seconds=9.0, warm_up=3.0, seed=seed)[0]
+        in_time += result.percentile(0.95) <= 0.5
+    assert in_time >= 8
