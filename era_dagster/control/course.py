@@ -106,6 +106,10 @@ class Course:
         slower = off < -0.7 and measured.fastest > 1.3 * math.exp(off) * measured.latency
         if not (enough or far or slower):
             return None
+        if at.pace == "requests":
+            # Each carries what its latency allows, whatever the point says; by Little's law this much is under way then.
+            work = measured.throughput * self.target.aimed_at()
+            return self._go(at, at.bounded(replace(at.point, work=work)), "as much as the pace lets through", measured)
         if self._rivals.known:
             self.target.others_took()
         elif at.pace is None and self._share(at, measured):
@@ -260,7 +264,7 @@ class Course:
             self._probes.undone(at.now, probe, late=True)
             return self._go(at, self._back(at, probe, latency), f"probe {probe} given up: requests were late")
         before = at.point
-        if measured is None or (came_from is not None and came_from.point.work > before.work):
+        if measured is None or at.pace == "requests" or (came_from and came_from.point.work > before.work):
             return None
         work = self.target.fitting(before.work, latency)
         if came_from is not None and MUCH_MORE * came_from.point.work < before.work:

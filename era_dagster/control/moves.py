@@ -71,7 +71,7 @@ def probed(
 ) -> Point:
     """What `probe` tries from `point`, where `held` was measured; the point itself if there is nothing to try."""
     c, work = point.concurrency, point.work
-    if pace == "requests" or (pace and probe == "wider"):
+    if pace and probe == "wider":
         return point
     if probe == "up":
         late = target.highest < 1.05 * held.latency < 2.0 * target.highest and not point.is_single(item_tokens)

@@ -1,10 +1,12 @@
 """Servers drawn at random: what the controller is judged on must not be in any file.
 
 Each seed is one server of one of ten kinds, with its speed, its fixed costs and its texts drawn over orders of magnitude; or,
-drawn as `slow`, one that takes as long for a text as is aimed at, varies much, and works on several at a time.
+drawn as `slow`, one that takes as long for a text as is aimed at, varies much, and works on several at a time; or, as `rates`,
+one that refuses what is over a rate of which it says nothing.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -13,6 +15,7 @@ from era_dagster_tests.bench.engine import Texts
 
 KINDS = ("serial", "texts", "requests", "batching", "batching", "inflating", "step", "remote", "tail", "queue")
 BY_SLOT = ("texts", "requests")
+CHANGE_SECONDS = 30.0
 FASTEST = 1200.0
 """Texts a second; more is more than a client on two cores can take anyway."""
 TIMES = ("seconds_per_text", "seconds_per_token", "seconds_per_request", "step_seconds")
@@ -84,5 +87,31 @@ def draw_slow(seed: int) -> tuple[str, Course, Texts]:
     return f"slow, {spec.slots} slots", Course(spec=spec), Texts(mean_tokens=20.0)
 
 
-DRAWN: Mapping[str, Callable[[int], tuple[str, Course, Texts]]] = {"any": draw, "slow": draw_slow}
+def draw_rates(seed: int) -> tuple[str, Course, Texts]:
+    """A rate over two orders of magnitude, by requests, texts or tokens, that in two of three changes half-way."""
+    random = Random(seed)
+    counted = random.choice(["requests", "texts", "tokens"])
+    rate = 10 ** (random.uniform(-0.3, 1.7) if counted == "requests" else random.uniform(0.7, 2.7))
+    change = random.choice([1.0, 0.4, 2.5])
+    mean, slots = random.choice([20, 60, 150]), random.choice([4, 16])
+    unit = mean if counted == "tokens" else 1
+    most = max(1.0, change) * rate * (random.choice([4, 16]) if counted == "requests" else 1)
+    spec = ServerSpec(
+        discipline=random.choice(BY_SLOT),
+        slots=slots,
+        seconds_per_text=min(0.1, slots / most / random.uniform(1.5, 4.0)),
+        seconds_per_request=0.003,
+        rtt_seconds=10 ** random.uniform(-3.0, -1.3),
+        jitter=random.choice([0.05, 0.2]),
+        burst_seconds=random.choice([0.5, 1.0, 2.0, 10.0]),
+        retry_after=random.choice(["none", "none", "seconds"]),
+    )
+    limited = {f"{counted}_per_second": unit * rate}
+    changed = {f"{counted}_per_second": unit * rate * change}
+    intent = f"{rate:.3g} {'texts in tokens' if counted == 'tokens' else counted}/s, {spec.burst_seconds:g} s"
+    course = Course(spec=replace(spec, **limited), changes=((CHANGE_SECONDS, changed),) if change != 1.0 else ())
+    return intent + (f", then x {change:g}" if change != 1.0 else ""), course, Texts(mean_tokens=mean)
+
+
+DRAWN: Mapping[str, Callable[[int], tuple[str, Course, Texts]]] = {"any": draw, "slow": draw_slow, "rates": draw_rates}
 """What can be drawn, by the name it is asked for."""

@@ -223,3 +223,13 @@ def test_after_a_step_to_a_quarter_of_the_speed_the_95th_percentile_of_six_secon
         result = run([controller], course, Texts(mean_tokens=50.0), seconds=9.0, warm_up=3.0, seed=seed)[0]
         in_time += result.percentile(0.95) <= 0.5
     assert in_time >= 8
+
+
+@pytest.mark.parametrize("requests_per_second", [4.0, 8.0, 16.0])
+def test_a_rate_of_requests_that_nearly_fills_the_server_does_not_leave_it_idle(requests_per_second: float) -> None:
+    server = {"slots": 16, "seconds_per_text": 0.1, "seconds_per_request": 0.003, "rtt_seconds": 0.005, "jitter": 0.05}
+    course = course_from({**server, "requests_per_second": requests_per_second})
+    for seed in range(1, 9):
+        controller = EndpointController(Ceilings(), patience_seconds=600.0)
+        result = run([controller], course, Texts(mean_tokens=60.0), seconds=60.0, warm_up=10.0, seed=seed)[0]
+        assert result.goodput >= 0.85 * 16 / 0.1, f"seed {seed}"

@@ -150,11 +150,6 @@ def test_nothing_grows_where_one_text_more_would_be_late(latency: float, work: f
     assert grown(Point(40, 1600.0), latency=latency, seconds=1.25 * LOWEST).work == pytest.approx(work)
 
 
-@pytest.mark.parametrize("probe", PROBES)
-def test_a_pace_counted_in_requests_leaves_nothing_to_try(probe: Probe) -> None:
-    assert tried(probe, pace="requests") == LARGE
-
-
 def test_a_pace_counted_in_texts_leaves_all_but_more_requests() -> None:
     assert [probe for probe in PROBES if tried(probe, pace="items") == LARGE] == ["wider"]
     assert [probe for probe in PROBES if tried(probe, pace=None) == LARGE] == []

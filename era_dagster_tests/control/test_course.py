@@ -1,0 +1,71 @@
+"""The course by itself: what it makes of one epoch, and of late requests, while a pace of requests holds the work back."""
+
+import pytest
+
+from era_dagster.control.ceilings import Ceilings
+from era_dagster.control.course import Course, Situation
+from era_dagster.control.measure import Measurement
+from era_dagster.control.moves import Pace
+from era_dagster.control.point import Point
+from era_dagster.control.startup import Landing
+
+ITEM_TOKENS = 60.0
+CEILINGS = Ceilings()
+
+
+def epoch(*, latency: float, throughput: float) -> Measurement:
+    """Thirty answers in two seconds, all alike."""
+    return Measurement(
+        samples=30,
+        flights=7.5,
+        seconds=2.0,
+        throughput=throughput,
+        latency=latency,
+        cv=0.0,
+        p95_ratio=1.0,
+        fastest=latency,
+    )
+
+
+def at(point: Point, pace: Pace) -> Situation:
+    def bounded(asked: Point) -> Point:
+        return asked.bounded(CEILINGS, most_requests=CEILINGS.concurrency, item_tokens=ITEM_TOKENS)
+
+    return Situation(now=10.0, point=point, item_tokens=ITEM_TOKENS, pace=pace, bounded=bounded)
+
+
+def begun() -> Course:
+    course = Course(CEILINGS)
+    landing = Landing(concurrency=4, target_seconds=CEILINGS.lowest_latency, reason="a landing")
+    course.begin(0.0, landing, fastest=0.02, light=0.02, wave=Point(4, 240.0), measured=None)
+    return course
+
+
+@pytest.mark.parametrize("work", [240.0, 20_000.0])
+def test_where_requests_are_paced_the_point_is_what_is_under_way_at_the_latency_aimed_at(work: float) -> None:
+    move = begun().judge(at(Point(4, work), "requests"), epoch(latency=0.1, throughput=9_600.0))
+    assert move is not None
+    assert move.point.work == pytest.approx(9_600.0 * 0.92 * 0.5 / 1.2, rel=0.15), "whatever it was before"
+
+
+def test_where_requests_are_paced_late_ones_do_not_shrink_a_point_that_does_not_hold_them() -> None:
+    late, seen = 2.0, epoch(latency=0.1, throughput=9_600.0)
+    assert begun().hurry(at(Point(4, 2_400.0), "requests"), late, seen) is None
+    cut = begun().hurry(at(Point(4, 2_400.0), None), late, seen)
+    assert cut is not None and cut.point.work < 2_400.0
+
+
+def test_late_requests_cut_the_work_once_and_not_again_before_the_next_epoch() -> None:
+    course, seen = begun(), epoch(latency=0.15, throughput=16_000.0)
+    cut = course.hurry(at(Point(4, 2_400.0), None), 0.6, seen)
+    assert cut is not None and cut.point.work == pytest.approx(2_400.0 * CEILINGS.lowest_latency / 0.6, rel=0.01)
+    assert course.hurry(at(cut.point, None), 0.6, seen) is None
+
+
+def test_a_cut_for_late_requests_is_held_against_their_latency_and_not_against_that_of_before() -> None:
+    course, before = begun(), epoch(latency=0.15, throughput=16_000.0)
+    cut = course.hurry(at(Point(4, 2_400.0), None), 0.6, before)
+    assert cut is not None
+    slower = course.judge(at(cut.point, None), epoch(latency=0.3, throughput=4_000.0))
+    assert slower is not None
+    assert slower.point.work < cut.point.work, "half as long as the late ones, so that the cut was not in vain"
