@@ -11,6 +11,8 @@ from era_dagster.storage.database import Database
 
 ASK_SECONDS = 2.0
 """So late a run may learn that another one began, or ended."""
+AFTER_FAILURE_SECONDS = 10.0
+"""A database that did not answer, or refuses to, is asked less often; a run that is seen again so late has lost little."""
 
 
 @asynccontextmanager
@@ -31,14 +33,15 @@ async def sharing(embedder: Embedder, database: Database) -> AsyncIterator[None]
 async def _ask(embedder: Embedder, company: Company, ended: asyncio.Event) -> None:
     with company:
         while not ended.is_set():
+            seconds = ASK_SECONDS
             try:
                 others = await asyncio.to_thread(company.others)
             except EraError:
                 # Whatever ails the database, who writes to it says so; here it only means that nobody is known.
-                others = frozenset[str]()
+                others, seconds = frozenset[str](), AFTER_FAILURE_SECONDS
             embedder.told_of_others(others)
             try:
-                async with asyncio.timeout(ASK_SECONDS):
+                async with asyncio.timeout(seconds):
                     await ended.wait()
             except TimeoutError:
                 continue

@@ -1,7 +1,7 @@
 """Which embedding endpoints other processes of this knowledge base work at now.
 
 Each process holds a shared advisory lock for every endpoint it sends to, on a connection of its own, so that a killed one is
-gone with its connection. Nothing is written.
+gone with its connection; one that the network lost, after `_SILENT_SECONDS`. Nothing is written.
 """
 
 from collections.abc import Sequence
@@ -10,9 +10,16 @@ from typing import Self
 
 import psycopg
 
+from era_dagster.domain.errors import DatabaseUnavailable
 from era_dagster.storage.database import driver_errors
 
 _CONNECT_SECONDS = 10
+_SILENT_SECONDS = 30
+"""PostgreSQL takes a process that asks nothing for so long for gone: its connection may be dead without a word."""
+_ANSWER_SECONDS = 8
+_LIMITS = """
+SELECT set_config('idle_session_timeout', %s, false), set_config('statement_timeout', %s, false)
+"""
 _LOCKS = (
     "SELECT pg_advisory_lock_shared(hashtextextended('embedding at ' || url, 0)) FROM unnest(%s::text[]) AS u (url)"
 )
@@ -45,7 +52,7 @@ class Company:
         self.close()
 
     def others(self) -> frozenset[str]:
-        """The URLs at which another process works too. Raises `DatabaseUnavailable`; from then on nobody knows of this one."""
+        """The URLs at which another process works too. Raises `EraError`; from then on nobody knows of this one."""
         with driver_errors():
             try:
                 if self._connection is None:
@@ -53,10 +60,15 @@ class Company:
                         self._database_url,
                         autocommit=True,
                         connect_timeout=_CONNECT_SECONDS,
+                        tcp_user_timeout=1000 * _ANSWER_SECONDS,
                         application_name="era_dagster",
                     )
+                    self._connection.execute(_LIMITS, (f"{_SILENT_SECONDS}s", f"{_ANSWER_SECONDS}s"))
                     self._connection.execute(_LOCKS, (self._urls,))
                 return frozenset(url for (url,) in self._connection.execute(_OTHERS, (self._urls,)))
+            except (psycopg.ProgrammingError, psycopg.InternalError, psycopg.NotSupportedError) as error:
+                self.close()
+                raise DatabaseUnavailable(f"PostgreSQL does not tell who else is there: {error}.") from error
             except psycopg.Error:
                 self.close()
                 raise

@@ -1,6 +1,7 @@
 """Runs that embed at the same endpoint know of each other, by the database they share."""
 
 import asyncio
+import time
 from collections.abc import Collection
 from typing import cast
 
@@ -9,9 +10,11 @@ import pytest
 from era_dagster.embedding.embedder import Embedder
 from era_dagster.pipeline import sharing as module
 from era_dagster.pipeline.sharing import sharing
+from era_dagster.pipeline.space_build import build_space
+from era_dagster.storage import company as company_module
 from era_dagster.storage.company import Company
 from era_dagster.storage.database import Database, with_database
-from era_dagster_tests.fakes.embedding_server import FakeEmbeddingServer, Reply
+from era_dagster_tests.fakes.embedding_server import FakeEmbeddingServer, FakeTransport, Reply
 from era_dagster_tests.pipeline.workbench import Workbench, chapter
 
 URL = "http://127.0.0.1:11434"
@@ -85,7 +88,27 @@ def test_what_goes_wrong_inside_comes_out_and_leaves_nobody_behind(database: Dat
     with pytest.raises(RuntimeError, match="the run itself"):
         asyncio.run(fails())
     with Company(database_url, [URL]) as company:
-        assert company.others() == frozenset()
+        assert nobody_soon(company)
+
+
+def test_what_a_database_refuses_ends_no_run_that_is_done(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(company_module, "_LOCKS", "SELECT pg_refuse(%s::text[])")
+
+    async def done() -> list[frozenset[str]]:
+        hears = Hears(URL)
+        async with shared(hears, database):
+            await hears.last([])
+        return hears.told
+
+    assert asyncio.run(done()) == [frozenset()], "asked once, and not again at once"
+
+
+def nobody_soon(company: Company) -> bool:
+    """A backend gives its locks up a moment after its connection was closed."""
+    until = time.monotonic() + 10.0
+    while company.others() and time.monotonic() < until:
+        time.sleep(0.05)
+    return not company.others()
 
 
 class Watched(FakeEmbeddingServer):
@@ -111,4 +134,18 @@ def test_a_run_is_there_while_it_embeds_and_gone_after_it(bench: Workbench, data
         bench.server = server
         bench.ingest()
         assert server.seen == {URL}
-        assert server.company.others() == frozenset()
+        assert nobody_soon(server.company)
+
+
+def test_a_build_of_another_space_is_there_too(bench: Workbench, database_url: str) -> None:
+    bench.drop("Ferry", chapter(1, "The ferry captain counted the sacks twice.", ["risk"], rules=["Count twice."]))
+    bench.ingest()
+    server = Watched(model="second-model", dimension=24)
+    with Company(database_url, [URL]) as server.company:
+        build_space(
+            Workbench(bench.settings, bench.database, server=server).settings,
+            bench.database,
+            transport=FakeTransport(server),
+        )
+        assert server.seen == {URL}
+        assert nobody_soon(server.company)

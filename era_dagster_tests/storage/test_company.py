@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -10,6 +11,7 @@ import psycopg
 import pytest
 
 from era_dagster.domain.errors import DatabaseUnavailable
+from era_dagster.storage import company as company_module
 from era_dagster.storage.company import Company
 from era_dagster.storage.database import with_database
 
@@ -46,10 +48,18 @@ def test_two_see_each_other_at_the_endpoints_they_have_in_common(at: Callable[..
     assert third.others() == frozenset()
 
 
+def sees_nobody_soon(company: Company) -> bool:
+    """A backend gives its locks up a moment after its connection was closed."""
+    until = time.monotonic() + 10.0
+    while company.others() and time.monotonic() < until:
+        time.sleep(0.05)
+    return not company.others()
+
+
 def test_whoever_leaves_is_not_seen_any_more_and_may_come_back(at: Callable[..., Company]) -> None:
     one, other = at(HERE), at(HERE)
     other.close()
-    assert one.others() == frozenset()
+    assert sees_nobody_soon(one)
     assert other.others() == {HERE}
     assert one.others() == {HERE}
 
@@ -64,8 +74,37 @@ def test_other_databases_of_the_same_server_are_other_companies(
 
 def test_locks_of_other_things_are_nobody(at: Callable[..., Company], database_url: str) -> None:
     with psycopg.connect(database_url, autocommit=True) as connection:
-        connection.execute("SELECT pg_advisory_lock_shared(1, 2), pg_advisory_lock_shared(hashtextextended('else', 0))")
+        connection.execute("SELECT pg_advisory_lock_shared(hashtextextended('else', 0))")
+        # The same 64 bits, as a lock of two keys.
+        connection.execute(
+            "SELECT pg_advisory_lock_shared((key >> 32)::int, ((key << 32) >> 32)::int)"
+            " FROM hashtextextended('embedding at ' || %s, 0) AS h (key)",
+            (HERE,),
+        )
         assert at(HERE).others() == frozenset()
+
+
+def test_whoever_only_waits_for_a_lock_is_nobody(at: Callable[..., Company], database_url: str) -> None:
+    one = at(HERE)
+    with (
+        psycopg.connect(database_url, autocommit=True) as waits,
+        psycopg.connect(database_url, autocommit=True) as sees,
+    ):
+        pid = waits.info.backend_pid
+
+        def wait() -> None:
+            with pytest.raises(psycopg.errors.QueryCanceled):
+                waits.execute("SELECT pg_advisory_lock(hashtextextended('embedding at ' || %s, 0))", (HERE,))
+
+        waiting = threading.Thread(target=wait)
+        waiting.start()
+        asked = "SELECT count(*) FROM pg_locks WHERE pid = %s AND locktype = 'advisory' AND NOT granted"
+        while sees.execute(asked, (pid,)).fetchone() != (1,):
+            time.sleep(0.01)
+        found = one.others()
+        sees.execute("SELECT pg_cancel_backend(%s)", (pid,))
+        waiting.join()
+    assert found == frozenset()
 
 
 def test_a_process_that_is_killed_is_gone(at: Callable[..., Company], database_url: str) -> None:
@@ -77,10 +116,17 @@ def test_a_process_that_is_killed_is_gone(at: Callable[..., Company], database_u
         assert process.stdout.readline().strip() == "here"
         assert one.others() == {HERE}
         process.kill()
-    until = time.monotonic() + 10.0
-    while one.others() and time.monotonic() < until:
-        time.sleep(0.05)
-    assert one.others() == frozenset()
+    assert sees_nobody_soon(one)
+
+
+def test_a_process_that_the_network_lost_is_gone_after_a_while(
+    at: Callable[..., Company], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = at(HERE)
+    monkeypatch.setattr(company_module, "_SILENT_SECONDS", 1)
+    at(HERE)  # asks no more
+    assert one.others() == {HERE}
+    assert sees_nobody_soon(one)
 
 
 def test_a_connection_that_was_cut_is_an_error_once_and_made_anew_after_it(
@@ -103,3 +149,12 @@ def test_a_connection_that_was_cut_is_an_error_once_and_made_anew_after_it(
 def test_without_a_database_it_says_so(database_url: str) -> None:
     with Company(with_database(database_url, "there is none"), [HERE]) as company, pytest.raises(DatabaseUnavailable):
         company.others()
+
+
+def test_a_database_that_refuses_to_tell_is_an_error_of_the_project(
+    at: Callable[..., Company], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = at(HERE)
+    monkeypatch.setattr(company_module, "_OTHERS", "SELECT %s::text[] FROM pg_locks_of_another_kind")
+    with pytest.raises(DatabaseUnavailable, match="pg_locks_of_another_kind"):
+        one.others()
