@@ -4,8 +4,7 @@ The rows were ingested as any user's are, so that what other programs may send t
 """
 
 import asyncio
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from era_dagster.settings import Settings
 from era_dagster.storage.database import Database
 from era_dagster_tests.fakes.embedding_server import FakeEmbeddingServer, serving, vector_of
 from era_dagster_tests.pipeline.workbench import Workbench, chapter
+from era_dagster_tests.waiting import wait_until
 
 DIMENSION = 16
 POOL = 3
@@ -83,13 +83,6 @@ def count(connection: psycopg.Connection, statement: LiteralString) -> int:
     row = connection.execute(statement).fetchone()
     assert row is not None
     return row[0]
-
-
-def wait_until(reached: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not reached():
-        assert time.monotonic() < deadline, "nothing happened within 20 seconds"
-        time.sleep(0.01)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from era_dagster.domain.errors import EraError
+from era_dagster.domain.errors import DatabaseUnavailable
 from era_dagster.embedding.embedder import Embedder
 from era_dagster.storage.company import Company
 from era_dagster.storage.database import Database
@@ -36,7 +36,7 @@ async def _ask(embedder: Embedder, company: Company, ended: asyncio.Event) -> No
             seconds = ASK_SECONDS
             try:
                 others = await asyncio.to_thread(company.others)
-            except EraError:
+            except DatabaseUnavailable:
                 # Whatever ails the database, who writes to it says so; here it only means that nobody is known.
                 others, seconds = frozenset[str](), AFTER_FAILURE_SECONDS
             embedder.told_of_others(others)

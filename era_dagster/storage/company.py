@@ -11,7 +11,6 @@ from typing import Self
 import psycopg
 
 from era_dagster.domain.errors import DatabaseUnavailable
-from era_dagster.storage.database import driver_errors
 
 _CONNECT_SECONDS = 10
 _SILENT_SECONDS = 30
@@ -52,26 +51,22 @@ class Company:
         self.close()
 
     def others(self) -> frozenset[str]:
-        """The URLs at which another process works too. Raises `EraError`; from then on nobody knows of this one."""
-        with driver_errors():
-            try:
-                if self._connection is None:
-                    self._connection = psycopg.connect(
-                        self._database_url,
-                        autocommit=True,
-                        connect_timeout=_CONNECT_SECONDS,
-                        tcp_user_timeout=1000 * _ANSWER_SECONDS,
-                        application_name="era_dagster",
-                    )
-                    self._connection.execute(_LIMITS, (f"{_SILENT_SECONDS}s", f"{_ANSWER_SECONDS}s"))
-                    self._connection.execute(_LOCKS, (self._urls,))
-                return frozenset(url for (url,) in self._connection.execute(_OTHERS, (self._urls,)))
-            except (psycopg.ProgrammingError, psycopg.InternalError, psycopg.NotSupportedError) as error:
-                self.close()
-                raise DatabaseUnavailable(f"PostgreSQL does not tell who else is there: {error}.") from error
-            except psycopg.Error:
-                self.close()
-                raise
+        """The URLs at which another process works too. Raises `DatabaseUnavailable`; from then on nobody knows of this one."""
+        try:
+            if self._connection is None:
+                self._connection = psycopg.connect(
+                    self._database_url,
+                    autocommit=True,
+                    connect_timeout=_CONNECT_SECONDS,
+                    tcp_user_timeout=1000 * _ANSWER_SECONDS,
+                    application_name="era_dagster",
+                )
+                self._connection.execute(_LIMITS, (f"{_SILENT_SECONDS}s", f"{_ANSWER_SECONDS}s"))
+                self._connection.execute(_LOCKS, (self._urls,))
+            return frozenset(url for (url,) in self._connection.execute(_OTHERS, (self._urls,)))
+        except psycopg.Error as error:
+            self.close()
+            raise DatabaseUnavailable(f"PostgreSQL does not tell who else is there: {error}.") from error
 
     def close(self) -> None:
         """This process has left, as far as the others can see."""

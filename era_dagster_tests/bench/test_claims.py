@@ -13,12 +13,12 @@ import pytest
 
 from era_dagster.control.ceilings import Ceilings
 from era_dagster.control.gate import EndpointController
-from era_dagster.simulation.spec import course_from
+from era_dagster.simulation.spec import Course, course_from
 from era_dagster_tests.bench.baselines import BASELINES
-from era_dagster_tests.bench.engine import Texts, run
+from era_dagster_tests.bench.engine import Result, Texts, run
 from era_dagster_tests.bench.oracle import known, remembered
 from era_dagster_tests.bench.scenarios import FOLDER, Scenario, all_scenarios
-from era_dagster_tests.bench.score import OURS, Score, controllers_for, measured
+from era_dagster_tests.bench.score import OURS, PATIENCE_SECONDS, Score, controllers_for, measured
 from era_dagster_tests.bench.table import CONTROLLERS, mean_ratios, of, rendered, shortfalls, summary, timely, worth
 
 BEST = remembered()
@@ -38,6 +38,12 @@ def scored(scenario: Scenario, name: str, *, goodput: float | None = None) -> Sc
     """One run; `goodput` of the oracle where the scenario is not one of the files."""
     goodput = known(scenario, BEST).goodput if goodput is None else goodput
     return measured(scenario, controllers_for(scenario, name), name=name, seed=SEED, oracle_goodput=goodput)
+
+
+def alone(course: Course, *, mean_tokens: float = 100.0, seconds: float = 60.0, warm_up: float, seed: int) -> Result:
+    """Our client with a server to itself, and never short of texts."""
+    controller = EndpointController(Ceilings(), patience_seconds=PATIENCE_SECONDS)
+    return run([controller], course, Texts(mean_tokens=mean_tokens), seconds=seconds, warm_up=warm_up, seed=seed)[0]
 
 
 def all_scores(scenarios: Sequence[Scenario]) -> list[Score]:
@@ -119,16 +125,14 @@ def test_a_server_that_comes_to_work_on_one_slow_request_at_a_time_is_not_left_w
     slower = {"slots": 1, "seconds_per_request": 0.1, "seconds_per_text": 0.001, "requests_per_second": None}
     course = course_from({**server, "requests_per_second": rate, "changes": [[40, slower]]})
     for seed in (1, 2, 3):
-        controller = EndpointController(Ceilings(), patience_seconds=600.0)
-        result = run([controller], course, Texts(), seconds=140.0, warm_up=90.0, seed=seed)[0]
+        result = alone(course, seconds=140.0, warm_up=90.0, seed=seed)
         assert result.percentile(0.95) <= 0.75
         assert result.goodput >= 300.0, "a thousand texts a second less a tenth of a second for each request"
 
 
 def test_a_serial_server_whose_requests_cost_more_than_their_texts_gets_larger_ones() -> None:
     server = {"discipline": "requests", "slots": 1, "seconds_per_request": 0.1, "seconds_per_text": 0.001}
-    controller = EndpointController(Ceilings(), patience_seconds=600.0)
-    result = run([controller], course_from(server), Texts(), seconds=60.0, warm_up=30.0, seed=1)[0]
+    result = alone(course_from(server), warm_up=30.0, seed=1)
     assert result.goodput >= 200.0, "single texts would be ten a second"
 
 
@@ -188,10 +192,8 @@ def test_a_server_of_ones_own_that_takes_more_in_more_requests_is_not_taken_for_
 
 def test_where_a_text_takes_as_long_as_is_aimed_at_the_work_does_not_dwindle_in_vain() -> None:
     server = {"discipline": "requests", "slots": 4, "seconds_per_text": 0.16, "jitter": 0.2}
-    texts = Texts(mean_tokens=20.0)
     for seed in range(1, 9):
-        controller = EndpointController(Ceilings(), patience_seconds=600.0)
-        result = run([controller], course_from(server), texts, seconds=60.0, warm_up=5.0, seed=seed)[0]
+        result = alone(course_from(server), mean_tokens=20.0, warm_up=5.0, seed=seed)
         assert result.goodput >= 0.85 * 4 / 0.16, f"seed {seed}"
 
 
@@ -202,10 +204,7 @@ def test_slow_texts_that_vary_do_not_keep_a_wide_server_idle_on_the_mean_of_many
     server = {"discipline": "requests", "slots": slots, "seconds_per_text": 0.25, "jitter": jitter}
     shares = []
     for seed in range(1, 9):
-        controller = EndpointController(Ceilings(), patience_seconds=600.0)
-        result = run([controller], course_from(server), Texts(mean_tokens=20.0), seconds=60.0, warm_up=5.0, seed=seed)[
-            0
-        ]
+        result = alone(course_from(server), mean_tokens=20.0, warm_up=5.0, seed=seed)
         shares.append(result.goodput / (slots / 0.25))
     assert mean(shares) >= least
 
@@ -219,8 +218,7 @@ def test_after_a_step_to_a_quarter_of_the_speed_the_95th_percentile_of_six_secon
     for seed in range(12):
         step = 5.0 + 0.0217 * seed
         course = course_from({**server, "changes": [[step, {"slots": 2}], [step + 2.0, {"slots": 8}]]})
-        controller = EndpointController(Ceilings(), patience_seconds=600.0)
-        result = run([controller], course, Texts(mean_tokens=50.0), seconds=9.0, warm_up=3.0, seed=seed)[0]
+        result = alone(course, mean_tokens=50.0, seconds=9.0, warm_up=3.0, seed=seed)
         in_time += result.percentile(0.95) <= 0.5
     assert in_time >= 8
 
@@ -230,7 +228,6 @@ def test_a_rate_of_requests_that_nearly_fills_the_server_does_not_leave_it_idle(
     server = {"slots": 16, "seconds_per_text": 0.1, "seconds_per_request": 0.003, "rtt_seconds": 0.005, "jitter": 0.05}
     course = course_from({**server, "requests_per_second": requests_per_second})
     for seed in range(1, 9):
-        controller = EndpointController(Ceilings(), patience_seconds=600.0)
-        result = run([controller], course, Texts(mean_tokens=60.0), seconds=60.0, warm_up=10.0, seed=seed)[0]
+        result = alone(course, mean_tokens=60.0, warm_up=10.0, seed=seed)
         assert result.goodput >= 0.85 * 16 / 0.1, f"seed {seed}"
         assert result.percentile(0.95) <= 2.5, "late, but no queue without end"

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,16 +23,10 @@ from era_dagster.telemetry import exposition
 from era_dagster_tests.cli.shell import Shell, write_book
 from era_dagster_tests.cli.terminal import HIDE_CURSOR, SHOW_CURSOR, Terminal
 from era_dagster_tests.fakes.embedding_server import FakeEmbeddingServer, serving
+from era_dagster_tests.waiting import wait_until
 
 PATIENCE_SECONDS = 60.0
 Samples = dict[tuple[str, ...], float]
-
-
-def wait_until(done: Callable[[], bool]) -> None:
-    until = time.monotonic() + PATIENCE_SECONDS
-    while not done():
-        assert time.monotonic() < until
-        time.sleep(0.1)
 
 
 @pytest.fixture

@@ -48,6 +48,14 @@ def test_where_requests_are_paced_the_point_is_what_is_under_way_at_the_latency_
     assert move.point.work == pytest.approx(9_600.0 * 0.92 * 0.5 / 1.2, rel=0.15), "whatever it was before"
 
 
+def test_where_requests_are_paced_nothing_else_is_tried() -> None:
+    course, point = begun(), Point(4, 2_400.0)
+    for _ in range(20):
+        move = course.judge(at(point, "requests"), epoch(latency=0.15, throughput=16_000.0))
+        assert move is not None and not course.is_probing
+        point = move.point
+
+
 def test_where_requests_are_paced_late_ones_do_not_shrink_a_point_that_does_not_hold_them() -> None:
     late, seen = 2.0, epoch(latency=0.1, throughput=9_600.0)
     assert begun().hurry(at(Point(4, 2_400.0), "requests"), late, seen) is None

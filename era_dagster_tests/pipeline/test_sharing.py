@@ -1,7 +1,6 @@
 """Runs that embed at the same endpoint know of each other, by the database they share."""
 
 import asyncio
-import time
 from collections.abc import Collection
 from typing import cast
 
@@ -16,6 +15,7 @@ from era_dagster.storage.company import Company
 from era_dagster.storage.database import Database, with_database
 from era_dagster_tests.fakes.embedding_server import FakeEmbeddingServer, FakeTransport, Reply
 from era_dagster_tests.pipeline.workbench import Workbench, chapter
+from era_dagster_tests.waiting import wait_until
 
 URL = "http://127.0.0.1:11434"
 
@@ -88,7 +88,7 @@ def test_what_goes_wrong_inside_comes_out_and_leaves_nobody_behind(database: Dat
     with pytest.raises(RuntimeError, match="the run itself"):
         asyncio.run(fails())
     with Company(database_url, [URL]) as company:
-        assert nobody_soon(company)
+        wait_until(lambda: not company.others())
 
 
 def test_what_a_database_refuses_ends_no_run_that_is_done(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,17 +98,10 @@ def test_what_a_database_refuses_ends_no_run_that_is_done(database: Database, mo
         hears = Hears(URL)
         async with shared(hears, database):
             await hears.last([])
+            await asyncio.sleep(10 * module.ASK_SECONDS)
         return hears.told
 
     assert asyncio.run(done()) == [frozenset()], "asked once, and not again at once"
-
-
-def nobody_soon(company: Company) -> bool:
-    """A backend gives its locks up a moment after its connection was closed."""
-    until = time.monotonic() + 10.0
-    while company.others() and time.monotonic() < until:
-        time.sleep(0.05)
-    return not company.others()
 
 
 class Watched(FakeEmbeddingServer):
@@ -134,7 +127,7 @@ def test_a_run_is_there_while_it_embeds_and_gone_after_it(bench: Workbench, data
         bench.server = server
         bench.ingest()
         assert server.seen == {URL}
-        assert nobody_soon(server.company)
+        wait_until(lambda: not server.company.others())
 
 
 def test_a_build_of_another_space_is_there_too(bench: Workbench, database_url: str) -> None:
@@ -148,4 +141,4 @@ def test_a_build_of_another_space_is_there_too(bench: Workbench, database_url: s
             transport=FakeTransport(server),
         )
         assert server.seen == {URL}
-        assert nobody_soon(server.company)
+        wait_until(lambda: not server.company.others())

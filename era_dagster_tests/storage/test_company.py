@@ -14,6 +14,7 @@ from era_dagster.domain.errors import DatabaseUnavailable
 from era_dagster.storage import company as company_module
 from era_dagster.storage.company import Company
 from era_dagster.storage.database import with_database
+from era_dagster_tests.waiting import wait_until
 
 HERE, THERE = "http://127.0.0.1:11434", "http://gpu.example:11434"
 STAYS = """
@@ -48,18 +49,10 @@ def test_two_see_each_other_at_the_endpoints_they_have_in_common(at: Callable[..
     assert third.others() == frozenset()
 
 
-def sees_nobody_soon(company: Company) -> bool:
-    """A backend gives its locks up a moment after its connection was closed."""
-    until = time.monotonic() + 10.0
-    while company.others() and time.monotonic() < until:
-        time.sleep(0.05)
-    return not company.others()
-
-
 def test_whoever_leaves_is_not_seen_any_more_and_may_come_back(at: Callable[..., Company]) -> None:
     one, other = at(HERE), at(HERE)
     other.close()
-    assert sees_nobody_soon(one)
+    wait_until(lambda: not one.others())
     assert other.others() == {HERE}
     assert one.others() == {HERE}
 
@@ -116,7 +109,7 @@ def test_a_process_that_is_killed_is_gone(at: Callable[..., Company], database_u
         assert process.stdout.readline().strip() == "here"
         assert one.others() == {HERE}
         process.kill()
-    assert sees_nobody_soon(one)
+    wait_until(lambda: not one.others())
 
 
 def test_a_process_that_the_network_lost_is_gone_after_a_while(
@@ -126,7 +119,7 @@ def test_a_process_that_the_network_lost_is_gone_after_a_while(
     monkeypatch.setattr(company_module, "_SILENT_SECONDS", 1)
     at(HERE)  # asks no more
     assert one.others() == {HERE}
-    assert sees_nobody_soon(one)
+    wait_until(lambda: not one.others())
 
 
 def test_a_connection_that_was_cut_is_an_error_once_and_made_anew_after_it(

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.parse
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +19,7 @@ import sqlalchemy
 
 from era_dagster.domain.errors import ConfigurationError, DatabaseUnavailable, StorageError
 from era_dagster.storage.server import EmbeddedServer
+from era_dagster_tests.waiting import wait_until
 
 posix_only = pytest.mark.skipif(sys.platform == "win32", reason="signals, sockets and user ids of POSIX")
 PROJECT = Path(__file__).parents[2]
@@ -90,11 +90,6 @@ def ask(url: str, statement: str) -> object:
 
 def started_at(url: str) -> object:
     return ask(url, "SELECT pg_postmaster_start_time()")
-
-
-def wait_until(true: Callable[[], bool]) -> None:
-    while not true():
-        time.sleep(0.002)
 
 
 def log_of(home: Path) -> str:
