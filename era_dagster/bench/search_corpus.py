@@ -22,7 +22,7 @@ from era_dagster.domain.doctrine import CATEGORIES, Chapter, Chunk, DomainName, 
 from era_dagster.domain.domains import slugify_domain
 from era_dagster.domain.identity import doctrine_id, partition_key
 from era_dagster.domain.space import Space
-from era_dagster.embedding.embedder import embed_texts
+from era_dagster.embedding.embed_texts import embed_texts
 from era_dagster.intake.reader import read_source
 from era_dagster.storage.chapters import ChapterWrite
 

@@ -38,7 +38,6 @@ from era_dagster.embedding.report import EmbedReport, EmbedStats, stats_of
 from era_dagster.embedding.responses import Verdict
 from era_dagster.embedding.vectors import ModelIdentity, Vector, VectorCache, checked
 from era_dagster.embedding.work import Batch, Call, Item, WorkQueue
-from era_dagster.settings import ProviderName
 
 FAILURES_TO_SPLIT = 3
 """From its third failure on a batch goes in halves: one text may crash the server, or be too much for its time-out."""
@@ -377,29 +376,3 @@ class Embedder:
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
-
-
-async def embed_texts(
-    texts: Sequence[str],
-    *,
-    urls: str | Sequence[str],
-    model: str,
-    provider: ProviderName = "ollama",
-    transport: httpx.AsyncBaseTransport | None = None,
-    cache: VectorCache | None = None,
-    random: Random | None = None,
-    trace: Callable[[str, TraceRecord], None] | None = None,
-    on_request: RequestObserver | None = None,
-    role: Role = "document",
-    **options: Any,
-) -> EmbedReport:
-    """Embed some texts with an embedder of their own; `options` are further fields of `EmbedderConfig`.
-
-    Raises what `Embedder.embed` raises, and `ConfigurationError` for a configuration that cannot work.
-    """
-    addresses = (urls,) if isinstance(urls, str) else tuple(urls)
-    config = EmbedderConfig(provider=provider, urls=addresses, model=model, **options)
-    async with Embedder(
-        config, transport=transport, cache=cache, random=random, trace=trace, on_request=on_request
-    ) as embedder:
-        return await embedder.embed(texts, role=role)

@@ -17,7 +17,8 @@ from era_dagster.domain.errors import (
     EndpointUnavailable,
 )
 from era_dagster.embedding.config import EmbedderConfig
-from era_dagster.embedding.embedder import Embedder, embed_texts
+from era_dagster.embedding.embed_texts import embed_texts
+from era_dagster.embedding.embedder import Embedder
 from era_dagster.embedding.report import EmbedReport
 from era_dagster_tests.fakes.embedding_server import (
     BUSY,

@@ -12,7 +12,8 @@ import pytest
 
 from era_dagster.domain.errors import EndpointRefused, EndpointUnavailable
 from era_dagster.embedding.config import EmbedderConfig
-from era_dagster.embedding.embedder import Embedder, embed_texts
+from era_dagster.embedding.embed_texts import embed_texts
+from era_dagster.embedding.embedder import Embedder
 from era_dagster_tests.fakes.embedding_server import FakeEmbeddingServer, Fault, serving, vector_of
 
 TEXTS = [f"text number {number}" for number in range(100)]

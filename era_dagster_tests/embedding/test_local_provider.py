@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from era_dagster.domain.errors import ConfigurationError
-from era_dagster.embedding.embedder import embed_texts
+from era_dagster.embedding.embed_texts import embed_texts
 from era_dagster.embedding.local import embed_whole
 
 

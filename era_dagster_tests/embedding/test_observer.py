@@ -4,7 +4,8 @@ import asyncio
 
 from era_dagster.control.outcome import Outcome
 from era_dagster.embedding.config import EmbedderConfig
-from era_dagster.embedding.embedder import Embedder, embed_texts
+from era_dagster.embedding.embed_texts import embed_texts
+from era_dagster.embedding.embedder import Embedder
 from era_dagster.embedding.observer import RequestRecord
 from era_dagster_tests.fakes.embedding_server import BUSY, FakeEmbeddingServer, FakeTransport, Fault
 from era_dagster_tests.fakes.virtual_time import run_virtually
