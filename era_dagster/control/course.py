@@ -66,6 +66,8 @@ class Course:
         self._came_from: Step | None = None
         self._moves = 0
         self._origin = Point(1, 0.0)
+        self._width = 1
+        """As many requests as did no harm; a cut that leaves fewer texts than that does not change it."""
 
     @property
     def is_probing(self) -> bool:
@@ -77,6 +79,7 @@ class Course:
     ) -> None:
         """The first waves are over: `wave` is the last of them and what was `measured` there, `fastest` the shortest latency
         under a light load and `light` a mean one, in seconds."""
+        self._width = landing.concurrency
         self.target.begin(landing.target_seconds, light_latency=light if math.isfinite(light) else fastest)
         self._probes.begin(now, check_width=landing.concurrency <= 2)
         self._rivals.begin(light, (wave, measured) if measured and landing.by_work else None)
@@ -85,9 +88,11 @@ class Course:
         """Whether clients that follow the same law share the server, by their own word."""
         self._rivals.known = present
 
-    def moved(self, step: Step | None = None) -> None:
-        """The point was changed for another reason; a probe under way is void. `step`: what it did is to be looked back on."""
+    def moved(self, step: Step | None = None, *, most_requests: int | None = None) -> None:
+        """The point was changed for another reason; a probe under way is void. `step`: what it did is to be looked back on.
+        `most_requests`: no more were taken."""
         self._probes.dropped()
+        self._width = min(self._width, most_requests or self._width)
         self._held, self._came_from = [], step
 
     def judge(self, at: Situation, measured: Measurement) -> Move | None:
@@ -110,14 +115,18 @@ class Course:
             # Each carries what its latency allows, whatever the point says; by Little's law this much is under way then.
             work = measured.throughput * self.target.aimed_at()
             return self._go(at, at.bounded(replace(at.point, work=work)), "as much as the pace lets through", measured)
+        if at.point.is_single(at.item_tokens):
+            self.target.waits_for_nothing(measured.latency)
         if self._rivals.known:
             self.target.others_took()
-        elif at.pace is None and self._share(at, measured):
-            off = self._off(at, measured)
+        elif at.pace is None:
+            self._share(at, measured)
+        off = self._off(at, measured)
         came_from, self._came_from = self._came_from, None
-        undone = self._undo_harm(at, measured, came_from)
+        undone = self._undo_width(at, measured, came_from) or self._undo_harm(at, measured, came_from)
         if undone is not None:
             return undone
+        self._width = max(self._width, c)
         if self._probes.urgent:
             self._held = [measured]
             return self._try(at, measured)
@@ -155,15 +164,25 @@ class Course:
             off *= TOLERANCE**2 / (TOLERANCE**2 + measured.error**2)
         return off
 
-    def _share(self, at: Situation, measured: Measurement) -> bool:
-        """Look for others at this server; whether there is news of them."""
+    def _share(self, at: Situation, measured: Measurement) -> None:
+        """Look for others at this server."""
         target = self.target
         pressed = target.lowest < measured.latency < target.highest
         free = target.may_rise and not target.is_slow_itself and pressed
         news = self._rivals.news(at.now, at.point, measured, raised=target.is_raised, may_rise=free)
         if news == "others took":
             target.others_took()
-        return news is not None
+
+    def _undo_width(self, at: Situation, measured: Measurement, came_from: Step | None) -> Move | None:
+        """As many requests again as before a cut, that gained less than half of what they may, are not what is needed now."""
+        if came_from is None or not came_from.point.concurrency < at.point.concurrency <= self._width:
+            return None
+        work, gain = at.point.work, came_from.gain(measured)
+        if not (came_from.paid_little(work, measured) or came_from.did_harm(work, measured)):
+            return None
+        self._width = came_from.point.concurrency
+        fewer = replace(at.point, concurrency=came_from.point.concurrency)
+        return self._go(at, at.bounded(fewer), "as many requests as before bought nothing", measured, gain)
 
     def _undo_harm(self, at: Situation, measured: Measurement, came_from: Step | None) -> Move | None:
         """Growth that cost far more throughput than noise is undone; so is a cut that helped nothing."""
@@ -229,9 +248,9 @@ class Course:
             back = self._back(at, probe, measured.latency)
             return self._go(at, back, f"probe {probe} undone", measured, gain)
         self._probes.kept(at.now, probe)
+        if probe in ("wider", "narrower"):
+            self._width = at.point.concurrency
         if probe == "up":
-            if self._origin.is_single(at.item_tokens):
-                self.target.waits_for_nothing(reference.latency)
             self.target.more_paid(measured.latency)
             if at.point.work > self._most_work:
                 clearly = gain > 0.5 * math.log(at.point.work / self._origin.work)
@@ -284,10 +303,17 @@ class Course:
 
     def _below_harm(self, at: Situation, point: Point) -> Point:
         """The point, bounded, and not beyond where growth was harmful."""
-        if self._rivals.known:
-            # What cost throughput was perhaps another client's growth.
-            return at.bounded(point)
-        return at.bounded(replace(point, work=min(point.work, max(self._most_work, at.point.work))))
+        if not self._rivals.known:
+            # Else what cost throughput was perhaps another client's growth.
+            point = replace(point, work=min(point.work, max(self._most_work, at.point.work)))
+        return self._as_wide(at, point)
+
+    def _as_wide(self, at: Situation, point: Point) -> Point:
+        """The point, bounded; more work goes into as many requests again as there were before a cut left too few texts."""
+        if point.work > at.point.work and at.pace is None:
+            requests = min(self._width, round(point.work / at.item_tokens))
+            point = replace(point, concurrency=max(point.concurrency, requests))
+        return at.bounded(point)
 
     def _go(
         self,

@@ -147,7 +147,7 @@ class AdaptiveLimit:
         fewer = max(1, int(0.7 * refused_at))
         work = max(self.point.work, refused_at * self.item_tokens)
         cut = self._bounded(now, Point(fewer, min(work, fewer * self._ceilings.items * self.item_tokens)))
-        self._course.moved()
+        self._course.moved(most_requests=fewer)
         return self._go(now, cut, "too many requests waited (503)")
 
     def succeeded(self, now: float, number: int, *, items: int) -> Judgement | None:

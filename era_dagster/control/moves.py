@@ -34,7 +34,7 @@ def towards_target(
     work = point.work * max(SMALLEST_SHARE, min(growth, math.exp(off)))
     if off > 0.0 and not target.allows_another(latency, point.items(item_tokens)):
         requests = int(work / item_tokens)
-        more = pace is None and requests > point.concurrency and point.items(item_tokens) < 1.5
+        more = pace is None and requests > point.concurrency and point.has_single_texts(item_tokens)
         return Point(requests, work) if more else point
     return replace(point, work=work)
 
@@ -80,12 +80,14 @@ def probed(
         step = STEP ** min(3, 1 + kept_in_a_row)
         if held.latency < target.highest:
             step = min(step, target.highest / held.latency)
-        return point.grown(step, item_tokens, in_number=pace is None)
+        # A single text in flight: where a second request did not pay, a larger one may.
+        in_number = pace is None and (untried or not point.is_single(item_tokens))
+        return point.grown(step, item_tokens, in_number=in_number)
     if probe == "down":
-        return Point(c, work / STEP)
+        return point.shrunk(STEP, item_tokens)
     if probe == "wider":
         # Where answers vary, more work in the new requests shows whether they are worked on: as much as the latency allows.
         room = min(2.0, target.highest / held.latency) if untried and held.cv > NOISY else 1.0
-        whole = 2 * c * item_tokens if work >= 1.5 * c * item_tokens else 0.0
+        whole = 0.0 if point.has_single_texts(item_tokens) else 2 * c * item_tokens
         return Point(2 * c, max(work, min(work * room, most_work), whole))
     return Point(max(1, c // 2), work) if target.allows_another(held.latency, point.items(item_tokens)) else point

@@ -23,24 +23,35 @@ class Point:
 
     def is_single(self, item_tokens: float) -> bool:
         """Whether a single text is in flight."""
-        return self.concurrency == 1 and self.items(item_tokens) < 1.5
+        return self.concurrency == 1 and self.has_single_texts(item_tokens)
+
+    def has_single_texts(self, item_tokens: float) -> bool:
+        """Whether requests hold one text each."""
+        return self.items(item_tokens) < 1.5
+
+    def shrunk(self, step: float, item_tokens: float) -> "Point":
+        """The work by `step` less; where requests hold a single text, one of them less at least."""
+        whole = item_tokens if self.has_single_texts(item_tokens) else 0.0
+        return Point(self.concurrency, min(self.work / step, self.work - whole))
 
     def grown(self, step: float, item_tokens: float, *, in_number: bool) -> "Point":
         """The work times `step`; where requests hold a single text, `in_number` makes them more instead, since a second
         text would double what one takes."""
         work = self.work * step
-        if in_number and self.work < 1.5 * self.concurrency * item_tokens:
+        if in_number and self.has_single_texts(item_tokens):
             work = max(work, self.work + item_tokens)
             return Point(max(self.concurrency, round(work / item_tokens)), work)
         return Point(self.concurrency, max(work, self.work + self.concurrency * item_tokens))
 
     def bounded(self, ceilings: Ceilings, *, most_requests: int, item_tokens: float) -> "Point":
-        """The nearest point within the ceilings, with at least one text in a request; more requests rather than less work."""
+        """The nearest point within the ceilings, with at least one text in a request; more requests rather than less work.
+
+        Texts are whole: half of one that is left over is a request of its own."""
         item = max(item_tokens, 1.0)
         most = min(ceilings.items * item, float(ceilings.tokens))
         concurrency = min(most_requests, max(self.concurrency, math.ceil(self.work / most)))
-        concurrency = max(1, min(concurrency, int(self.work / item)))
-        return Point(concurrency, max(item, min(self.work, concurrency * most)))
+        concurrency = max(1, min(concurrency, round(self.work / item)))
+        return Point(concurrency, max(concurrency * item, min(self.work, concurrency * most)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

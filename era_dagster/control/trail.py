@@ -9,8 +9,8 @@ from era_dagster.control.probes import HIGH_PRICE
 
 HARM = 0.15
 """Growth is harmful when it costs more ln(throughput) than this, and than three standard errors."""
-CLEAR_CUT = 0.25
-"""In ln(work): what a smaller cut does to the latency cannot be told from other news."""
+CLEAR_STEP = 0.25
+"""In ln(work): what a smaller step does cannot be told from other news."""
 NOT_LOWERED = 0.14
 """In ln(latency): a cut that lowered it by less did not lower it."""
 
@@ -44,9 +44,14 @@ class Step:
         """Whether growth to `work` cost far more throughput than noise."""
         return work > self.point.work and self.gain(measured) < -max(HARM, 3.0 * self._noise(measured))
 
+    def paid_little(self, work: float, measured: Measurement) -> bool:
+        """Whether growth to `work` gained clearly less than half of what it may."""
+        step = math.log(work / self.point.work)
+        return step > CLEAR_STEP and self.gain(measured) < 0.5 * step - self._noise(measured)
+
     def was_in_vain(self, work: float, measured: Measurement) -> bool:
         """Whether a cut to `work` cost throughput and lowered no latency."""
         step = math.log(work / self.point.work)
         lowered = math.log(measured.latency / self.measured.latency)
         cost = HIGH_PRICE * step - self._noise(measured)
-        return step < -CLEAR_CUT and self.gain(measured) < cost and lowered > -NOT_LOWERED
+        return step < -CLEAR_STEP and self.gain(measured) < cost and lowered > -NOT_LOWERED

@@ -165,11 +165,11 @@ def test_clients_that_know_nothing_of_each_other_come_to_share_a_server_on_the_m
 @pytest.mark.parametrize(
     ("name", "least", "every_run"),
     [
-        ("two_clients_told", 0.85, 0.75),
-        ("two_clients_later_told", 0.85, 0.75),
-        ("two_clients_serial_uneven_told", 0.85, 0.75),
-        ("two_clients_gpu_told", 0.8, 0.6),
-        ("three_clients_told", 0.8, 0.65),
+        ("two_clients_told", 0.87, 0.8),
+        ("two_clients_later_told", 0.87, 0.7),
+        ("two_clients_serial_uneven_told", 0.87, 0.75),
+        ("two_clients_gpu_told", 0.85, 0.65),
+        ("three_clients_told", 0.87, 0.7),
     ],
 )
 def test_clients_that_know_of_each_other_share_a_server_evenly_in_every_run(
@@ -197,7 +197,7 @@ def test_where_a_text_takes_as_long_as_is_aimed_at_the_work_does_not_dwindle_in_
         assert result.goodput >= 0.85 * 4 / 0.16, f"seed {seed}"
 
 
-@pytest.mark.parametrize(("slots", "jitter", "least"), [(4, 0.4, 0.7), (8, 0.6, 0.75), (32, 0.4, 0.75)])
+@pytest.mark.parametrize(("slots", "jitter", "least"), [(4, 0.4, 0.8), (8, 0.6, 0.8), (32, 0.4, 0.8)])
 def test_slow_texts_that_vary_do_not_keep_a_wide_server_idle_on_the_mean_of_many_runs(
     slots: int, jitter: float, least: float
 ) -> None:
@@ -207,6 +207,20 @@ def test_slow_texts_that_vary_do_not_keep_a_wide_server_idle_on_the_mean_of_many
         result = alone(course_from(server), mean_tokens=20.0, warm_up=5.0, seed=seed)
         shares.append(result.goodput / (slots / 0.25))
     assert mean(shares) >= least
+
+
+@pytest.mark.parametrize(
+    ("seconds_per_text", "slower", "slots", "jitter"), [(0.02, 30, 8, 0.4), (0.1, 8, 8, 0.05), (0.1, 8, 8, 0.4)]
+)
+def test_a_server_that_was_far_too_slow_for_a_while_is_full_and_in_time_again_soon_after(
+    seconds_per_text: float, slower: int, slots: int, jitter: float
+) -> None:
+    server = {"discipline": "requests", "slots": slots, "seconds_per_text": seconds_per_text, "jitter": jitter}
+    changes = [[20.0, {"seconds_per_text": slower * seconds_per_text}], [40.0, {"seconds_per_text": seconds_per_text}]]
+    course = course_from({**server, "changes": changes})
+    results = [alone(course, mean_tokens=20.0, seconds=70.0, warm_up=45.0, seed=seed) for seed in range(1, 5)]
+    assert mean(result.goodput for result in results) >= 0.85 * slots / seconds_per_text
+    assert max(result.percentile(0.95) for result in results) <= 0.7
 
 
 @pytest.mark.parametrize("discipline", ["texts", "requests"])

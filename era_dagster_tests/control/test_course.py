@@ -77,3 +77,43 @@ def test_a_cut_for_late_requests_is_held_against_their_latency_and_not_against_t
     slower = course.judge(at(cut.point, None), epoch(latency=0.3, throughput=4_000.0))
     assert slower is not None
     assert slower.point.work < cut.point.work, "half as long as the late ones, so that the cut was not in vain"
+
+
+def test_after_a_cut_to_a_single_text_more_work_goes_into_as_many_requests_again_as_there_were() -> None:
+    course = begun()
+    cut = course.hurry(at(Point(4, 240.0), None), 2.0, epoch(latency=0.15, throughput=1_600.0))
+    assert cut is not None and cut.point == Point(1, 60.0)
+    more = course.judge(at(cut.point, None), epoch(latency=0.05, throughput=1_200.0))
+    assert more is not None and more.point == Point(2, 120.0)
+    more = course.judge(at(more.point, None), epoch(latency=0.05, throughput=2_400.0))
+    assert more is not None and more.point == Point(4, 240.0)
+    more = course.judge(at(more.point, None), epoch(latency=0.05, throughput=4_800.0))
+    assert more is not None and more.point == Point(4, 480.0), "and no more than that"
+
+
+def test_requests_that_were_refused_as_too_many_are_not_gone_back_to() -> None:
+    course = begun()
+    course.moved(most_requests=2)
+    more = course.judge(at(Point(1, 60.0), None), epoch(latency=0.04, throughput=1_500.0))
+    assert more is not None and more.point == Point(2, 120.0)
+    more = course.judge(at(more.point, None), epoch(latency=0.04, throughput=3_000.0))
+    assert more is not None and more.point == Point(2, 240.0)
+
+
+def test_a_single_text_in_flight_waits_for_nothing_however_long_it_takes() -> None:
+    course = begun()
+    assert not course.target.is_slow_itself
+    held = course.judge(at(Point(1, 60.0), None), epoch(latency=0.4, throughput=150.0))
+    assert held is not None and held.point == Point(1, 60.0)
+    assert course.target.is_slow_itself
+    assert course.target.aimed_at() >= 0.4
+
+
+def test_as_many_requests_again_as_before_that_gain_nothing_become_larger_requests() -> None:
+    course = begun()
+    more = course.judge(at(Point(1, 60.0), None), epoch(latency=0.08, throughput=750.0))
+    assert more is not None and more.point == Point(2, 120.0)
+    larger = course.judge(at(more.point, None), epoch(latency=0.16, throughput=750.0))
+    assert larger is not None and larger.point == Point(1, 120.0)
+    more = course.judge(at(larger.point, None), epoch(latency=0.08, throughput=1_500.0))
+    assert more is not None and more.point == Point(1, 240.0), "the requests of before are forgotten"

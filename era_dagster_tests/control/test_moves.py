@@ -182,6 +182,16 @@ def test_a_single_text_is_never_so_late_that_a_second_is_not_tried(point: Point)
     assert tried("up", Point(1, 16.0), latency=HIGHEST * 1.5) == Point(1, 16.0)
 
 
+def test_where_a_second_request_beside_a_single_text_did_not_pay_a_second_text_is_tried() -> None:
+    assert tried("up", Point(1, 10.0), untried=True) == Point(2, 20.0)
+    assert tried("up", Point(1, 10.0), untried=False) == Point(1, 20.0)
+    assert tried("up", Point(3, 30.0), untried=False) == Point(4, 40.0), "three requests are worked on at a time"
+
+
+def test_less_than_single_texts_is_a_request_less() -> None:
+    assert tried("down", Point(2, 20.0)).work == 10.0
+
+
 def test_at_a_shared_server_more_work_is_not_tried_once_the_highest_latency_may_be_aimed_at() -> None:
     assert tried("up", shared=True, seconds=HIGHEST) == LARGE
     assert tried("up", shared=False, seconds=HIGHEST) != LARGE

@@ -1,5 +1,7 @@
 """The mean latency aimed at: what raises it, what lowers it, and what counts as late. The 95th percentile is held to 1 s."""
 
+from dataclasses import replace
+
 import pytest
 
 from era_dagster.control.ceilings import Ceilings
@@ -42,6 +44,16 @@ def test_the_highest_leaves_room_for_the_tail_and_learns_it_a_tenth_at_a_time() 
     assert heavy.highest == pytest.approx(0.92 / 1.3)
 
 
+def test_a_light_load_takes_no_longer_than_any_other_did_beyond_doubt() -> None:
+    slow = target(0.4, light=SLOW)
+    slow.saw(tail(1.2))
+    assert slow.aimed_at() < 1.1 * SLOW, "0.4 s and three standard errors"
+    assert slow.aimed_at() > 1.1 * 0.4
+    slow = target(0.4, light=SLOW)
+    slow.saw(replace(tail(1.2), samples=4))
+    assert slow.aimed_at() == pytest.approx(1.1 * SLOW), "four answers are quick by chance"
+
+
 def test_without_any_tail_the_ceiling_is_the_highest() -> None:
     steady = target(0.4)
     for _ in range(60):
@@ -59,7 +71,7 @@ def test_a_server_is_slow_itself_where_a_light_load_takes_half_of_the_highest() 
     [
         (0.5, QUICK, 0.5),
         (2.0, QUICK, HIGHEST),  # a quick server need never be late
-        (0.5, SLOW, 0.5),
+        (0.5, SLOW, 1.1 * SLOW),  # no less than a light load takes
         (2.0, SLOW, 1.4 * SLOW),  # of what it takes, little is waiting
     ],
 )
