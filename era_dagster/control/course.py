@@ -115,13 +115,10 @@ class Course:
             # Each carries what its latency allows, whatever the point says; by Little's law this much is under way then.
             work = measured.throughput * self.target.aimed_at()
             return self._go(at, at.bounded(replace(at.point, work=work)), "as much as the pace lets through", measured)
-        if at.point.is_single(at.item_tokens):
-            self.target.waits_for_nothing(measured.latency)
         if self._rivals.known:
             self.target.others_took()
-        elif at.pace is None:
-            self._share(at, measured)
-        off = self._off(at, measured)
+        elif at.pace is None and self._share(at, measured):
+            off = self._off(at, measured)
         came_from, self._came_from = self._came_from, None
         undone = self._undo_width(at, measured, came_from) or self._undo_harm(at, measured, came_from)
         if undone is not None:
@@ -133,7 +130,7 @@ class Course:
         tokens, pace = at.item_tokens, at.pace
         if abs(off) > TOLERANCE and (self._moves < MOST_MOVES or abs(off) > 0.7):
             moved = towards_target(at.point, off, measured.latency, self.target, item_tokens=tokens, pace=pace)
-            moved = self._below_harm(at, moved)
+            moved = self._as_wide(at, self._below_harm(at, moved))
             if moved != at.point:
                 step = Step(at.point, measured)
                 self._moves += 1
@@ -145,6 +142,8 @@ class Course:
         before = at.point
         fine = on_target(before, off, measured.latency, self.target, item_tokens=tokens, pace=pace)
         fine = self._below_harm(at, fine)
+        if before.has_single_texts(tokens):
+            fine = self._as_wide(at, fine)
         move = self._try(at, measured)
         if self._probes.running is not None:
             return move
@@ -164,25 +163,32 @@ class Course:
             off *= TOLERANCE**2 / (TOLERANCE**2 + measured.error**2)
         return off
 
-    def _share(self, at: Situation, measured: Measurement) -> None:
-        """Look for others at this server."""
+    def _share(self, at: Situation, measured: Measurement) -> bool:
+        """Look for others at this server; whether there is news of them."""
         target = self.target
         pressed = target.lowest < measured.latency < target.highest
         free = target.may_rise and not target.is_slow_itself and pressed
         news = self._rivals.news(at.now, at.point, measured, raised=target.is_raised, may_rise=free)
         if news == "others took":
             target.others_took()
+        return news is not None
 
     def _undo_width(self, at: Situation, measured: Measurement, came_from: Step | None) -> Move | None:
         """As many requests again as before a cut, that gained less than half of what they may, are not what is needed now."""
-        if came_from is None or not came_from.point.concurrency < at.point.concurrency <= self._width:
+        if came_from is None or at.pace is not None:
+            return None
+        if not came_from.point.concurrency < at.point.concurrency <= self._width:
             return None
         work, gain = at.point.work, came_from.gain(measured)
         if not (came_from.paid_little(work, measured) or came_from.did_harm(work, measured)):
             return None
-        self._width = came_from.point.concurrency
-        fewer = replace(at.point, concurrency=came_from.point.concurrency)
-        return self._go(at, at.bounded(fewer), "as many requests as before bought nothing", measured, gain)
+        before = came_from.point
+        self._width = before.concurrency
+        larger = self.target.allows_another(came_from.measured.latency, before.items(at.item_tokens))
+        fewer = at.bounded(replace(before, work=work)) if larger else before
+        move = self._go(at, fewer, "as many requests as before bought nothing", measured, gain)
+        self._came_from = came_from
+        return move
 
     def _undo_harm(self, at: Situation, measured: Measurement, came_from: Step | None) -> Move | None:
         """Growth that cost far more throughput than noise is undone; so is a cut that helped nothing."""
@@ -215,6 +221,7 @@ class Course:
             pace=at.pace,
             kept_in_a_row=self._probes.kept_in_a_row,
             untried=self._probes.is_untried(probe),
+            other_way=self._probes.other_way,
             most_work=self._most_work,
             shared=self._rivals.known or self._rivals.shared(at.now),
         )
@@ -248,9 +255,11 @@ class Course:
             back = self._back(at, probe, measured.latency)
             return self._go(at, back, f"probe {probe} undone", measured, gain)
         self._probes.kept(at.now, probe)
-        if probe in ("wider", "narrower"):
+        if probe == "narrower":
             self._width = at.point.concurrency
         if probe == "up":
+            if self._origin.is_single(at.item_tokens) and not self._rivals.known:
+                self.target.waits_for_nothing(reference.latency)
             self.target.more_paid(measured.latency)
             if at.point.work > self._most_work:
                 clearly = gain > 0.5 * math.log(at.point.work / self._origin.work)
@@ -261,7 +270,7 @@ class Course:
                 self._most_work = at.point.work
         else:
             self._rivals.reshaped(gain)
-            if probe == "wider" and gain > AT_THE_SAME_TIME:
+            if probe == "wider" and gain > AT_THE_SAME_TIME and not self._rivals.known:
                 self.target.waits_for_nothing(measured.latency / max(1.0, at.point.items(at.item_tokens)))
         self._held = [measured]
         return self._go(at, at.point, f"probe {probe} kept", measured, gain)
@@ -303,10 +312,10 @@ class Course:
 
     def _below_harm(self, at: Situation, point: Point) -> Point:
         """The point, bounded, and not beyond where growth was harmful."""
-        if not self._rivals.known:
-            # Else what cost throughput was perhaps another client's growth.
-            point = replace(point, work=min(point.work, max(self._most_work, at.point.work)))
-        return self._as_wide(at, point)
+        if self._rivals.known:
+            # What cost throughput was perhaps another client's growth.
+            return at.bounded(point)
+        return at.bounded(replace(point, work=min(point.work, max(self._most_work, at.point.work))))
 
     def _as_wide(self, at: Situation, point: Point) -> Point:
         """The point, bounded; more work goes into as many requests again as there were before a cut left too few texts."""

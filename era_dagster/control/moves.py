@@ -66,10 +66,13 @@ def probed(
     pace: Pace,
     kept_in_a_row: int,
     untried: bool,
+    other_way: bool,
     most_work: float,
     shared: bool,
 ) -> Point:
-    """What `probe` tries from `point`, where `held` was measured; the point itself if there is nothing to try."""
+    """What `probe` tries from `point`, where `held` was measured; the point itself if there is nothing to try.
+
+    `other_way`: beside a single text a second request did not pay; a second text may."""
     c, work = point.concurrency, point.work
     if pace and probe == "wider":
         return point
@@ -80,9 +83,8 @@ def probed(
         step = STEP ** min(3, 1 + kept_in_a_row)
         if held.latency < target.highest:
             step = min(step, target.highest / held.latency)
-        # A single text in flight: where a second request did not pay, a larger one may.
-        in_number = pace is None and (untried or not point.is_single(item_tokens))
-        return point.grown(step, item_tokens, in_number=in_number)
+        larger = other_way and point.is_single(item_tokens)
+        return point.grown(step, item_tokens, in_number=pace is None and not larger)
     if probe == "down":
         return point.shrunk(STEP, item_tokens)
     if probe == "wider":

@@ -50,7 +50,7 @@ class Point:
         item = max(item_tokens, 1.0)
         most = min(ceilings.items * item, float(ceilings.tokens))
         concurrency = min(most_requests, max(self.concurrency, math.ceil(self.work / most)))
-        concurrency = max(1, min(concurrency, round(self.work / item)))
+        concurrency = max(1, min(concurrency, int(self.work / item + 0.5)))
         return Point(concurrency, max(concurrency * item, min(self.work, concurrency * most)))
 
 

@@ -48,6 +48,8 @@ class ProbeSchedule:
     def __init__(self) -> None:
         self.running: Probe | None = None
         self.kept_in_a_row = 0
+        self.other_way = False
+        """Whether the last "up" did not pay: the one after it takes turns, where there are two ways up."""
         self._last: Probe = "up"
         self._began_at = 0.0
         self._undone: dict[Probe, int] = {"up": 0, "wider": 0, "down": 0, "narrower": 0}
@@ -90,6 +92,7 @@ class ProbeSchedule:
         self.running = None
         self.kept_in_a_row += 1
         self._undone[probe], self._due[probe] = 0, now
+        self.other_way = self.other_way and probe != "up"
 
     def undone(self, now: float, probe: Probe, *, gain: float = 0.0, late: bool = False) -> None:
         """It did not pay, or could not be tried; next when what it cost is a small share of the time between."""
@@ -98,6 +101,8 @@ class ProbeSchedule:
             self.running, self.kept_in_a_row = None, 0
             self._due[probe] = now + SHORTEST_REST_SECONDS
             return
+        if probe == "up":
+            self.other_way = not self.other_way
         seconds = now - self._began_at if self.running else 0.0
         cost = (-2.0 * min(0.0, gain) + (LATE_COST if late else 0.0)) * seconds
         self.running = None

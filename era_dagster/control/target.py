@@ -18,9 +18,6 @@ CLEARLY_LESS = 0.95
 UNLOADED, ALMOST_UNLOADED = 1.1, 1.4
 """However slow a server is: no latency is aimed at below so many times what a light load takes, and none has to be, since
 then there is little left that waits."""
-ENOUGH_SAMPLES = 8
-CONFIDENCE = 3.0
-"""So many answers, and so many standard errors, show that a light load takes no longer than was thought."""
 SMALLEST_SHARE = 0.25
 """What one answer, or one epoch, leaves of the work at least."""
 FEW_ITEMS = 4.0
@@ -111,12 +108,8 @@ class LatencyTarget:
         self._light_latency = light_latency if math.isfinite(light_latency) else 0.0
 
     def saw(self, measured: Measurement) -> None:
-        """An epoch has ended: what its tail says about the 95th percentile, and its mean about a light load, which takes no
-        longer than any other."""
+        """An epoch has ended: what its tail says about the 95th percentile."""
         self._p95_ratio += LEARNING_RATE * (measured.p95_ratio - self._p95_ratio)
-        if measured.samples >= ENOUGH_SAMPLES:
-            at_most = measured.latency * (1.0 + CONFIDENCE * measured.error)
-            self._light_latency = min(self._light_latency, at_most)
 
     def waits_for_nothing(self, latency: float) -> None:
         """Requests that took so long, on the mean, waited for nothing: as long as that does the service itself take."""

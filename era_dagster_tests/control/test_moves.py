@@ -46,6 +46,7 @@ def tried(
     pace: Pace = None,
     kept_in_a_row: int = 0,
     untried: bool = True,
+    other_way: bool = False,
     most_work: float = math.inf,
     shared: bool = False,
     seconds: float = LOWEST,
@@ -60,6 +61,7 @@ def tried(
         pace=pace,
         kept_in_a_row=kept_in_a_row,
         untried=untried,
+        other_way=other_way,
         most_work=most_work,
         shared=shared,
     )
@@ -183,9 +185,9 @@ def test_a_single_text_is_never_so_late_that_a_second_is_not_tried(point: Point)
 
 
 def test_where_a_second_request_beside_a_single_text_did_not_pay_a_second_text_is_tried() -> None:
-    assert tried("up", Point(1, 10.0), untried=True) == Point(2, 20.0)
-    assert tried("up", Point(1, 10.0), untried=False) == Point(1, 20.0)
-    assert tried("up", Point(3, 30.0), untried=False) == Point(4, 40.0), "three requests are worked on at a time"
+    assert tried("up", Point(1, 10.0)) == Point(2, 20.0)
+    assert tried("up", Point(1, 10.0), other_way=True) == Point(1, 20.0)
+    assert tried("up", Point(3, 30.0), other_way=True) == Point(4, 40.0), "three requests are worked on at a time"
 
 
 def test_less_than_single_texts_is_a_request_less() -> None:

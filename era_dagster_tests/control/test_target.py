@@ -1,7 +1,5 @@
 """The mean latency aimed at: what raises it, what lowers it, and what counts as late. The 95th percentile is held to 1 s."""
 
-from dataclasses import replace
-
 import pytest
 
 from era_dagster.control.ceilings import Ceilings
@@ -42,16 +40,6 @@ def test_the_highest_leaves_room_for_the_tail_and_learns_it_a_tenth_at_a_time() 
     assert heavy.highest == pytest.approx(HIGHEST)
     heavy.saw(tail(2.2))
     assert heavy.highest == pytest.approx(0.92 / 1.3)
-
-
-def test_a_light_load_takes_no_longer_than_any_other_did_beyond_doubt() -> None:
-    slow = target(0.4, light=SLOW)
-    slow.saw(tail(1.2))
-    assert slow.aimed_at() < 1.1 * SLOW, "0.4 s and three standard errors"
-    assert slow.aimed_at() > 1.1 * 0.4
-    slow = target(0.4, light=SLOW)
-    slow.saw(replace(tail(1.2), samples=4))
-    assert slow.aimed_at() == pytest.approx(1.1 * SLOW), "four answers are quick by chance"
 
 
 def test_without_any_tail_the_ceiling_is_the_highest() -> None:
