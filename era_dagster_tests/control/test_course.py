@@ -136,3 +136,39 @@ def test_a_pace_says_nothing_about_as_many_requests_as_before() -> None:
     assert more is not None and more.point == Point(4, 240.0)
     held = course.judge(at(more.point, "items"), epoch(latency=0.08, throughput=1_500.0))
     assert held is not None and held.point.concurrency == 4
+
+
+def test_more_requests_that_did_no_harm_are_as_many_as_there_were() -> None:
+    course = begun()
+    course.judge(at(Point(6, 360.0), None), epoch(latency=CEILINGS.lowest_latency, throughput=2_200.0))
+    more = course.judge(at(Point(4, 240.0), None), epoch(latency=0.08, throughput=3_000.0))
+    assert more is not None and more.point.concurrency == 6
+
+
+def test_more_requests_than_ever_that_gain_nothing_are_no_return_to_what_was() -> None:
+    course = begun(latency=0.29)
+    course.target.others_took()
+    more = course.judge(at(Point(4, 240.0), None), epoch(latency=0.27, throughput=900.0))
+    assert more is not None and more.point.concurrency == 6
+    less = course.judge(at(more.point, None), epoch(latency=0.4, throughput=900.0))
+    assert less is not None and less.reason != "as many requests as before bought nothing"
+
+
+def test_a_small_step_into_as_many_requests_as_before_that_did_harm_becomes_larger_requests() -> None:
+    course = begun()
+    more = course.judge(at(Point(2, 150.0), None), epoch(latency=0.13, throughput=1_150.0))
+    assert more is not None and more.point.concurrency == 3
+    larger = course.judge(at(more.point, None), epoch(latency=0.2, throughput=800.0))
+    assert larger is not None and larger.point == Point(2, more.point.work)
+
+
+def test_a_pace_is_what_holds_the_work_back_and_not_the_number_of_requests() -> None:
+    more = begun().judge(at(Point(1, 60.0), "items"), epoch(latency=0.05, throughput=1_200.0))
+    assert more is not None and more.point.concurrency == 1 and more.point.work > 120.0
+
+
+def test_on_target_single_texts_come_back_to_as_many_requests_as_there_were() -> None:
+    course = begun()
+    course.target.others_took()
+    held = course.judge(at(Point(3, 250.0), None), epoch(latency=course.target.highest, throughput=650.0))
+    assert held is not None and held.then is not None and held.then.concurrency == 4

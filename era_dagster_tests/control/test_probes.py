@@ -55,3 +55,15 @@ def test_a_serial_verdict_is_checked_before_anything_else() -> None:
 def test_latency_has_its_price(latency: float, wanted: float) -> None:
     found = gain_wanted("up", step=0.26, latency=latency, before=0.1, lowest=0.165, highest=0.44, concurrency=4)
     assert found == pytest.approx(wanted)
+
+
+def test_where_a_way_up_did_not_pay_the_other_one_takes_its_turn() -> None:
+    schedule = ProbeSchedule()
+    assert not schedule.other_way
+    for other_way in (True, False, True):
+        schedule.undone(10.0, "up")
+        assert schedule.other_way == other_way
+    schedule.kept(11.0, "down")
+    assert schedule.other_way
+    schedule.kept(12.0, "up")
+    assert not schedule.other_way

@@ -93,3 +93,10 @@ def test_a_cut_that_cost_less_than_three_quarters_of_it_and_noise_was_not_in_vai
     work = 1000.0 * math.exp(-0.4)
     assert not step(error=before).was_in_vain(work, measured(gain=-0.29 - noise, error=after))
     assert step(error=before).was_in_vain(work, measured(gain=-0.31 - noise, error=after))
+
+
+def test_growth_paid_little_where_it_clearly_gained_less_than_half_of_what_it_may() -> None:
+    assert step(100.0).paid_little(200.0, measured(gain=0.3))
+    assert not step(100.0).paid_little(200.0, measured(gain=0.4)), "half of ln 2 is 0.35"
+    assert not step(100.0, error=0.1).paid_little(200.0, measured(gain=0.3)), "that may be noise"
+    assert not step(100.0).paid_little(125.0, measured()), "what so small a step does cannot be told"
