@@ -120,9 +120,10 @@ class Course:
         elif at.pace is None and self._share(at, measured):
             off = self._off(at, measured)
         came_from, self._came_from = self._came_from, None
-        undone = self._undo_width(at, measured, came_from) or self._undo_harm(at, measured, came_from)
-        if undone is not None:
-            return undone
+        if came_from is not None and at.pace is None:
+            undone = self._undo_width(at, measured, came_from) or self._undo_harm(at, measured, came_from)
+            if undone is not None:
+                return undone
         self._width = max(self._width, c)
         if self._probes.urgent:
             self._held = [measured]
@@ -173,10 +174,8 @@ class Course:
             target.others_took()
         return news is not None
 
-    def _undo_width(self, at: Situation, measured: Measurement, came_from: Step | None) -> Move | None:
+    def _undo_width(self, at: Situation, measured: Measurement, came_from: Step) -> Move | None:
         """As many requests again as before a cut, that gained less than half of what they may, are not what is needed now."""
-        if came_from is None or at.pace is not None:
-            return None
         if not came_from.point.concurrency < at.point.concurrency <= self._width:
             return None
         work, gain = at.point.work, came_from.gain(measured)
@@ -190,10 +189,8 @@ class Course:
         self._came_from = came_from
         return move
 
-    def _undo_harm(self, at: Situation, measured: Measurement, came_from: Step | None) -> Move | None:
+    def _undo_harm(self, at: Situation, measured: Measurement, came_from: Step) -> Move | None:
         """Growth that cost far more throughput than noise is undone; so is a cut that helped nothing."""
-        if came_from is None or at.pace is not None:
-            return None
         gain = came_from.gain(measured)
         if came_from.did_harm(at.point.work, measured):
             # Or it was the server that became slower: then less yet is what keeps the latency.

@@ -3,7 +3,7 @@
 import pytest
 
 from era_dagster.control.ceilings import Ceilings
-from era_dagster.control.course import Course, Situation
+from era_dagster.control.course import Course, Move, Situation
 from era_dagster.control.measure import Measurement
 from era_dagster.control.moves import Pace
 from era_dagster.control.point import Point
@@ -80,86 +80,93 @@ def test_a_cut_for_late_requests_is_held_against_their_latency_and_not_against_t
     assert slower.point.work < cut.point.work, "half as long as the late ones, so that the cut was not in vain"
 
 
+def judged(course: Course, situation: Situation, measured: Measurement) -> Move:
+    """What an epoch that is long enough says."""
+    move = course.judge(situation, measured)
+    assert move is not None
+    return move
+
+
 def test_after_a_cut_to_a_single_text_more_work_goes_into_as_many_requests_again_as_there_were() -> None:
     course = begun()
     cut = course.hurry(at(Point(4, 240.0), None), 2.0, epoch(latency=0.15, throughput=1_600.0))
     assert cut is not None and cut.point == Point(1, 60.0)
-    more = course.judge(at(cut.point, None), epoch(latency=0.05, throughput=1_200.0))
-    assert more is not None and more.point == Point(2, 120.0)
-    more = course.judge(at(more.point, None), epoch(latency=0.05, throughput=2_400.0))
-    assert more is not None and more.point == Point(4, 240.0)
-    more = course.judge(at(more.point, None), epoch(latency=0.05, throughput=4_800.0))
-    assert more is not None and more.point == Point(4, 480.0), "and no more than that"
+    more = judged(course, at(cut.point, None), epoch(latency=0.05, throughput=1_200.0))
+    assert more.point == Point(2, 120.0)
+    more = judged(course, at(more.point, None), epoch(latency=0.05, throughput=2_400.0))
+    assert more.point == Point(4, 240.0)
+    more = judged(course, at(more.point, None), epoch(latency=0.05, throughput=4_800.0))
+    assert more.point == Point(4, 480.0), "and no more than that"
 
 
 def test_requests_that_were_refused_as_too_many_are_not_gone_back_to() -> None:
     course = begun()
     course.moved(most_requests=2)
-    more = course.judge(at(Point(1, 60.0), None), epoch(latency=0.04, throughput=1_500.0))
-    assert more is not None and more.point == Point(2, 120.0)
-    more = course.judge(at(more.point, None), epoch(latency=0.04, throughput=3_000.0))
-    assert more is not None and more.point == Point(2, 240.0)
+    more = judged(course, at(Point(1, 60.0), None), epoch(latency=0.04, throughput=1_500.0))
+    assert more.point == Point(2, 120.0)
+    more = judged(course, at(more.point, None), epoch(latency=0.04, throughput=3_000.0))
+    assert more.point == Point(2, 240.0)
 
 
 def test_as_many_requests_again_as_before_that_gain_nothing_become_larger_requests() -> None:
     course = begun()
-    more = course.judge(at(Point(1, 60.0), None), epoch(latency=0.08, throughput=750.0))
-    assert more is not None and more.point == Point(2, 120.0)
-    larger = course.judge(at(more.point, None), epoch(latency=0.16, throughput=750.0))
-    assert larger is not None and larger.point == Point(1, 120.0)
-    more = course.judge(at(larger.point, None), epoch(latency=0.08, throughput=1_500.0))
-    assert more is not None and more.point == Point(1, 240.0), "the requests of before are forgotten"
+    more = judged(course, at(Point(1, 60.0), None), epoch(latency=0.08, throughput=750.0))
+    assert more.point == Point(2, 120.0)
+    larger = judged(course, at(more.point, None), epoch(latency=0.16, throughput=750.0))
+    assert larger.point == Point(1, 120.0)
+    more = judged(course, at(larger.point, None), epoch(latency=0.08, throughput=1_500.0))
+    assert more.point == Point(1, 240.0), "the requests of before are forgotten"
 
 
 def test_where_as_many_requests_as_before_did_harm_the_work_is_undone_too_if_larger_ones_do() -> None:
     course = begun()
-    more = course.judge(at(Point(1, 60.0), None), epoch(latency=0.08, throughput=750.0))
-    assert more is not None and more.point == Point(2, 120.0)
-    larger = course.judge(at(more.point, None), epoch(latency=0.16, throughput=250.0))
-    assert larger is not None and larger.point == Point(1, 120.0)
-    undone = course.judge(at(larger.point, None), epoch(latency=0.16, throughput=250.0))
-    assert undone is not None and undone.point == Point(1, 60.0)
+    more = judged(course, at(Point(1, 60.0), None), epoch(latency=0.08, throughput=750.0))
+    assert more.point == Point(2, 120.0)
+    larger = judged(course, at(more.point, None), epoch(latency=0.16, throughput=250.0))
+    assert larger.point == Point(1, 120.0)
+    undone = judged(course, at(larger.point, None), epoch(latency=0.16, throughput=250.0))
+    assert undone.point == Point(1, 60.0)
 
 
 def test_where_a_second_text_would_be_late_as_many_requests_as_before_that_gain_nothing_are_given_up() -> None:
     course = begun(latency=0.29)
     course.target.others_took()
-    more = course.judge(at(Point(2, 120.0), None), epoch(latency=0.27, throughput=450.0))
-    assert more is not None and more.point.concurrency == 3
-    back = course.judge(at(more.point, None), epoch(latency=0.4, throughput=450.0))
-    assert back is not None and back.point == Point(2, 120.0)
+    more = judged(course, at(Point(2, 120.0), None), epoch(latency=0.27, throughput=450.0))
+    assert more.point.concurrency == 3
+    back = judged(course, at(more.point, None), epoch(latency=0.4, throughput=450.0))
+    assert back.point == Point(2, 120.0)
 
 
 def test_a_pace_says_nothing_about_as_many_requests_as_before() -> None:
     course = begun()
-    more = course.judge(at(Point(2, 120.0), None), epoch(latency=0.08, throughput=1_500.0))
-    assert more is not None and more.point == Point(4, 240.0)
-    held = course.judge(at(more.point, "items"), epoch(latency=0.08, throughput=1_500.0))
-    assert held is not None and held.point.concurrency == 4
+    more = judged(course, at(Point(2, 120.0), None), epoch(latency=0.08, throughput=1_500.0))
+    assert more.point == Point(4, 240.0)
+    held = judged(course, at(more.point, "items"), epoch(latency=0.08, throughput=1_500.0))
+    assert held.point.concurrency == 4
 
 
 def test_more_requests_that_did_no_harm_are_as_many_as_there_were() -> None:
     course = begun()
     course.judge(at(Point(6, 360.0), None), epoch(latency=CEILINGS.lowest_latency, throughput=2_200.0))
-    more = course.judge(at(Point(4, 240.0), None), epoch(latency=0.08, throughput=3_000.0))
-    assert more is not None and more.point.concurrency == 6
+    more = judged(course, at(Point(4, 240.0), None), epoch(latency=0.08, throughput=3_000.0))
+    assert more.point.concurrency == 6
 
 
 def test_more_requests_than_ever_that_gain_nothing_are_no_return_to_what_was() -> None:
     course = begun(latency=0.29)
     course.target.others_took()
-    more = course.judge(at(Point(4, 240.0), None), epoch(latency=0.27, throughput=900.0))
-    assert more is not None and more.point.concurrency == 6
-    less = course.judge(at(more.point, None), epoch(latency=0.4, throughput=900.0))
-    assert less is not None and less.reason != "as many requests as before bought nothing"
+    more = judged(course, at(Point(4, 240.0), None), epoch(latency=0.27, throughput=900.0))
+    assert more.point.concurrency == 6
+    less = judged(course, at(more.point, None), epoch(latency=0.4, throughput=900.0))
+    assert less.reason != "as many requests as before bought nothing"
 
 
 def test_a_small_step_into_as_many_requests_as_before_that_did_harm_becomes_larger_requests() -> None:
     course = begun()
-    more = course.judge(at(Point(2, 150.0), None), epoch(latency=0.13, throughput=1_150.0))
-    assert more is not None and more.point.concurrency == 3
-    larger = course.judge(at(more.point, None), epoch(latency=0.2, throughput=800.0))
-    assert larger is not None and larger.point == Point(2, more.point.work)
+    more = judged(course, at(Point(2, 150.0), None), epoch(latency=0.13, throughput=1_150.0))
+    assert more.point.concurrency == 3
+    larger = judged(course, at(more.point, None), epoch(latency=0.2, throughput=800.0))
+    assert larger.point == Point(2, more.point.work)
 
 
 def test_a_pace_is_what_holds_the_work_back_and_not_the_number_of_requests() -> None:
@@ -170,5 +177,5 @@ def test_a_pace_is_what_holds_the_work_back_and_not_the_number_of_requests() -> 
 def test_on_target_single_texts_come_back_to_as_many_requests_as_there_were() -> None:
     course = begun()
     course.target.others_took()
-    held = course.judge(at(Point(3, 250.0), None), epoch(latency=course.target.highest, throughput=650.0))
-    assert held is not None and held.then is not None and held.then.concurrency == 4
+    held = judged(course, at(Point(3, 250.0), None), epoch(latency=course.target.highest, throughput=650.0))
+    assert held.then is not None and held.then.concurrency == 4
