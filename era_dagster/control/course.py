@@ -26,8 +26,8 @@ CONFIDENCE = 3.0
 """Standard errors from which a latency is taken for what it is; below, noise takes its share of it."""
 MUCH_MORE = 1.5
 """Growth of the work by less is not why requests take twice as long as is aimed at."""
-AT_THE_SAME_TIME = 0.35
-"""Twice as many requests that gained more ln(throughput), half of what they may, are worked on at the same time."""
+AT_THE_SAME_TIME = 0.5
+"""More requests that gained more than this of what they may, in ln(throughput), are worked on at the same time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +64,7 @@ class Course:
         self._most_work = math.inf
         self._held: list[Measurement] = []
         self._came_from: Step | None = None
+        self._drained: list[float] = []
         self._moves = 0
         self._origin = Point(1, 0.0)
         self._width = 1
@@ -73,6 +74,11 @@ class Course:
     def is_probing(self) -> bool:
         """Whether another point is being tried."""
         return self._probes.running is not None
+
+    def is_late(self, latency: float, work: float) -> bool:
+        """Whether one request, with so much work under way, took longer than noise explains, or what a probe has more."""
+        growth = max(1.0, work / self._origin.work) if self.is_probing else 1.0
+        return self.target.is_late(latency, growth=growth)
 
     def begin(
         self, now: float, landing: Landing, *, fastest: float, light: float, wave: Point, measured: Measurement | None
@@ -94,6 +100,10 @@ class Course:
         self._probes.dropped()
         self._width = min(self._width, most_requests or self._width)
         self._held, self._came_from = [], step
+
+    def drained(self, latency: float) -> None:
+        """A request that was under way when the point moved took so long."""
+        self._drained.append(latency)
 
     def judge(self, at: Situation, measured: Measurement) -> Move | None:
         """What an epoch says; None if it has to go on."""
@@ -120,6 +130,8 @@ class Course:
         elif at.pace is None and self._share(at, measured):
             off = self._off(at, measured)
         came_from, self._came_from = self._came_from, None
+        if came_from is not None and self._drained:
+            came_from = came_from.drained(self._drained)
         if came_from is not None and at.pace is None:
             undone = self._undo_width(at, measured, came_from) or self._undo_harm(at, measured, came_from)
             if undone is not None:
@@ -222,7 +234,8 @@ class Course:
             most_work=self._most_work,
             shared=self._rivals.known or self._rivals.shared(at.now),
         )
-        tried = at.bounded(tried)
+        second_text = self._probes.other_way and at.point.is_single(at.item_tokens)
+        tried = self._as_wide(at, tried) if probe == "up" and not second_text else at.bounded(tried)
         if tried == at.point:
             self._probes.undone(at.now, probe)
             return self._go(at, at.point, "on target", measured)
@@ -248,6 +261,8 @@ class Course:
         if abs(gain - threshold) < (1.0 if enough else 2.5) * noise and samples < min(240, 12 * c):
             return None
         if gain <= threshold:
+            if probe == "up" and at.point.concurrency > self._origin.concurrency:
+                self._width = self._origin.concurrency
             self._probes.undone(at.now, probe, gain=gain, late=measured.latency > self._ceilings.latency_seconds)
             back = self._back(at, probe, measured.latency)
             return self._go(at, back, f"probe {probe} undone", measured, gain)
@@ -267,7 +282,8 @@ class Course:
                 self._most_work = at.point.work
         else:
             self._rivals.reshaped(gain)
-            if probe == "wider" and gain > AT_THE_SAME_TIME and not self._rivals.known:
+            wider = math.log(at.point.concurrency / self._origin.concurrency)
+            if probe == "wider" and gain > AT_THE_SAME_TIME * wider and not self._rivals.known:
                 self.target.waits_for_nothing(measured.latency / max(1.0, at.point.items(at.item_tokens)))
         self._held = [measured]
         return self._go(at, at.point, f"probe {probe} kept", measured, gain)
@@ -276,7 +292,7 @@ class Course:
         """Where a probe came from; with less work if that would be as late by now: smaller requests and no more work are
         no reason for it."""
         latency *= self._origin.work / at.point.work
-        if probe not in ("down", "wider") or not self.target.is_late(latency, probing=False):
+        if probe not in ("down", "wider") or not self.target.is_late(latency):
             return self._origin
         return at.bounded(replace(self._origin, work=self.target.fitting(self._origin.work, latency)))
 
@@ -332,6 +348,7 @@ class Course:
         held: Sequence[Measurement] = (),
     ) -> Move:
         """`held`: what a probe will be compared with."""
+        self._drained = []
         if point != at.point:
             self._held, self._came_from = list(held), None
         return Move(point=point, reason=reason, measured=measured, gain=gain)

@@ -36,6 +36,10 @@ class Flight:
         """When it was sent and how many tokens it had; None if it is not known any more."""
         return self._under_way.pop(number, None)
 
+    def sent_since(self, at: float) -> list[float]:
+        """When each of those under way was sent, that went out at `at` or later."""
+        return [sent_at for sent_at, _ in self._under_way.values() if sent_at >= at]
+
     def sent_before(self, at: float) -> bool:
         """Whether a request that was sent before `at` is still under way."""
         return any(sent_at < at for sent_at, _ in self._under_way.values())

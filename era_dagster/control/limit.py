@@ -17,7 +17,8 @@ from era_dagster.control.startup import FEWEST_SAMPLES, FIRST_CONCURRENCY, Landi
 from era_dagster.control.trail import Step
 
 LATE_IN_A_ROW = 3
-"""So many late requests, and at least half a flight, are news that no epoch's end is waited for."""
+"""So many late requests, and at least half a flight, are news that no epoch's end is waited for; the last is answered,
+those that are under way still may be among them."""
 REFUSED_SHARE = 0.25
 FLIGHT = 8
 CEILING_SECONDS = 60.0
@@ -163,14 +164,15 @@ class AdaptiveLimit:
         if alone and sent_at < self._moved_at:
             return None
         if self._startup is None and sent_at >= self._watched_from:
-            late = self._course.target.is_late(now - sent_at, probing=self._course.is_probing)
+            late = self._course.is_late(now - sent_at, self.point.work)
             self._over = self._over + 1 if late else 0
-            if self._over >= max(LATE_IN_A_ROW, self.point.concurrency // 2):
+            if late and self._over + self._overdue(now) >= max(LATE_IN_A_ROW, self.point.concurrency // 2):
                 seen = self._measured(now) if self._flight.epoch.latencies else self.last
                 hurried = self._course.hurry(self._situation(now), now - sent_at, seen)
                 if hurried is not None:
                     return self._follow(now, hurried)
         if not self._flight.settled(now, at_once=alone):
+            self._course.drained(now - sent_at)
             return None
         epoch = self._flight.epoch
         epoch.add(now, sent_at=sent_at, tokens=tokens)
@@ -192,6 +194,11 @@ class AdaptiveLimit:
             self.last = measured
             self._course.target.saw(measured)
         return judgement
+
+    def _overdue(self, now: float) -> int:
+        """How many of those under way are late by now, whenever they will be answered."""
+        since = self._flight.sent_since(self._watched_from)
+        return sum(self._course.is_late(now - sent_at, self.point.work) for sent_at in since)
 
     # --- the law -------------------------------------------------------------------------------------------------
 

@@ -24,9 +24,8 @@ FEW_ITEMS = 4.0
 EVENNESS = 0.16
 """Where others share the server: up to four texts in flight the highest latency, and by this power of them less, so that it
 is the lowest at about a thousand."""
-LATE, LATE_IN_A_PROBE = 2.0, 1.5
-"""A request is late at so many times the latency aimed at; while a probe runs, which may double the latency, at so many
-times the highest, if that is more."""
+LATE = 2.0
+"""A request is late at so many times the latency aimed at; at more, in proportion, while a probe has more under way."""
 LONG_TAIL = 1.5
 """The 95th percentile over the mean from which the tail alone is late now and then: beyond, it takes as much more."""
 
@@ -108,8 +107,10 @@ class LatencyTarget:
         self._light_latency = light_latency if math.isfinite(light_latency) else 0.0
 
     def saw(self, measured: Measurement) -> None:
-        """An epoch has ended: what its tail says about the 95th percentile."""
+        """An epoch has ended: what its tail says about the 95th percentile, and that a light load takes no longer."""
         self._p95_ratio += LEARNING_RATE * (measured.p95_ratio - self._p95_ratio)
+        if measured.latency * math.exp(3.0 * measured.error) < self._light_latency:
+            self._light_latency = measured.latency
 
     def waits_for_nothing(self, latency: float) -> None:
         """Requests that took so long, on the mean, waited for nothing: as long as that does the service itself take."""
@@ -145,12 +146,10 @@ class LatencyTarget:
         """Less work, as `latency` asks for by Little's law."""
         return work * max(SMALLEST_SHARE, min(1.0, self.aimed_at() / latency))
 
-    def is_late(self, latency: float, *, probing: bool) -> bool:
-        """Whether one request took longer than noise, its usual tail, or the probe under way, explains."""
+    def is_late(self, latency: float, *, growth: float = 1.0) -> bool:
+        """Whether one request took longer than noise, its usual tail, and work that grew so many times, explain."""
         latency /= max(1.0, self._p95_ratio / LONG_TAIL)
-        if probing:
-            return latency > LATE_IN_A_PROBE * max(self.seconds, self.highest)
-        return latency > LATE * max(self.seconds, self.lowest)
+        return latency > LATE * growth * max(self.seconds, self.lowest)
 
 
 def _evenness(items: float) -> float:

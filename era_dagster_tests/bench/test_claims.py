@@ -158,7 +158,7 @@ def seeds(name: str, count: int) -> list[Score]:
 def test_clients_that_know_nothing_of_each_other_come_to_share_a_server_on_the_mean_of_many_runs(
     name: str, least: float
 ) -> None:
-    shares = [score.fairness for score in seeds(name, 8)]
+    shares = [score.fairness for score in seeds(name, 12)]
     assert mean(share for share in shares if share is not None) >= least
 
 
@@ -267,7 +267,7 @@ def test_after_a_step_to_a_quarter_of_the_speed_the_95th_percentile_of_six_secon
         course = course_from({**server, "changes": [[step, {"slots": 2}], [step + 2.0, {"slots": 8}]]})
         result = alone(course, mean_tokens=50.0, seconds=9.0, warm_up=3.0, seed=seed)
         in_time += result.percentile(0.95) <= 0.5
-    assert in_time >= 8
+    assert in_time >= 10
 
 
 @pytest.mark.parametrize("requests_per_second", [4.0, 8.0, 16.0])

@@ -1,5 +1,7 @@
 """The course by itself: what it makes of one epoch, and of late requests, while a pace of requests holds the work back."""
 
+import math
+
 import pytest
 
 from era_dagster.control.ceilings import Ceilings
@@ -27,11 +29,11 @@ def epoch(*, latency: float, throughput: float) -> Measurement:
     )
 
 
-def at(point: Point, pace: Pace) -> Situation:
+def at(point: Point, pace: Pace, now: float = 10.0) -> Situation:
     def bounded(asked: Point) -> Point:
         return asked.bounded(CEILINGS, most_requests=CEILINGS.concurrency, item_tokens=ITEM_TOKENS)
 
-    return Situation(now=10.0, point=point, item_tokens=ITEM_TOKENS, pace=pace, bounded=bounded)
+    return Situation(now=now, point=point, item_tokens=ITEM_TOKENS, pace=pace, bounded=bounded)
 
 
 def begun(*, latency: float = 0.02) -> Course:
@@ -179,3 +181,87 @@ def test_on_target_single_texts_come_back_to_as_many_requests_as_there_were() ->
     course.target.others_took()
     held = judged(course, at(Point(3, 250.0), None), epoch(latency=course.target.highest, throughput=650.0))
     assert held.then is not None and held.then.concurrency == 4
+
+
+def tried(course: Course, point: Point, probe: str, now: float = 10.0) -> Point:
+    """Held on target until this probe runs, what ran before it having cost a fifth of the throughput; what it tries."""
+    throughput = point.work / CEILINGS.lowest_latency
+    for _ in range(20):
+        cost = 0.8 if course.is_probing else 1.0
+        seen = epoch(latency=CEILINGS.lowest_latency, throughput=cost * throughput)
+        move = judged(course, at(point, None, now), seen)
+        point = move.point
+        if move.reason == f"probe {probe}":
+            return point
+    raise AssertionError(f"no probe {probe} in twenty epochs")
+
+
+def ended(
+    course: Course, point: Point, *, gain: float, reference: Point, latency: float = CEILINGS.lowest_latency
+) -> Move:
+    """The probe at `point` has shown this gain in ln(throughput) over the `reference`."""
+    throughput = reference.work / CEILINGS.lowest_latency * math.exp(gain)
+    return judged(course, at(point, None), epoch(latency=latency, throughput=throughput))
+
+
+def test_a_probe_of_more_goes_into_as_many_requests_as_there_were_and_into_texts_where_those_did_not_pay() -> None:
+    course, left = begun(), Point(1, 120.0)
+    more = tried(course, left, "up")
+    assert more == Point(3, 180.0)
+    assert ended(course, more, gain=0.0, reference=left).point == left
+    larger = judged(course, at(left, None), epoch(latency=0.08, throughput=1_500.0))
+    assert larger.point == Point(1, 240.0)
+
+
+def test_beside_a_single_text_a_second_request_and_a_second_text_still_take_turns() -> None:
+    course, wide, left = begun(), Point(4, 960.0), Point(1, 60.0)
+    ended(course, tried(course, wide, "up"), gain=0.0, reference=wide)
+    larger = tried(course, left, "up", now=70.0)
+    assert larger == Point(1, 120.0), "the last way up did not pay"
+    ended(course, larger, gain=0.0, reference=left)
+    assert tried(course, left, "up", now=140.0) == Point(2, 120.0)
+
+
+def test_fewer_requests_that_were_kept_are_as_many_as_there_were() -> None:
+    course, wide = begun(), Point(8, 1_600.0)
+    fewer = tried(course, wide, "narrower")
+    assert fewer == Point(4, 1_600.0)
+    assert ended(course, fewer, gain=0.1, reference=wide).reason == "probe narrower kept"
+    point = Point(1, 60.0)
+    for requests in (2, 4, 4):
+        quick = epoch(latency=0.05, throughput=point.work / 0.05)
+        point = judged(course, at(point, None), quick).point
+        assert point.concurrency == requests
+
+
+@pytest.mark.parametrize(("growth", "late"), [(1.0, 2.01), (1.3, 2.61)])
+def test_in_a_probe_a_request_is_late_when_it_takes_longer_than_the_work_it_has_more_explains(
+    growth: float, late: float
+) -> None:
+    course, held = begun(), Point(8, 1_600.0)
+    point = tried(course, held, "wider" if growth == 1.0 else "up")
+    assert point.work == pytest.approx(growth * held.work)
+    assert course.is_late(late * CEILINGS.lowest_latency, point.work)
+    assert not course.is_late((late - 0.02) * CEILINGS.lowest_latency, point.work)
+
+
+@pytest.mark.parametrize(("drained", "in_vain"), [([0.3, 0.3], True), ([0.7, 0.9], False)])
+def test_whether_a_cut_for_late_requests_was_in_vain_is_told_by_what_was_under_way_then(
+    drained: list[float], in_vain: bool
+) -> None:
+    course, before = begun(), epoch(latency=0.15, throughput=16_000.0)
+    cut = course.hurry(at(Point(4, 2_400.0), None), 0.34, before)
+    assert cut is not None
+    for latency in drained:
+        course.drained(latency)
+    later = judged(course, at(cut.point, None), epoch(latency=0.35, throughput=3_400.0))
+    assert (later.reason == "less work did not lower the latency") == in_vain
+    assert (later.point.work > cut.point.work) == in_vain
+
+
+def test_a_third_request_that_gained_more_than_half_of_what_it_may_waits_for_nothing() -> None:
+    course, held = begun(), Point(2, 150.0)
+    wider = tried(course, held, "wider")
+    assert wider == Point(3, 180.0)
+    assert ended(course, wider, gain=0.3, reference=held, latency=0.25).reason == "probe wider kept"
+    assert course.target.lowest == pytest.approx(1.1 * 0.25)

@@ -19,7 +19,7 @@ def controller(*, limit: int = 4, items: int = 8, rate: float | None = None) -> 
 def send(gate: EndpointController, now: float, pending: int = 100) -> Ticket:
     decision = gate.admit(now, pending)
     assert isinstance(decision, Decision), decision
-    return gate.started(now, items=decision.batch_items, tokens=1, probe=decision.probe)
+    return gate.started(now, items=decision.batch_items, tokens=decision.batch_items, probe=decision.probe)
 
 
 def flights(gate: EndpointController, now: float, count: int, seconds: float = 0.05) -> float:

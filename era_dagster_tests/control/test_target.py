@@ -1,5 +1,7 @@
 """The mean latency aimed at: what raises it, what lowers it, and what counts as late. The 95th percentile is held to 1 s."""
 
+from dataclasses import replace
+
 import pytest
 
 from era_dagster.control.ceilings import Ceilings
@@ -215,26 +217,32 @@ def test_less_work_fits_by_little_s_law_but_a_quarter_is_left_and_it_is_never_mo
     assert found.fitting(1000.0, 0.1) == 1000.0
 
 
+@pytest.mark.parametrize(("latency", "light"), [(0.3, 0.3), (0.68, 0.7)])
+def test_a_light_load_takes_no_longer_than_what_was_clearly_seen_with_more_under_way(
+    latency: float, light: float
+) -> None:
+    found = target(0.5, light=0.7)
+    found.saw(replace(tail(1.2), latency=latency))
+    assert found.highest == pytest.approx(max(1.4 * light, HIGHEST))
+
+
 @pytest.mark.parametrize(
-    ("seconds", "probing", "limit"),
+    ("seconds", "growth", "limit"),
     [
-        (0.5, False, 2.0 * 0.5),
-        (0.2, False, 2.0 * LOWEST),
-        (0.5, True, 1.5 * HIGHEST),  # a probe may double the latency
-        (2.0, True, 1.5 * 2.0),
+        (0.5, 1.0, 2.0 * 0.5),
+        (0.2, 1.0, 2.0 * LOWEST),
+        (0.5, 1.3, 2.0 * 1.3 * 0.5),  # more under way takes longer
     ],
 )
-def test_a_request_is_late_beyond_what_noise_or_the_probe_under_way_explains(
-    seconds: float, probing: bool, limit: float
-) -> None:
+def test_a_request_is_late_beyond_what_noise_or_more_work_explains(seconds: float, growth: float, limit: float) -> None:
     found = target(seconds)
-    assert not found.is_late(0.99 * limit, probing=probing)
-    assert found.is_late(1.01 * limit, probing=probing)
+    assert not found.is_late(0.99 * limit, growth=growth)
+    assert found.is_late(1.01 * limit, growth=growth)
 
 
 def test_where_the_tail_is_long_a_request_is_late_later() -> None:
     found = target(0.5)
     for _ in range(100):
         found.saw(tail(3.0))
-    assert not found.is_late(1.9, probing=False)
-    assert found.is_late(2.1, probing=False)
+    assert not found.is_late(1.9)
+    assert found.is_late(2.1)
