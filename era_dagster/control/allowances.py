@@ -4,6 +4,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+LONGEST_RESET_SECONDS = 366 * 86400.0
+"""A longer time is a moment, in seconds since 1970, and no duration."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Allowance:
@@ -17,12 +20,16 @@ class Allowance:
 def announced_allowances(headers: Mapping[str, str]) -> dict[str, Allowance]:
     """The `x-ratelimit-*` headers by what they count, `requests` or `tokens`; those that cannot be read are left out.
 
-    Resets are seconds ("12", "0.5"), or durations as in "6m0s", "1.5s", "20ms".
+    Without a kind in their names they count requests. Resets are seconds ("12", "0.5"), or durations as in "6m0s", "1.5s",
+    "20ms". A date, or the seconds since 1970, is none: it would take the server's clock to read it.
     """
     found: dict[str, Allowance] = {}
     for kind in ("requests", "tokens"):
-        limit, remaining = (_number(headers.get(f"x-ratelimit-{part}-{kind}", "")) for part in ("limit", "remaining"))
-        reset = _duration(headers.get(f"x-ratelimit-reset-{kind}", ""))
+        name = "x-ratelimit-{}-" + kind
+        if kind == "requests" and name.format("limit") not in headers:
+            name = "x-ratelimit-{}"
+        limit, remaining = (_number(headers.get(name.format(part), "")) for part in ("limit", "remaining"))
+        reset = _duration(headers.get(name.format("reset"), ""))
         if limit is not None and remaining is not None and reset is not None and limit > 0:
             found[kind] = Allowance(limit=limit, remaining=min(remaining, limit), reset_seconds=reset)
     return found
@@ -37,6 +44,11 @@ def _number(text: str) -> float | None:
 
 
 def _duration(text: str) -> float | None:
+    seconds = _spelled_duration(text)
+    return None if seconds is None or seconds > LONGEST_RESET_SECONDS else seconds
+
+
+def _spelled_duration(text: str) -> float | None:
     total, digits = 0.0, ""
     units = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
     rest = text.strip().lower()

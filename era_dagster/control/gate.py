@@ -82,6 +82,7 @@ class EndpointController:
         self._patience_seconds = patience_seconds
         self._trace = trace
         self._failing_since: float | None = None
+        self._answered_at = -math.inf
         self._probing = False
         self._probes = 0
         self._tickets: dict[int, Ticket] = {}
@@ -208,13 +209,15 @@ class EndpointController:
             self._answered(now, ticket)
             return
         if self._failing_since is None:
-            self._failing_since = ticket.sent_at
+            # Others may have been answered while this one was under way.
+            self._failing_since = max(ticket.sent_at, self._answered_at)
         if outcome is Outcome.RATE_LIMITED or retry_after_seconds is not None:
             self._refused(now, ticket, outcome, retry_after_seconds)
         if outcome is Outcome.RATE_LIMITED:
             self._breaker.succeeded()  # a server that counts requests is up; the throttle holds it back
         elif ticket.probe:
             self._breaker.probe_failed(now)
+            self._record(now, "still nothing answers")
         elif not late and not (outcome is Outcome.OVERLOADED and self._tickets):
             # A server that turns some away while it works on others is not down.
             opened = self._breaker.failed(now, timed_out=outcome is Outcome.TIMED_OUT)
@@ -225,8 +228,9 @@ class EndpointController:
         if self._breaker.probe_at is not None:
             self._record(now, "it answers again")
         self._breaker.succeeded()
-        self._throttle.succeeded(sent_at=ticket.sent_at)
-        self._failing_since = None
+        if self._throttle.succeeded(sent_at=ticket.sent_at):
+            self._record(now, "it takes requests again")
+        self._failing_since, self._answered_at = None, now
 
     def _refused(self, now: float, ticket: Ticket, outcome: Outcome, retry_after_seconds: float | None) -> None:
         first = self._throttle.refused(now, sent_at=ticket.sent_at, retry_after_seconds=retry_after_seconds)
@@ -302,6 +306,8 @@ class EndpointController:
     @property
     def given_up_at(self) -> float:
         """When its patience ends; minus infinite if it announced a longer pause, infinite while it answers."""
+        if self._pacer.announced_wait_seconds > self._patience_seconds:
+            return -math.inf
         if self._failing_since is None:
             return math.inf
         end = self._failing_since + self._patience_seconds

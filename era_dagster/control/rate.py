@@ -45,7 +45,8 @@ LARGEST_SHORTFALL = 0.125
 class Throttle:
     """The pause after a refusal, and one request at a time after it until one succeeds.
 
-    The pause is what the server says (Retry-After), else 0.5 s doubled up to 16 s for each refusal in a row. Requests
+    The pause is what the server says (Retry-After), else 0.5 s doubled up to 16 s for each refusal in a row. A server that
+    refuses again when its own pause is over has said too little: from then on the pause is no shorter than that. Requests
     that were already under way when the pause began don't lengthen it. `announced_until` is the server's word alone.
     """
 
@@ -60,20 +61,24 @@ class Throttle:
         known = self.half_open and sent_at < self.closed_until
         if not known:
             self._refusals += 1
+        told = retry_after_seconds is not None
         if retry_after_seconds is not None:
             self.announced_until = now + retry_after_seconds
             self.closed_until = max(self.closed_until, self.announced_until)
-        elif not known:
-            pause = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2.0 ** min(self._refusals - 1, 10))
+        doublings = self._refusals - (2 if told else 1)
+        if not known and doublings >= 0:
+            pause = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2.0 ** min(doublings, 10))
             self.closed_until = max(self.closed_until, now + pause)
         self.half_open = True
         return not known
 
-    def succeeded(self, *, sent_at: float) -> None:
-        """A request was answered; one that was sent before the refusal proves nothing."""
-        if sent_at >= self.closed_until:
-            self.half_open = False
-            self._refusals = 0
+    def succeeded(self, *, sent_at: float) -> bool:
+        """A request was answered; whether that ends the pause: one that was sent before the refusal proves nothing."""
+        if not self.half_open or sent_at < self.closed_until:
+            return False
+        self.half_open = False
+        self._refusals = 0
+        return True
 
 
 class Bucket:
@@ -113,6 +118,8 @@ class Pacer:
         self._learnt: Bucket | None = None
         self._counts: Counted = "requests"
         self._announced: dict[str, Bucket] = {}
+        self.announced_wait_seconds = 0.0
+        """How long the server's own account, as it came last, gives nothing at all."""
         self._sent = self._refused = NOTHING
         self._last = Sent(requests=1, items=1, tokens=1.0)
         self._token_scale = 1.0
@@ -197,12 +204,15 @@ class Pacer:
     def announced(self, now: float, sent: Sent, allowances: Mapping[str, Allowance]) -> None:
         """Follow the server's own account: what remains, less what was sent after the request that it came back with."""
         since = {"requests": self._sent.requests - sent.requests, "tokens": self._sent.tokens - sent.tokens}
+        if allowances:
+            self.announced_wait_seconds = 0.0
         for kind, said in allowances.items():
             known = self._announced.get(kind)
             spent = said.limit - said.remaining
             rate = spent / said.reset_seconds if spent > 0 and said.reset_seconds > 0 else 0.0
             if rate == 0.0:
                 rate = known.rate / MARGIN if known else said.limit
+            self.announced_wait_seconds = max(self.announced_wait_seconds, (1.0 - said.remaining) / rate)
             level = said.remaining - since[kind]
             self._announced[kind] = Bucket(now, rate=MARGIN * rate, size=max(1.0, said.limit), level=level)
 

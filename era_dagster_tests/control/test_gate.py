@@ -135,6 +135,28 @@ def test_patience_counts_from_the_first_request_that_failed_and_ends_with_a_succ
     assert gate.given_up_at == math.inf
 
 
+def test_patience_does_not_count_from_before_others_were_answered() -> None:
+    gate = controller()
+    swallowed, other = send(gate, 0.0), send(gate, 0.0)
+    gate.completed(170.0, other, Outcome.SUCCESS)
+    gate.completed(180.0, swallowed, Outcome.TIMED_OUT)
+    assert gate.given_up_at == 170.0 + 120.0
+
+
+@pytest.mark.parametrize(("reset", "given_up"), [("24h0m0s", True), ("15m", False)])
+def test_an_announced_limit_that_gives_nothing_for_longer_than_the_patience_gives_the_endpoint_up(
+    reset: str, given_up: bool
+) -> None:
+    gate = controller()
+    said = {
+        "x-ratelimit-limit-requests": "10",
+        "x-ratelimit-remaining-requests": "0",
+        "x-ratelimit-reset-requests": reset,
+    }
+    gate.completed(1.0, send(gate, 0.0), Outcome.SUCCESS, headers=said)
+    assert (gate.given_up_at == -math.inf) == given_up
+
+
 def test_a_pause_longer_than_the_patience_gives_the_endpoint_up_at_once() -> None:
     gate = controller()
     gate.completed(1.0, send(gate, 0.0), Outcome.RATE_LIMITED, retry_after_seconds=3600.0)
@@ -216,6 +238,12 @@ def test_every_decision_is_a_record_with_its_reason() -> None:
     assert {"start", "hold"} <= {record.mode for record in records}
     assert records[-1].mode == "throttled"
     assert "3.00 s" in records[-1].reason
+    gate.completed(now + 5.0, send(gate, now + 4.5), Outcome.SUCCESS)
+    assert records[-1].reason == "it takes requests again"
+    gate.completed(now + 6.0, send(gate, now + 5.5), Outcome.TIMED_OUT)
+    assert records[-1].mode == "down"
+    gate.completed(now + 8.0, send(gate, now + 7.0), Outcome.FAILED)
+    assert records[-1].reason == "still nothing answers"
 
 
 def test_a_request_is_filled_up_to_its_tokens_but_never_left_empty() -> None:

@@ -221,7 +221,18 @@ def test_resets_are_read_in_every_form(reset: str, seconds: float) -> None:
     assert announced_allowances(headers)["requests"].reset_seconds == pytest.approx(seconds)
 
 
-@pytest.mark.parametrize("reset", ["", "soon", "1x", "-3", "nan", "inf", "s"])
+def test_a_limit_of_no_kind_counts_requests_unless_there_is_one_that_says_so() -> None:
+    plain = {"x-ratelimit-limit": "60", "x-ratelimit-remaining": "59", "x-ratelimit-reset": "12"}
+    assert announced_allowances(plain) == {"requests": Allowance(limit=60.0, remaining=59.0, reset_seconds=12.0)}
+    kinds = {
+        "x-ratelimit-limit-requests": "9",
+        "x-ratelimit-remaining-requests": "8",
+        "x-ratelimit-reset-requests": "1s",
+    }
+    assert announced_allowances(plain | kinds)["requests"].limit == 9.0
+
+
+@pytest.mark.parametrize("reset", ["", "soon", "1x", "-3", "nan", "inf", "s", "1767225600", "2026-01-01T00:00:00Z"])
 def test_headers_that_make_no_sense_are_no_allowance(reset: str) -> None:
     headers = {
         "x-ratelimit-limit-tokens": "60",
@@ -253,3 +264,28 @@ def test_a_reset_that_is_rounded_down_to_nothing_does_not_wear_the_announced_rat
         pacer.announced(float(second), sent, {"requests": Allowance(limit=10.0, remaining=9.0, reset_seconds=0.0)})
         rates.append(pacer.rate)
     assert rates[-1] is not None and rates[-1] == pytest.approx(rates[0])
+
+
+def test_a_server_that_refuses_again_after_the_pause_it_asked_for_is_left_alone_for_longer() -> None:
+    throttle, now, pauses = Throttle(), 0.0, []
+    for _ in range(8):
+        throttle.refused(now, sent_at=now, retry_after_seconds=0.0)
+        pauses.append(throttle.closed_until - now)
+        now = throttle.closed_until
+    assert pauses == [0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 16.0]
+    assert throttle.succeeded(sent_at=now)
+    throttle.refused(now, sent_at=now, retry_after_seconds=3.0)
+    assert throttle.closed_until == now + 3.0
+
+
+@pytest.mark.parametrize(("remaining", "wait"), [(0.0, 8640.0), (1.0, 0.0), (9.0, 0.0)])
+def test_how_long_an_announced_limit_gives_nothing_is_the_servers_word_alone(remaining: float, wait: float) -> None:
+    pacer = Pacer(None)
+    first, *_ = [pacer.sent(0.0, items=1, tokens=20.0) for _ in range(8)]
+    said = Allowance(limit=10.0, remaining=remaining, reset_seconds=8640.0 * (10.0 - remaining))
+    pacer.announced(1.0, first, {"requests": said})
+    assert pacer.announced_wait_seconds == pytest.approx(wait)
+    pacer.announced(2.0, first, {})
+    assert pacer.announced_wait_seconds == pytest.approx(wait), "an answer without headers says nothing"
+    pacer.announced(3.0, first, {"requests": Allowance(limit=10.0, remaining=5.0, reset_seconds=43_200.0)})
+    assert pacer.announced_wait_seconds == 0.0
