@@ -52,7 +52,9 @@ _OUR_FAULT = re.compile(
     r"|model is required",
     re.IGNORECASE,
 )
-_NO_MONEY = re.compile(r"insufficient_quota|exceeded your current quota|billing", re.IGNORECASE)
+_NO_MONEY = "insufficient_quota"
+"""OpenAI's code for an account without money. Words tell nothing: Gemini says "exceeded your current quota, please check your
+plan and billing details" of a limit per minute, Voyage speaks of its "billing page" where it allows 3 requests a minute."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,12 +79,22 @@ class Asked:
         return f"{self.url} (model {self.model})"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Said:
+    """What an error body says: `text` in at most 200 characters of one line, and the codes and types it names."""
+
+    text: str
+    codes: frozenset[str] = frozenset()
+
+
 def classify(asked: Asked, status: int, headers: Mapping[str, str], body: bytes) -> Verdict:
     """The verdict on an answer that is not 2xx. `headers` must compare names without case, as httpx's do."""
-    said = error_text(body)
-    answer = f"{asked} answered {status}{': ' + said if said else ''}"
+    said = said_in(body)
+    answer = f"{asked} answered {status}{': ' + said.text if said.text else ''}"
     wait = retry_after_seconds(headers)
     kind = _kind(status, said)
+    if status == 429 and ("retry-after" in headers or "retry-after-ms" in headers):
+        kind = EndpointBusy  # whoever says when to come back is no refusal for good
     if kind is EndpointRefused:
         return Verdict(error=EndpointRefused(f"{answer}.", hint=_hint(asked, status, said)), outcome=Outcome.TEXTS)
     if kind is EndpointBusy:
@@ -91,13 +103,13 @@ def classify(asked: Asked, status: int, headers: Mapping[str, str], body: bytes)
         return Verdict(error=error, outcome=outcome, retry_after_seconds=wait, headers=headers)
     if kind is EndpointUnavailable:
         return Verdict(error=EndpointUnavailable(f"{answer}."), outcome=Outcome.FAILED, retry_after_seconds=wait)
-    too_large = status == 413 or (kind is TextsTooLarge and _TOO_MANY.search(said) is not None)
+    too_large = status == 413 or (kind is TextsTooLarge and _TOO_MANY.search(said.text) is not None)
     return Verdict(error=kind(f"{answer}."), outcome=Outcome.TOO_LARGE if too_large else Outcome.TEXTS)
 
 
-def _kind(status: int, said: str) -> type[EraError]:
+def _kind(status: int, said: Said) -> type[EraError]:
     if status == 429:
-        return EndpointRefused if _NO_MONEY.search(said) else EndpointBusy
+        return EndpointRefused if _NO_MONEY in said.codes else EndpointBusy
     if status == 503:
         return EndpointBusy
     if status == 413:
@@ -105,7 +117,7 @@ def _kind(status: int, said: str) -> type[EraError]:
     if status in (408, 409, 424, 425, 499):
         return EndpointUnavailable
     if status in (400, 422) or status >= 500:
-        return _kind_by_words(status, said)
+        return _kind_by_words(status, said.text)
     return EndpointRefused
 
 
@@ -121,10 +133,12 @@ def _kind_by_words(status: int, said: str) -> type[EraError]:
     return EndpointUnavailable if status >= 500 else TextsRejected
 
 
-def _hint(asked: Asked, status: int, said: str) -> str:
+def _hint(asked: Asked, status: int, said: Said) -> str:
     if status in (401, 403, 407):
         return "Set ERA_EMBEDDING_API_KEY to a key this server accepts."
-    if _MODEL_MISSING.search(said) or (status == 404 and asked.missing_model_hint and "model" in said.lower()):
+    if _MODEL_MISSING.search(said.text) or (
+        status == 404 and asked.missing_model_hint and "model" in said.text.lower()
+    ):
         return asked.missing_model_hint or "Correct ERA_EMBEDDING_MODEL."
     if status in (402, 429):
         return "Its account has no quota left."
@@ -158,21 +172,26 @@ def unreadable(asked: Asked, body: bytes) -> Verdict:
     )
 
 
-def error_text(body: bytes) -> str:
-    """What an error body says, in at most 200 characters of one line."""
+def said_in(body: bytes) -> Said:
+    """What an error body says, in any of the shapes servers use; only its words where the shape is unknown."""
     try:
         parsed: Any = orjson.loads(body)
     except orjson.JSONDecodeError:
-        return excerpt(body[: 4 * LONGEST_EXCERPT_CHARACTERS].decode("utf-8", "replace"))
-    for name in ("error", "detail", "message"):
-        found = parsed.get(name) if isinstance(parsed, dict) else None
-        if isinstance(found, dict):
-            found = ", ".join(str(found[key]) for key in ("message", "code") if found.get(key)) or found
-        if isinstance(found, list) and found and isinstance(found[0], dict):
-            found = found[0].get("msg") or found[0]  # FastAPI's validation errors; the rest echoes the input
-        if found:
-            return excerpt(str(found))
-    return excerpt(str(parsed)) if parsed else ""
+        return Said(text=excerpt(body[: 4 * LONGEST_EXCERPT_CHARACTERS].decode("utf-8", "replace")))
+    if isinstance(parsed, list) and parsed:
+        parsed = parsed[0]  # Gemini answers a list of one
+    if not isinstance(parsed, dict):
+        return Said(text=excerpt(str(parsed)) if parsed else "")
+    named = [parsed[name] for name in ("error", "detail", "message") if name in parsed]
+    found = next(filter(None, named), "" if named else parsed)
+    if isinstance(found, list) and isinstance(found[0], dict):
+        found = found[0].get("msg") or found[0]  # FastAPI's validation errors; the rest echoes the input
+    holders = [each for each in (found, parsed) if isinstance(each, dict)]
+    codes = [code for each in holders for key in ("code", "type") if isinstance(code := each.get(key), str) and code]
+    if isinstance(found, dict):
+        shown = ", ".join(str(found[key]) for key in ("message", "code") if found.get(key))
+        found = shown or found
+    return Said(text=excerpt(str(found)) if found else "", codes=frozenset(codes))
 
 
 def excerpt(text: str) -> str:

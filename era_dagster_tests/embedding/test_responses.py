@@ -13,7 +13,7 @@ from era_dagster.domain.errors import (
     TextsRejected,
     TextsTooLarge,
 )
-from era_dagster.embedding.responses import Asked, classify, error_text, retry_after_seconds
+from era_dagster.embedding.responses import Asked, classify, retry_after_seconds, said_in
 
 ASKED = Asked(url="http://host:11434", model="m", missing_model_hint="Run: ollama pull m")
 
@@ -30,7 +30,6 @@ SEEN = [
     (400, "missing request body", EndpointRefused),
     (400, '"m" does not support embeddings', EndpointRefused),
     (501, "This server does not support embeddings. Start it with `--embeddings`", EndpointRefused),
-    (429, "You exceeded your current quota, please check your plan", EndpointRefused),
     (400, "the input length exceeds the context length", TextsTooLarge),
     (400, "input length exceeds maximum context length", TextsTooLarge),
     (400, "input exceeds maximum context length", TextsTooLarge),
@@ -54,6 +53,12 @@ SEEN = [
     (500, "failed to encode response: json: unsupported value: NaN", BadVectors),
     (503, "server busy, please try again.  maximum pending requests exceeded", EndpointBusy),
     (429, "model all-minilm is currently overloaded", EndpointBusy),
+    (
+        429,
+        "You exceeded your current quota, please check your plan and billing details. * Quota exceeded",
+        EndpointBusy,
+    ),
+    (429, "You have not yet added your payment method in the billing page: reduced rate limits of 3 RPM", EndpointBusy),
     (400, "the text offends the tokenizer", TextsRejected),
     (422, "Input should be a valid string", TextsRejected),
 ]
@@ -78,10 +83,42 @@ def test_busy_answers_tell_rate_limits_from_overload() -> None:
     assert (verdict.outcome, verdict.retry_after_seconds) == (Outcome.OVERLOADED, 3.0)
 
 
+NO_MONEY = {
+    "message": "You exceeded your current quota, please check your plan and billing details. For more information on this"
+    " error, read the docs: https://platform.openai.com/docs/guides/error-codes/api-errors.",
+    "type": "insufficient_quota",
+    "param": None,
+    "code": "insufficient_quota",
+}
+
+
+def test_an_account_without_money_ends_the_run_however_long_its_message_is() -> None:
+    for error in (NO_MONEY, {**NO_MONEY, "code": None}):
+        verdict = classify(ASKED, 429, httpx.Headers(), orjson.dumps({"error": error}))
+        assert type(verdict.error) is EndpointRefused
+        assert verdict.error.hint == "Its account has no quota left."
+
+
+@pytest.mark.parametrize("header", [{"Retry-After": "20"}, {"retry-after-ms": "20000"}, {"Retry-After": "soon"}])
+def test_a_429_that_says_when_to_come_back_is_a_rate_limit_whatever_else_it_says(header: dict[str, str]) -> None:
+    verdict = classify(ASKED, 429, httpx.Headers(header), orjson.dumps({"error": NO_MONEY}))
+    assert (type(verdict.error), verdict.outcome) == (EndpointBusy, Outcome.RATE_LIMITED)
+
+
+def test_an_error_in_a_list_is_read_like_one_alone() -> None:
+    body = orjson.dumps([{"error": {"code": 429, "message": "Quota exceeded", "status": "RESOURCE_EXHAUSTED"}}])
+    assert said_in(body).text == "Quota exceeded, 429"
+
+
+@pytest.mark.parametrize("body", [b"", b"{}", b"[]", b"null", b'{"error":""}', b'{"detail":[]}', b'{"message":null}'])
+def test_an_error_that_says_nothing_adds_nothing_to_the_message(body: bytes) -> None:
+    assert classify(ASKED, 429, httpx.Headers(), body).error.message == "http://host:11434 (model m) answered 429."
+
+
 def test_an_error_that_echoes_the_input_is_cut() -> None:
     body = orjson.dumps({"detail": [{"msg": "too short", "input": "secret " * 40_000}]})
-    assert error_text(body) == "too short"
-    assert len(error_text(b"<html>" + b"x" * 300_000)) == 200
+    assert said_in(body).text == "too short"
+    assert len(said_in(b"<html>" + b"x" * 300_000).text) == 200
 
 
 @pytest.mark.parametrize(
