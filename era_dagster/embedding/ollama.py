@@ -51,7 +51,7 @@ class OllamaProvider:
             "truncate": False,
             "keep_alive": KEEP_ALIVE_SECONDS,
         }
-        reply = await self._endpoint.post("/api/embed", payload, timeout_seconds)
+        reply = await self._endpoint.post("/api/embed", payload, timeout_seconds, vectors=len(texts))
         if isinstance(reply, Verdict):
             return reply
         rows, tokens = reply.content.get("embeddings"), reply.content.get("prompt_eval_count")

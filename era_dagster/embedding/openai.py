@@ -42,7 +42,7 @@ class OpenAIProvider:
     async def embed(self, texts: Sequence[str], timeout_seconds: float) -> Answer | Verdict:
         """Ask once for the vectors of `texts`."""
         payload = {"model": self._model, "input": list(texts)}
-        reply = await self._endpoint.post("/v1/embeddings", payload, timeout_seconds)
+        reply = await self._endpoint.post("/v1/embeddings", payload, timeout_seconds, vectors=len(texts))
         if isinstance(reply, Verdict):
             return reply
         usage = reply.content.get("usage")

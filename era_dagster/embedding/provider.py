@@ -7,9 +7,10 @@ no queue. The dialects are in `embedding.ollama` and `embedding.openai`, the mod
 import asyncio
 import ipaddress
 import ssl
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import httpx
 import numpy as np
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 from era_dagster.control.outcome import Outcome
 from era_dagster.domain.errors import BadVectors, ConfigurationError
-from era_dagster.embedding.responses import Asked, Verdict, classify, timed_out, unreachable, unreadable
+from era_dagster.embedding.responses import Asked, Verdict, classify, oversized, timed_out, unreachable, unreadable
 from era_dagster.embedding.vectors import matrix
 
 CANARY = "the quick brown fox jumps over the lazy dog"
@@ -26,11 +27,23 @@ CANARY = "the quick brown fox jumps over the lazy dog"
 
 CONNECT_TIMEOUT_SECONDS = 10.0
 
+LONGEST_VECTOR_BYTES = 16_000 * 24
+"""One vector as JSON: 16,000 numbers, the most that pgvector stores, as doubles in full with their comma. The widest models
+have 4,096 today, in some 50 kB."""
+
+SPARE_ANSWER_BYTES = 1 << 20
+"""What an answer may hold beside its vectors; a list of 2,500 models fits."""
+
+LONGEST_ERROR_BYTES = 16_384
+"""So much of an error is read. Only its first words are kept, and some servers echo the whole request in it."""
+
 LIMITS_PREFIX = "x-ratelimit-"
 
 LOADING_FACTOR = 3.0
 """A request that may have to wait until the server has loaded the model gets this many ordinary time-outs: a cold load
 takes 10 to 20 s, minutes on a slow disk."""
+
+_GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +120,12 @@ class HttpEndpoint:
     ) -> None:
         self.asked = asked
         self._base_url = base_url.rstrip("/")
-        self._headers = {"Content-Type": "application/json", "Accept": "application/json"}
+        # Uncompressed: numbers shrink by half at most, unpacking costs as much as parsing, and few bytes can hold gigabytes.
+        self._headers = {
+            "Content-Type": "application/json",
+            "Accept": "application/json",
+            "Accept-Encoding": "identity",
+        }
         if api_key is not None:
             self._headers["Authorization"] = f"Bearer {api_key}"
         self._transport = transport
@@ -118,24 +136,33 @@ class HttpEndpoint:
 
     async def get(self, path: str, timeout_seconds: float) -> Reply | Verdict:
         """GET a JSON object."""
-        return await self._exchange("GET", path, None, timeout_seconds)
+        return await self._exchange("GET", path, None, timeout_seconds, SPARE_ANSWER_BYTES)
 
-    async def post(self, path: str, payload: Mapping[str, Any], timeout_seconds: float) -> Reply | Verdict:
-        """POST a JSON object, get a JSON object."""
-        return await self._exchange("POST", path, orjson.dumps(payload), timeout_seconds)
+    async def post(
+        self, path: str, payload: Mapping[str, Any], timeout_seconds: float, *, vectors: int
+    ) -> Reply | Verdict:
+        """POST a JSON object, get a JSON object that holds so many vectors; the request may be echoed in it."""
+        content = orjson.dumps(payload)
+        most_bytes = SPARE_ANSWER_BYTES + len(content) + vectors * LONGEST_VECTOR_BYTES
+        return await self._exchange("POST", path, content, timeout_seconds, most_bytes)
 
-    async def _exchange(self, method: str, path: str, content: bytes | None, timeout_seconds: float) -> Reply | Verdict:
+    async def _exchange(
+        self, method: str, path: str, content: bytes | None, timeout_seconds: float, most_bytes: int
+    ) -> Reply | Verdict:
         client = self._idle.pop() if self._idle else self._new_client()
         try:
             # httpx bounds each read, not the whole exchange; an injected transport bounds nothing.
-            async with asyncio.timeout(timeout_seconds):
-                response = await client.request(
+            async with (
+                asyncio.timeout(timeout_seconds),
+                client.stream(
                     method,
                     self._base_url + path,
                     content=content,
                     headers=self._headers,
                     timeout=httpx.Timeout(timeout_seconds, connect=min(CONNECT_TIMEOUT_SECONDS, timeout_seconds)),
-                )
+                ) as response,
+            ):
+                body = await _body(response, most_bytes if response.is_success else LONGEST_ERROR_BYTES)
         except httpx.ConnectTimeout:
             return timed_out(self.asked, min(CONNECT_TIMEOUT_SECONDS, timeout_seconds))
         except (httpx.TimeoutException, TimeoutError):
@@ -145,13 +172,15 @@ class HttpEndpoint:
         finally:
             self._idle.append(client)
         if not response.is_success:
-            return classify(self.asked, response.status_code, response.headers, response.content)
+            return classify(self.asked, response.status_code, response.headers, body)
+        if len(body) > most_bytes:
+            return oversized(self.asked, most_bytes)
         try:
-            parsed = orjson.loads(response.content)
+            parsed = orjson.loads(body)
         except orjson.JSONDecodeError:
-            return unreadable(self.asked, response.content)
+            return unreadable(self.asked, body)
         if not isinstance(parsed, dict):
-            return unreadable(self.asked, response.content)
+            return unreadable(self.asked, body)
         limits = {name: value for name, value in response.headers.items() if name.startswith(LIMITS_PREFIX)}
         return Reply(content=parsed, limits=limits)
 
@@ -173,6 +202,27 @@ class HttpEndpoint:
         if self._transport is None:
             for client in clients:
                 await client.aclose()
+
+
+async def _body(response: httpx.Response, most_bytes: int) -> bytes:
+    """The body, unpacked if a server packs it though it was asked not to; over `most_bytes` long when there is more.
+
+    What is not read to its end costs the connection. Not httpx's own decoders: they unpack without a bound.
+    """
+    chunks: list[bytes] = []
+    size = 0
+    async for chunk in cast(httpx.AsyncByteStream, response.stream):
+        chunks.append(chunk)
+        size += len(chunk)
+        if size > most_bytes:
+            break
+    body = b"".join(chunks)
+    if response.headers.get("content-encoding", "").lower() not in ("gzip", "x-gzip", "deflate"):
+        return body
+    try:
+        return zlib.decompressobj(wbits=_GZIP_OR_ZLIB).decompress(body, most_bytes + 1)
+    except zlib.error:
+        return body
 
 
 def shown_url(url: str) -> str:

@@ -172,6 +172,15 @@ def unreadable(asked: Asked, body: bytes) -> Verdict:
     )
 
 
+def oversized(asked: Asked, most_bytes: int) -> Verdict:
+    """The verdict on a 2xx answer that is longer than any right one."""
+    error = EndpointUnavailable(
+        f"{asked} answered more than {most_bytes} bytes, which no right answer needs.",
+        hint="Check what answers at ERA_EMBEDDING_URLS.",
+    )
+    return Verdict(error=error, outcome=Outcome.FAILED)
+
+
 def said_in(body: bytes) -> Said:
     """What an error body says, in any of the shapes servers use; only its words where the shape is unknown."""
     try:

@@ -1,0 +1,196 @@
+"""One exchange with servers that misbehave on the wire: real loopback connections, written byte by byte."""
+
+import asyncio
+import gzip
+import time
+import tracemalloc
+import zlib
+from collections.abc import Awaitable, Callable
+
+import orjson
+import pytest
+
+from era_dagster.control.outcome import Outcome
+from era_dagster.domain.errors import EndpointBusy, EndpointRefused, EndpointUnavailable, EraError
+from era_dagster.embedding.ollama import OllamaProvider
+from era_dagster.embedding.provider import LONGEST_ERROR_BYTES, LONGEST_VECTOR_BYTES, SPARE_ANSWER_BYTES, Answer
+from era_dagster.embedding.responses import Verdict
+
+Reply = Callable[[asyncio.StreamWriter], Awaitable[None]]
+
+GOOD = orjson.dumps({"embeddings": [[0.6, 0.8]]})
+MOST_BYTES = SPARE_ANSWER_BYTES + LONGEST_VECTOR_BYTES + 1000
+"""Above the bound for one short text."""
+
+
+def head(*lines: str, status: int = 200) -> bytes:
+    return "\r\n".join([f"HTTP/1.1 {status} X", *lines, "", ""]).encode("latin-1")
+
+
+def whole(body: bytes, *lines: str, status: int = 200) -> bytes:
+    return head(f"Content-Length: {len(body)}", *lines, status=status) + body
+
+
+def ask(*replies: bytes | Reply, timeout_seconds: float = 10.0) -> tuple[list[Answer | Verdict], int]:
+    """Ask once for each reply, one after the other; gives the answers and the number of connections."""
+    left = list(replies)
+    connections: list[asyncio.Task[None] | None] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connections.append(asyncio.current_task())
+        try:
+            while left:
+                request = await reader.readuntil(b"\r\n\r\n")
+                length = next(line for line in request.lower().split(b"\r\n") if line.startswith(b"content-length:"))
+                await reader.readexactly(int(length.partition(b":")[2]))
+                reply = left.pop(0)
+                if isinstance(reply, bytes):
+                    writer.write(reply)
+                else:
+                    await reply(writer)
+                await writer.drain()
+        except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            writer.transport.abort()
+        finally:
+            writer.close()
+
+    async def main() -> list[Answer | Verdict]:
+        async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+            provider = OllamaProvider(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", "m")
+            answers = [await provider.embed(["text"], timeout_seconds) for _ in replies]
+            await provider.close()
+            tasks = [task for task in connections if task is not None]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        return answers
+
+    return asyncio.run(main()), len(connections)
+
+
+def failure(answer: Answer | Verdict) -> tuple[type[EraError], Outcome, str]:
+    assert isinstance(answer, Verdict)
+    return type(answer.error), answer.outcome, answer.error.message
+
+
+async def without_end(writer: asyncio.StreamWriter) -> None:
+    """Chunks of blanks, which JSON allows, for ever."""
+    block = b"10000\r\n" + b" " * 0x10000 + b"\r\n"
+    while True:
+        writer.write(block)
+        await writer.drain()
+
+
+async def endless_body(writer: asyncio.StreamWriter) -> None:
+    writer.write(head("Transfer-Encoding: chunked"))
+    await without_end(writer)
+
+
+async def endless_error(writer: asyncio.StreamWriter) -> None:
+    writer.write(head("Transfer-Encoding: chunked", "Retry-After: 3", status=429))
+    await without_end(writer)
+
+
+def test_a_body_without_end_is_read_up_to_what_may_be_right_and_the_next_request_has_a_new_connection() -> None:
+    (first, second), connections = ask(endless_body, whole(GOOD))
+    error, outcome, message = failure(first)
+    assert (error, outcome) == (EndpointUnavailable, Outcome.FAILED)
+    assert "answered more than" in message
+    assert isinstance(second, Answer)
+    assert connections == 2
+
+
+def test_an_error_without_end_is_still_judged_by_its_status() -> None:
+    (first, second), connections = ask(endless_error, whole(GOOD))
+    assert failure(first)[:2] == (EndpointBusy, Outcome.RATE_LIMITED)
+    assert isinstance(second, Answer)
+    assert connections == 2
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
+def test_a_packed_body_is_unpacked_no_further_than_what_may_be_right(encoding: str) -> None:
+    packer = zlib.compressobj(wbits=31 if encoding == "gzip" else 15)
+    bomb = b"".join(packer.compress(bytes(1 << 20)) for _ in range(64)) + packer.flush()
+    tracemalloc.start()
+    try:
+        (answer,), _ = ask(whole(bomb, f"Content-Encoding: {encoding}"))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert "answered more than" in failure(answer)[2]
+    assert peak < 8 * MOST_BYTES < 64 << 20
+
+
+def test_a_packed_error_is_unpacked_as_far_as_it_is_read() -> None:
+    body = gzip.compress(b'{"error":"the model is loading"}' + b" " * 1_000_000)
+    (answer,), _ = ask(whole(body, "Content-Encoding: gzip", status=503))
+    assert len(body) < LONGEST_ERROR_BYTES
+    assert "the model is loading" in failure(answer)[2]
+
+
+def test_no_packing_is_asked_for_and_what_comes_packed_is_read() -> None:
+    asked: list[bytes] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(whole(gzip.compress(GOOD), "Content-Encoding: gzip", "Connection: close"))
+        await writer.drain()
+        writer.close()
+
+    async def main() -> Answer | Verdict:
+        async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+            provider = OllamaProvider(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", "m")
+            answer = await provider.embed(["text"], 10.0)
+            await provider.close()
+            return answer
+
+    assert isinstance(asyncio.run(main()), Answer)
+    assert b"accept-encoding: identity\r\n" in asked[0].lower()
+
+
+def test_what_claims_to_be_packed_and_is_not_is_no_json() -> None:
+    (answer,), _ = ask(whole(b"\x1f\x8b123456", "Content-Encoding: gzip"))
+    assert failure(answer)[:2] == (EndpointUnavailable, Outcome.FAILED)
+
+
+async def drip(writer: asyncio.StreamWriter) -> None:
+    writer.write(head("Content-Length: 1000"))
+    while True:
+        writer.write(b" ")
+        await writer.drain()
+        await asyncio.sleep(0.02)
+
+
+def test_a_body_that_comes_byte_by_byte_ends_with_the_time_out() -> None:
+    started = time.monotonic()
+    (answer,), _ = ask(drip, timeout_seconds=0.3)
+    assert failure(answer)[:2] == (EndpointUnavailable, Outcome.TIMED_OUT)
+    assert "gave no answer within 0.3 s" in failure(answer)[2]
+    assert time.monotonic() - started < 3.0
+
+
+async def half(writer: asyncio.StreamWriter) -> None:
+    writer.write(whole(GOOD)[:-10])
+    writer.write_eof()
+
+
+def test_a_connection_half_closed_inside_a_body_is_a_failure_at_once() -> None:
+    (first, second), connections = ask(half, whole(GOOD))
+    assert failure(first)[:2] == (EndpointUnavailable, Outcome.FAILED)
+    assert "closed connection" in failure(first)[2]
+    assert isinstance(second, Answer)
+    assert connections == 2
+
+
+def test_json_that_breaks_off_is_no_answer() -> None:
+    (answer,), _ = ask(whole(GOOD[:-10]))
+    assert failure(answer)[:2] == (EndpointUnavailable, Outcome.FAILED)
+    assert "no JSON" in failure(answer)[2]
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+def test_a_redirect_is_not_followed_but_named(status: int) -> None:
+    (answer,), connections = ask(whole(b"", "Location: http://127.0.0.1:9/elsewhere", status=status))
+    assert failure(answer)[:2] == (EndpointRefused, Outcome.TEXTS)
+    assert f"answered {status}" in failure(answer)[2]
+    assert connections == 1
