@@ -6,7 +6,7 @@ vLLM, Infinity, llama.cpp and hosted services were seen to answer; "4xx is perma
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from email.utils import parsedate_to_datetime
@@ -28,30 +28,50 @@ from era_dagster.domain.errors import (
 LONGEST_EXCERPT_CHARACTERS = 200
 """Some servers echo the whole input in their error (Infinity: 260 kB): what is remembered is cut here."""
 
+# A text that was sent may come back in an error, quoted or not, and must not decide its class. What is quoted is taken out
+# first; words that end a run or give a text up must be known phrases, at the start where texts might hold them.
+_QUOTED = re.compile(r"""(?<!\w)(["'`])(?:\\.|[^\\])*?(?:\1(?!\w)|\\?$)""", re.DOTALL)
+_START = r"^(?:[\w.]*(?:error|exception)\W+)*"  # LiteLLM puts its own error's name before the server's words
+
 _TOO_LONG = re.compile(
     r"context (length|size|window)|input after truncation exceeds|cannot be truncated further|too large|too long"
     r"|must have less than \d+ tokens|maximum (allowed )?batch size|larger than the max|exceeds? the (maximum|limit)"
     r"|max(imum)?[_ ](input|sequence|model)[_ ]len|too many (inputs|tokens in)|at most \d+ (items|characters)",
     re.IGNORECASE,
 )
+_TOO_LONG_THOUGH_5XX = re.compile(
+    r"too large to process|exceeds? (\w+ ){0,3}context (length|size|window)|cannot be truncated further", re.IGNORECASE
+)
 _TOO_MANY = re.compile(r"batch size|too many inputs|at most \d+ items", re.IGNORECASE)
-_ABOUT_INPUT = re.compile(r"input|batch|token|prompt|text", re.IGNORECASE)
-_NOT_A_NUMBER = re.compile(r"\bnan\b|\binf values\b", re.IGNORECASE)
+_NOT_A_NUMBER = re.compile(
+    r"\b(contains?|unsupported value:) [+-]?(nan|inf)\b|\bnan (or inf )?values?\b|\binf values\b|not JSON compliant",
+    re.IGNORECASE,
+)
 # Ollama since 0.13.3 wraps every fault of its runner into a 400; the runner restarts and the request then succeeds.
 _RUNNER_FAULT = re.compile(
-    r"\bEOF\b|connection refused|connection reset|dial tcp|broken pipe|unexpected server status|no slots available"
-    r"|runner (process )?(has )?(terminated|stopped|is no longer)|wsarecv|forcibly closed|context canceled"
-    r"|request canceled|i/o timeout|server busy|loading model",
+    r"(: |unexpected )EOF\b|connection refused|connection reset|dial tcp|broken pipe|unexpected server status"
+    r"|no slots available|runner (process )?(has )?(unexpectedly )?(terminated|stopped|is no longer)|wsarecv"
+    r"|forcibly closed|context canceled|request canceled|i/o timeout|server busy|loading model",
     re.IGNORECASE,
 )
 _MODEL_MISSING = re.compile(
-    r"model\W.*\b(not found|does not exist|try pulling)|no such model|unknown model", re.IGNORECASE
-)
-_OUR_FAULT = re.compile(
-    r"invalid input type|missing request body|not support embed|does not support embeddings|api[_ ]key"
-    r"|model is required",
+    _START + r"((the )?(requested )?model:? (\S+ )?(is |was )?(not found|does not exist|not supported)"
+    r"|(no such|unknown|invalid) model\b)",
     re.IGNORECASE,
 )
+_OUR_FAULT = re.compile(
+    _START + r"(invalid input type|missing request body|(th(e|is) )?(model |server )?(\S+ )?does not support embed"
+    r"|((no|an?|the|your|or|missing|invalid|incorrect|expired) )*api[_ ]key\b"
+    r"|model is required)",
+    re.IGNORECASE,
+)
+_MISSING_CODE = "model_not_found"
+_REFUSING_CODES = frozenset({_MISSING_CODE, "invalid_api_key"})
+# The end of a long error is not read; a text that is given back comes last in those that are long.
+_WORDS_OF_A_BROKEN_OBJECT = re.compile(
+    r'^\s*[\[{].*?"(?:msg|message|error|detail)"\s*:\s*"((?:[^"\\]|\\.)*)', re.DOTALL
+)
+
 _NO_MONEY = "insufficient_quota"
 """OpenAI's code for an account without money. Words tell nothing: Gemini says "exceeded your current quota, please check your
 plan and billing details" of a limit per minute, Voyage speaks of its "billing page" where it allows 3 requests a minute."""
@@ -81,10 +101,19 @@ class Asked:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Said:
-    """What an error body says: `text` in at most 200 characters of one line, and the codes and types it names."""
+    """What an error body says: `text` in at most 200 characters of one line, and the codes and types it names.
+
+    `words` are the text without what it quotes: a class is told by them, never by a text that the server gives back.
+    """
 
     text: str
+    words: str = ""
     codes: frozenset[str] = frozenset()
+
+    @property
+    def names_a_missing_model(self) -> bool:
+        """Whether it says, in a server's usual words or by code, that there is no such model."""
+        return _MISSING_CODE in self.codes or _MODEL_MISSING.search(self.words) is not None
 
 
 def classify(asked: Asked, status: int, headers: Mapping[str, str], body: bytes) -> Verdict:
@@ -103,7 +132,7 @@ def classify(asked: Asked, status: int, headers: Mapping[str, str], body: bytes)
         return Verdict(error=error, outcome=outcome, retry_after_seconds=wait, headers=headers)
     if kind is EndpointUnavailable:
         return Verdict(error=EndpointUnavailable(f"{answer}."), outcome=Outcome.FAILED, retry_after_seconds=wait)
-    too_large = status == 413 or (kind is TextsTooLarge and _TOO_MANY.search(said.text) is not None)
+    too_large = status == 413 or (kind is TextsTooLarge and _TOO_MANY.search(said.words) is not None)
     return Verdict(error=kind(f"{answer}."), outcome=Outcome.TOO_LARGE if too_large else Outcome.TEXTS)
 
 
@@ -117,20 +146,22 @@ def _kind(status: int, said: Said) -> type[EraError]:
     if status in (408, 409, 424, 425, 499):
         return EndpointUnavailable
     if status in (400, 422) or status >= 500:
-        return _kind_by_words(status, said.text)
+        return _kind_by_words(status, said)
     return EndpointRefused
 
 
-def _kind_by_words(status: int, said: str) -> type[EraError]:
-    if _NOT_A_NUMBER.search(said):
+def _kind_by_words(status: int, said: Said) -> type[EraError]:
+    if _NOT_A_NUMBER.search(said.words):
         return BadVectors
-    if _RUNNER_FAULT.search(said):
+    if _RUNNER_FAULT.search(said.words):
         return EndpointUnavailable
-    if _TOO_LONG.search(said) and (status < 500 or _ABOUT_INPUT.search(said)):
+    if (_TOO_LONG if status < 500 else _TOO_LONG_THOUGH_5XX).search(said.words):
         return TextsTooLarge
-    if status == 501 or _MODEL_MISSING.search(said) or (status < 500 and _OUR_FAULT.search(said)):
+    if status == 501 or said.names_a_missing_model:
         return EndpointRefused
-    return EndpointUnavailable if status >= 500 else TextsRejected
+    if status >= 500:
+        return EndpointUnavailable
+    return EndpointRefused if _REFUSING_CODES & said.codes or _OUR_FAULT.search(said.words) else TextsRejected
 
 
 def _hint(asked: Asked, status: int, said: Said) -> str:
@@ -186,11 +217,13 @@ def said_in(body: bytes) -> Said:
     try:
         parsed: Any = orjson.loads(body)
     except orjson.JSONDecodeError:
-        return Said(text=excerpt(body[: 4 * LONGEST_EXCERPT_CHARACTERS].decode("utf-8", "replace")))
+        text = body.decode("utf-8", "replace")
+        field = _WORDS_OF_A_BROKEN_OBJECT.search(text)
+        return _said(text if field is None else field[1])
     if isinstance(parsed, list) and parsed:
         parsed = parsed[0]  # Gemini answers a list of one
     if not isinstance(parsed, dict):
-        return Said(text=excerpt(str(parsed)) if parsed else "")
+        return _said(parsed)
     named = [parsed[name] for name in ("error", "detail", "message") if name in parsed]
     found = next(filter(None, named), "" if named else parsed)
     if isinstance(found, list) and isinstance(found[0], dict):
@@ -200,7 +233,12 @@ def said_in(body: bytes) -> Said:
     if isinstance(found, dict):
         shown = ", ".join(str(found[key]) for key in ("message", "code") if found.get(key))
         found = shown or found
-    return Said(text=excerpt(str(found)) if found else "", codes=frozenset(codes))
+    return _said(found, codes)
+
+
+def _said(found: Any, codes: Iterable[str] = ()) -> Said:
+    text = str(found) if found else ""
+    return Said(text=excerpt(text), words=excerpt(_QUOTED.sub("_", text)), codes=frozenset(codes))
 
 
 def excerpt(text: str) -> str:

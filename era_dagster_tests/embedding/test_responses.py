@@ -1,5 +1,7 @@
 """What servers answer, word for word as they were read or seen, and which error of the tree each one is."""
 
+from collections.abc import Callable
+
 import httpx
 import orjson
 import pytest
@@ -52,6 +54,22 @@ SEEN = [
     (400, "embedding contains NaN or Inf values", BadVectors),
     (500, "failed to encode response: json: unsupported value: NaN", BadVectors),
     (503, "server busy, please try again.  maximum pending requests exceeded", EndpointBusy),
+    (400, 'model "m" not found, try pulling it first', EndpointRefused),
+    (400, "The model `m` does not exist.", EndpointRefused),
+    (400, "Model m is not supported. Supported models are ['n'].", EndpointRefused),
+    (400, "litellm.BadRequestError: OpenAIException - The model `m` does not exist", EndpointRefused),
+    (400, "model not found", EndpointRefused),
+    (400, "Invalid model: m", EndpointRefused),
+    (400, "unknown model m", EndpointRefused),
+    (400, "API key not valid. Please pass a valid API key.", EndpointRefused),
+    (400, "Missing or invalid API key", EndpointRefused),
+    (400, "this model does not support embeddings", EndpointRefused),
+    (400, "model is required", EndpointRefused),
+    (400, "model runner has unexpectedly stopped, this may be due to resource limitations", EndpointUnavailable),
+    (500, "Requested tokens (600) exceed context window of 512", TextsTooLarge),
+    (500, "input (600 tokens) is too large to process. increase the physical batch size", TextsTooLarge),
+    (500, "Out of range float values are not JSON compliant: nan", BadVectors),
+    (500, "Internal error: token budget too large", EndpointUnavailable),
     (429, "model all-minilm is currently overloaded", EndpointBusy),
     (
         429,
@@ -70,6 +88,55 @@ def test_an_answer_is_classified_by_status_and_words(status: int, message: str, 
         verdict = classify(ASKED, status, httpx.Headers(), orjson.dumps(body))
         assert type(verdict.error) is expected, body
         assert str(status) in verdict.error.message
+
+
+ECHOED = [
+    "A model citizen is not found by law.",
+    "model citizens not found",
+    "the model does not exist",
+    "unknown model of thinking",
+    "your api_key is shown",
+    "a sermon that does not support embedding",
+    'he said: EOF and "the model does not exist" too',
+    "an embedding contains NaN values",
+    "connection refused by the saint's own door",
+    "exceeds the context length, batch size and all",
+]
+
+
+@pytest.mark.parametrize("text", ECHOED)
+@pytest.mark.parametrize(
+    "quoted", [repr, lambda text: f'"{text}"', lambda text: orjson.dumps(text).decode(), "`{}`".format]
+)
+def test_a_text_that_a_server_quotes_does_not_tell_the_class_of_its_error(text: str, quoted: Callable) -> None:
+    for message in (
+        f"cannot tokenize {quoted(text)}",
+        f"cannot tokenize {quoted(text)[:-1]}",
+        f"bad: {quoted(text)}: sorry",
+    ):
+        body = orjson.dumps({"error": message})
+        assert type(classify(ASKED, 400, httpx.Headers(), body).error) is TextsRejected, message
+        assert type(classify(ASKED, 500, httpx.Headers(), body).error) is EndpointUnavailable, message
+
+
+@pytest.mark.parametrize("text", ECHOED[:6])
+def test_a_text_given_back_without_quotation_marks_ends_no_run(text: str) -> None:
+    for message in (f"cannot tokenize this: {text}", f"cannot tokenize {text}"):
+        verdict = classify(ASKED, 400, httpx.Headers(), orjson.dumps({"error": message}))
+        assert type(verdict.error) is TextsRejected, message
+
+
+@pytest.mark.parametrize("code", ["model_not_found", "invalid_api_key"])
+def test_a_400_whose_code_refuses_every_request_ends_the_run(code: str) -> None:
+    body = orjson.dumps({"error": {"message": "Failed to load.", "code": code}})
+    assert type(classify(ASKED, 400, httpx.Headers(), body).error) is EndpointRefused
+
+
+def test_an_error_too_long_to_be_read_to_its_end_is_told_by_its_words() -> None:
+    detail = {"type": "too_long", "msg": "List should have at most 2048 items", "input": ["no such model"] * 3000}
+    body = orjson.dumps({"detail": [detail]})[:16_384]
+    assert said_in(body).text == "List should have at most 2048 items"
+    assert type(classify(ASKED, 422, httpx.Headers(), body).error) is TextsTooLarge
 
 
 def test_a_missing_model_names_the_command_that_mends_it() -> None:
