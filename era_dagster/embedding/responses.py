@@ -167,9 +167,7 @@ def _kind_by_words(status: int, said: Said) -> type[EraError]:
 def _hint(asked: Asked, status: int, said: Said) -> str:
     if status in (401, 403, 407):
         return "Set ERA_EMBEDDING_API_KEY to a key this server accepts."
-    if _MODEL_MISSING.search(said.text) or (
-        status == 404 and asked.missing_model_hint and "model" in said.text.lower()
-    ):
+    if said.names_a_missing_model or (status == 404 and asked.missing_model_hint and "model" in said.text.lower()):
         return asked.missing_model_hint or "Correct ERA_EMBEDDING_MODEL."
     if status in (402, 429):
         return "Its account has no quota left."
@@ -242,8 +240,12 @@ def _said(found: Any, codes: Iterable[str] = ()) -> Said:
 
 
 def excerpt(text: str) -> str:
-    """The start of a text on one line, without a final full stop."""
-    line = " ".join(text[: 4 * LONGEST_EXCERPT_CHARACTERS].split())
+    """The start of a text on one line, without a final full stop.
+
+    What is no printable character becomes a blank: PostgreSQL stores no NUL, and a terminal obeys an escape sequence.
+    """
+    start = text[: 4 * LONGEST_EXCERPT_CHARACTERS]
+    line = " ".join("".join(each if each.isprintable() else " " for each in start).split())
     if len(line) > LONGEST_EXCERPT_CHARACTERS:
         line = line[: LONGEST_EXCERPT_CHARACTERS - 3] + "..."
     return line.rstrip(".") if not line.endswith("...") else line
@@ -253,7 +255,7 @@ def retry_after_seconds(headers: Mapping[str, str]) -> float | None:
     """How long the server asks to wait; None where it does not say, or not legibly.
 
     Read from `retry-after-ms`, or from `Retry-After` as seconds or as an HTTP date. A date is taken relative to the
-    answer's own `Date`: no clock of ours, and no skew between the two machines.
+    answer's own `Date`: no clock of ours, and no skew between the two machines. Of a header that came twice the first counts.
     """
     milliseconds = _seconds(headers.get("retry-after-ms", ""))
     if milliseconds is not None:
@@ -270,7 +272,7 @@ def retry_after_seconds(headers: Mapping[str, str]) -> float | None:
 
 def _seconds(value: str) -> float | None:
     try:
-        number = float(value)
+        number = float(value.partition(",")[0])
     except ValueError:
         return None
     return max(0.0, number) if math.isfinite(number) else None
@@ -279,6 +281,6 @@ def _seconds(value: str) -> float | None:
 def _date(value: str) -> datetime | None:
     try:
         parsed = parsedate_to_datetime(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return parsed if parsed.tzinfo is not None else None

@@ -15,7 +15,7 @@ from era_dagster.domain.errors import (
     TextsRejected,
     TextsTooLarge,
 )
-from era_dagster.embedding.responses import Asked, classify, retry_after_seconds, said_in
+from era_dagster.embedding.responses import Asked, classify, excerpt, retry_after_seconds, said_in, unreadable
 
 ASKED = Asked(url="http://host:11434", model="m", missing_model_hint="Run: ollama pull m")
 
@@ -182,6 +182,16 @@ def test_an_error_that_says_nothing_adds_nothing_to_the_message(body: bytes) -> 
     assert classify(ASKED, 429, httpx.Headers(), body).error.message == "http://host:11434 (model m) answered 429."
 
 
+def test_what_a_server_says_is_remembered_without_characters_that_cannot_be_printed() -> None:
+    body = orjson.dumps({"error": "bad \x00 token \x1b[31mred\x07\x9b2J \u202eright\u2028to left.\r\n"})
+    said = said_in(body).text
+    assert said == "bad token [31mred 2J right to left"
+    assert said.isprintable()
+    assert excerpt("\ud800 lone") == "lone"
+    verdict = unreadable(ASKED, b"\x00\x1b[2J<html>")
+    assert verdict.error.message == "http://host:11434 (model m) answered no JSON: [2J<html>."
+
+
 def test_an_error_that_echoes_the_input_is_cut() -> None:
     body = orjson.dumps({"detail": [{"msg": "too short", "input": "secret " * 40_000}]})
     assert said_in(body).text == "too short"
@@ -201,6 +211,13 @@ def test_an_error_that_echoes_the_input_is_cut() -> None:
         ({"Retry-After": "-4"}, 0.0),
         ({"Retry-After": "nan"}, None),
         ({"Retry-After": "soon"}, None),
+        ({"Retry-After": "5, 5"}, 5.0),
+        (
+            {"Retry-After": "Wed, 21 Oct 99999999999999999999 07:28:10 GMT", "Date": "Wed, 21 Oct 2026 07:28:00 GMT"},
+            None,
+        ),
+        ({"Retry-After": "Wed, 21 Oct 2026 07:28:10 +99999999999999", "Date": "Wed, 21 Oct 2026 07:28:00 GMT"}, None),
+        ({"Retry-After": "Mon, 1 Jan 1 00:00:00 +2359", "Date": "Wed, 21 Oct 2026 07:28:00 GMT"}, 0.0),
     ],
 )
 def test_the_wait_a_server_asks_for_is_read_in_every_form(headers: dict[str, str], seconds: float | None) -> None:
