@@ -5,6 +5,7 @@ A setting is resolved in this order: its `ERA_*` variable, an older name the use
 by `ERA_PROFILE`, the default. `Settings.sources` remembers which, for `era doctor`.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -134,6 +135,8 @@ class Settings:
             value = getattr(self, field.name)
             if field.name in SECRETS and value is not None:
                 value = "***"
+            elif field.name == "embedding_urls":
+                value = tuple(without_secrets(url) for url in self.embedding_urls)
             shown[field.name] = str(value) if isinstance(value, Path) else value
         return shown
 
@@ -146,6 +149,14 @@ def configured_model(settings: Settings) -> str | None:
 
 
 SECRETS = frozenset({"database_url", "dagster_database_url", "embedding_api_key", "error_webhook_url"})
+
+
+_USER_AND_PASSWORD = re.compile(r"^([a-z][a-z0-9+.-]*://)?.*@", re.IGNORECASE | re.DOTALL)
+
+
+def without_secrets(url: str) -> str:
+    """A URL, or what was meant to be one, without user, password, query and fragment: fit to be shown."""
+    return re.split("[?#]", _USER_AND_PASSWORD.sub(r"\1", url), maxsplit=1)[0]
 
 
 def _path(text: str) -> Path:

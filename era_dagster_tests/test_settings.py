@@ -40,3 +40,9 @@ def test_an_older_name_bounds_the_requests_as_before() -> None:
 def test_a_latency_target_that_makes_no_sense_is_refused_by_name(value: str) -> None:
     with pytest.raises(ConfigurationError, match="ERA_LATENCY_TARGET_SECONDS"):
         load_settings({"ERA_LATENCY_TARGET_SECONDS": value})
+
+
+def test_settings_are_shown_without_the_secrets_inside_their_urls() -> None:
+    urls = "http://user:s3cret@one:1/v1, user:s3@cret@two, http://three/?key=s3cret, http://four:4"
+    shown = load_settings({"ERA_EMBEDDING_URLS": urls}).public()
+    assert shown["embedding_urls"] == ("http://one:1/v1", "two", "http://three/", "http://four:4")

@@ -3,6 +3,7 @@
 A frozen record whose defaults tell the controllers nothing but safe bounds, and its making from `Settings`. Opens nothing.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,8 @@ from era_dagster.control.ceilings import MOST_REQUESTS, MOST_TEXTS, MOST_TOKENS
 from era_dagster.domain.errors import ConfigurationError
 from era_dagster.embedding.model_profile import ModelProfile, model_profile
 from era_dagster.settings import ProviderName, Settings
+
+_IN_A_HEADER = re.compile(r"[!-~]+( [!-~]+)*")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,11 +26,11 @@ class EmbedderConfig:
     model's own.
     `retry_attempts` and `retry_budget_seconds` bound the retries of one text; when no endpoint has answered for the
     whole budget, everything waiting fails. `max_items_per_second` is for all endpoints together; None is unpaced.
-    `model_dir` is needed by the local provider only.
+    `api_key` goes to every URL as a bearer token; empty is none. `model_dir` is needed by the local provider only.
     """
 
     provider: ProviderName = "ollama"
-    urls: tuple[str, ...] = ()
+    urls: tuple[str, ...] = field(default=(), repr=False)
     model: str
     api_key: str | None = field(default=None, repr=False)
     model_dir: Path | None = None
@@ -47,6 +50,11 @@ class EmbedderConfig:
         if self.provider not in ("ollama", "openai", "local"):
             raise ConfigurationError(
                 f"{self.provider!r} is no embedding provider.", hint="Use ollama, openai or local."
+            )
+        if self.api_key and not _IN_A_HEADER.fullmatch(self.api_key):
+            raise ConfigurationError(
+                "ERA_EMBEDDING_API_KEY holds a character that no HTTP header carries.",
+                hint="Set it to the key alone: printable ASCII without a line break.",
             )
         if self.provider != "local" and not self.urls:
             raise ConfigurationError(

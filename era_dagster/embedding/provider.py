@@ -21,6 +21,7 @@ from era_dagster.control.outcome import Outcome
 from era_dagster.domain.errors import BadVectors, ConfigurationError
 from era_dagster.embedding.responses import Asked, Verdict, classify, oversized, timed_out, unreachable, unreadable
 from era_dagster.embedding.vectors import matrix
+from era_dagster.settings import without_secrets
 
 CANARY = "the quick brown fox jumps over the lazy dog"
 """A short text every model can embed: it tells the dimension, and whether an endpoint lives again."""
@@ -126,7 +127,7 @@ class HttpEndpoint:
             "Accept": "application/json",
             "Accept-Encoding": "identity",
         }
-        if api_key is not None:
+        if api_key:
             self._headers["Authorization"] = f"Bearer {api_key}"
         self._transport = transport
         self._trust_env = not _is_loopback(httpx.URL(base_url).host)
@@ -226,15 +227,21 @@ async def _body(response: httpx.Response, most_bytes: int) -> bytes:
 
 
 def shown_url(url: str) -> str:
-    """A URL fit for messages: no user, no password. Raises `ConfigurationError` for what is no http(s) URL."""
+    """A URL fit for messages: no user, no password.
+
+    Raises `ConfigurationError`, that shows no secret either, for what is no http(s) URL to which a path can be added.
+    """
+    shown, hint = without_secrets(url), "Correct ERA_EMBEDDING_URLS."
     try:
         parsed = httpx.URL(url)
-    except httpx.InvalidURL as error:
-        raise ConfigurationError(f"{url!r} is not a URL.", hint="Correct ERA_EMBEDDING_URLS.") from error
+    except httpx.InvalidURL:
+        raise ConfigurationError(f"{shown!r} is not a URL.", hint=hint) from None  # its reason quotes a part of it
     if parsed.scheme not in ("http", "https") or not parsed.host:
-        raise ConfigurationError(
-            f"{url!r} is not a URL that starts with http:// or https://.", hint="Correct ERA_EMBEDDING_URLS."
-        )
+        raise ConfigurationError(f"{shown!r} is not a URL that starts with http:// or https://.", hint=hint)
+    if parsed.port is not None and not 0 < parsed.port < 65536:
+        raise ConfigurationError(f"{shown!r} names a port that is not 1 to 65535.", hint=hint)
+    if parsed.query or parsed.fragment:
+        raise ConfigurationError(f"{shown!r} has a query or a fragment, which cannot be sent along.", hint=hint)
     return str(parsed.copy_with(userinfo=b"")).rstrip("/")
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import traceback
 from collections.abc import Mapping, Sequence
 
 import httpx
@@ -166,6 +167,42 @@ def test_the_api_key_is_sent_as_a_bearer_and_shown_nowhere() -> None:
     with pytest.raises(EndpointRefused) as caught:
         embed(server, texts(1), urls="http://user:sk-pass@server")
     assert "sk-pass" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["sk-s3cret\nline", "sk-s3cret\n", "schlüssel-s3cret", "s3cret\x00", " s3cret"])
+@pytest.mark.parametrize("provider", ["ollama", "openai"])
+def test_a_key_that_no_header_can_carry_is_named_at_once_and_not_shown(provider: str, key: str) -> None:
+    server = FakeEmbeddingServer()
+    with pytest.raises(ConfigurationError, match="ERA_EMBEDDING_API_KEY") as caught:
+        embed(server, texts(1), provider=provider, api_key=key)
+    assert "s3cret" not in str(caught.value)
+    assert server.requests == 0
+
+
+def test_an_empty_key_is_none() -> None:
+    assert_right(embed(FakeEmbeddingServer(), texts(1), provider="openai", api_key=""), texts(1))
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://user:s3cret@host:notaport",
+        "user:s3cret@127.0.0.1:11434",
+        "http://user:s3cret@[::1",
+        "http://user:s3@s3cret@host:notaport",
+        "http://user:pa#s3cret@host:1",
+        "http://user:s3cret@127.0.0.1:70000",
+        "http://127.0.0.1:1/?key=s3cret",
+        "http://user:s3cret@127.0.0.1:1/v1?key=s3cret#s3cret",
+        "ftp://user:s3cret@host",
+    ],
+)
+def test_a_url_that_cannot_be_used_is_named_at_once_without_its_secrets(url: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"127\.0\.0\.1|host|::1") as caught:
+        run_virtually(embed_texts(["a"], urls=url, model="m"))
+    assert "s3" not in "".join(traceback.format_exception(caught.value))
+    assert "s3" not in str(caught.value)
+    assert "s3" not in repr(EmbedderConfig(urls=(url,), model="m"))
 
 
 # --- errors that pass ------------------------------------------------------------------------------------------------
