@@ -18,6 +18,8 @@ from era_dagster.embedding.model_profile import ModelProfile, Role, canonical_mo
 
 Vector = NDArray[np.float32]
 
+_NUMBERS = frozenset({float, int, type(None)})
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelIdentity:
@@ -82,18 +84,34 @@ def cache_key(identity: ModelIdentity, role: Role, text: str) -> bytes:
 def matrix(rows: Any, count: int) -> NDArray[np.float32]:
     """An answer's rows as a float32 array of shape (count, dimension), not yet checked row by row.
 
-    Raises `BadVectors` when there are not exactly `count` rows of one length of at least 1, all numbers (null = NaN).
+    Raises `BadVectors` when there are not exactly `count` rows of one length of at least 1, all numbers: null is NaN, what
+    float32 cannot hold is infinite, booleans and strings are no numbers.
     """
     if not isinstance(rows, (list, np.ndarray)) or len(rows) != count:
         found = len(rows) if isinstance(rows, (list, np.ndarray)) else "no list of"
         raise BadVectors(f"The server answered {found} vectors for {count} texts.")
     try:
-        array = np.asarray(rows, dtype=np.float32)
-    except (TypeError, ValueError) as error:
+        found = np.asarray(rows)
+    except ValueError as error:
         raise BadVectors("The server's vectors are not lists of numbers of one length.") from error
-    if array.ndim != 2 or array.shape[1] == 0:
+    if found.ndim != 2 or found.shape[1] == 0 or found.dtype.kind not in "fiuO" or not _all_numbers(rows, found):
         raise BadVectors("The server's vectors are empty or not lists of numbers of one length.")
-    return array
+    try:
+        with np.errstate(over="ignore"):
+            return found.astype(np.float32, copy=False)
+    except OverflowError as error:
+        raise BadVectors("The server's vectors hold a number that no float can hold.") from error
+
+
+def _all_numbers(rows: Any, found: NDArray[Any]) -> bool:
+    """Whether the lists that became this array hold numbers and null only.
+
+    Among numbers a boolean turns into 0 or 1, rare in a vector: only the rows with one are looked at again, by type.
+    """
+    if isinstance(rows, np.ndarray):
+        return True
+    suspect = range(len(rows)) if found.dtype.kind == "O" else np.flatnonzero(((found == 0) | (found == 1)).any(axis=1))
+    return all(_NUMBERS.issuperset(map(type, rows[index])) for index in suspect)
 
 
 def checked(array: NDArray[np.float32], dimension: int | None) -> tuple[NDArray[np.float32], dict[int, str]]:

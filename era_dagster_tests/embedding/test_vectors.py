@@ -49,6 +49,37 @@ def test_what_is_not_one_row_of_numbers_per_text_is_refused(rows: object) -> Non
         matrix(rows, 2)
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        [True, False],
+        [0.5, True],
+        [False, 0.5],
+        [2, True],
+        [None, True],
+        ["0.6", "0.8"],
+        [0.6, "0.8"],
+        [None, "0.8"],
+        [0.5, [0.5]],
+        [0.5, {}],
+        [0.5, 10**400],
+    ],
+)
+def test_what_only_looks_like_a_number_is_refused(row: list[object]) -> None:
+    with pytest.raises(BadVectors):
+        matrix([row, row], 2)
+    with pytest.raises(BadVectors):
+        matrix([row, [0.6, 0.8]], 2)
+
+
+def test_every_form_of_a_number_is_taken_and_null_is_none() -> None:
+    rows = matrix([[1, 0.0], [None, 1], [10**30, -1], [2**64 - 1, 0.5], [1e39, -0.0]], 5)
+    assert rows.dtype == np.float32
+    expected = [[1, 0], [np.nan, 1], [1e30, -1], [2.0**64, 0.5], [np.inf, 0]]
+    np.testing.assert_array_equal(rows, np.array(expected, dtype=np.float32))
+    assert matrix([[1, 0], [0, 1]], 2).tolist() == [[1, 0], [0, 1]]
+
+
 def test_the_cache_key_depends_on_everything_that_changes_the_vector_and_on_nothing_else() -> None:
     key = cache_key(IDENTITY, "document", "A text")
     assert len(key) == 32
