@@ -108,6 +108,5 @@ def open_endpoints(
 def _providers(config: EmbedderConfig, transport: httpx.AsyncBaseTransport | None) -> list[Provider]:
     if config.provider == "local" and config.model_dir is not None:
         return [LocalProvider(config.model, config.model_dir)]
-    if config.provider == "openai":
-        return [OpenAIProvider(url, config.model, api_key=config.api_key, transport=transport) for url in config.urls]
-    return [OllamaProvider(url, config.model, transport=transport) for url in config.urls]
+    remote = OpenAIProvider if config.provider == "openai" else OllamaProvider
+    return [remote(url, config.model, api_key=config.api_key, transport=transport) for url in config.urls]

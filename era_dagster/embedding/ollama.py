@@ -30,13 +30,16 @@ form "-1" is a 400."""
 class OllamaProvider:
     """One Ollama server. `truncate` is off, so that a text too long is an error instead of silently cut.
 
-    `options` are never sent: options that differ between requests make Ollama reload the model.
+    Ollama itself wants no key; `api_key` travels as a bearer token, for a proxy in front of it. `options` are never sent:
+    options that differ between requests make Ollama reload the model.
     """
 
-    def __init__(self, url: str, model: str, *, transport: httpx.AsyncBaseTransport | None = None) -> None:
+    def __init__(
+        self, url: str, model: str, *, api_key: str | None = None, transport: httpx.AsyncBaseTransport | None = None
+    ) -> None:
         asked = Asked(url=shown_url(url), model=model, missing_model_hint=f"Run: ollama pull {model}")
         self._model = model
-        self._endpoint = HttpEndpoint(asked, url, transport=transport)
+        self._endpoint = HttpEndpoint(asked, url, api_key=api_key, transport=transport)
 
     @property
     def url(self) -> str:

@@ -38,6 +38,9 @@ SPARE_ANSWER_BYTES = 1 << 20
 LONGEST_ERROR_BYTES = 16_384
 """So much of an error is read. Only its first words are kept, and some servers echo the whole request in it."""
 
+SHORTEST_SECRET_KEY = 8
+"""Servers without keys are given one like "none" or "ollama": shorter keys are not looked for in what a server says."""
+
 LIMITS_PREFIX = "x-ratelimit-"
 
 LOADING_FACTOR = 3.0
@@ -129,6 +132,7 @@ class HttpEndpoint:
         }
         if api_key:
             self._headers["Authorization"] = f"Bearer {api_key}"
+        self._key = (api_key or "").encode()
         self._transport = transport
         self._trust_env = not _is_loopback(httpx.URL(base_url).host)
         self._idle: list[httpx.AsyncClient] = []
@@ -173,17 +177,21 @@ class HttpEndpoint:
         finally:
             self._idle.append(client)
         if not response.is_success:
-            return classify(self.asked, response.status_code, response.headers, body)
+            return classify(self.asked, response.status_code, response.headers, self._without_key(body))
         if len(body) > most_bytes:
             return oversized(self.asked, most_bytes)
         try:
             parsed = orjson.loads(body)
         except orjson.JSONDecodeError:
-            return unreadable(self.asked, body)
+            return unreadable(self.asked, self._without_key(body))
         if not isinstance(parsed, dict):
-            return unreadable(self.asked, body)
+            return unreadable(self.asked, self._without_key(body))
         limits = {name: value for name, value in response.headers.items() if name.startswith(LIMITS_PREFIX)}
         return Reply(content=parsed, limits=limits)
+
+    def _without_key(self, body: bytes) -> bytes:
+        """What a server says, without our key: some name the key that they refuse. A short one may be a word like any other."""
+        return body.replace(self._key, b"***") if len(self._key) >= SHORTEST_SECRET_KEY else body
 
     def _new_client(self) -> httpx.AsyncClient:
         if self._tls is None and self._transport is None:

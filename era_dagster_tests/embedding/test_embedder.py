@@ -156,14 +156,19 @@ def test_a_configuration_that_cannot_work_says_so() -> None:
             run_virtually(embed_texts(["a"], **{"urls": (URL,), "model": "m", **options}))
 
 
-def test_the_api_key_is_sent_as_a_bearer_and_shown_nowhere() -> None:
+@pytest.mark.parametrize("provider", ["ollama", "openai"])
+def test_the_api_key_is_sent_as_a_bearer_and_shown_nowhere(provider: str) -> None:
     server = FakeEmbeddingServer()
     server.api_key = "sk-secret"
-    assert_right(embed(server, texts(1), provider="openai", api_key="sk-secret"), texts(1))
+    assert_right(embed(server, texts(1), provider=provider, api_key="sk-secret"), texts(1))
     assert "sk-secret" not in repr(EmbedderConfig(urls=(URL,), model="m", api_key="sk-secret"))
     with pytest.raises(EndpointRefused) as caught:
-        embed(server, texts(1), provider="openai", api_key="sk-wrong")
+        embed(server, texts(1), provider=provider, api_key="sk-wrong")
     assert "sk-wrong" not in str(caught.value)
+    server.always = Fault(status=400, message="Incorrect API key provided: sk-secret")
+    with pytest.raises(EndpointRefused, match=r"provided: \*\*\*") as caught:
+        embed(server, texts(1), provider=provider, api_key="sk-secret")
+    assert "sk-secret" not in str(caught.value)
     with pytest.raises(EndpointRefused) as caught:
         embed(server, texts(1), urls="http://user:sk-pass@server")
     assert "sk-pass" not in str(caught.value)
