@@ -19,7 +19,17 @@ from numpy.typing import NDArray
 
 from era_dagster.control.outcome import Outcome
 from era_dagster.domain.errors import BadVectors, ConfigurationError
-from era_dagster.embedding.responses import Asked, Verdict, classify, oversized, timed_out, unreachable, unreadable
+from era_dagster.embedding.responses import (
+    Asked,
+    Verdict,
+    classify,
+    json_object,
+    not_connected,
+    oversized,
+    timed_out,
+    unreachable,
+    unreadable,
+)
 from era_dagster.embedding.vectors import matrix
 from era_dagster.settings import without_secrets
 
@@ -169,7 +179,7 @@ class HttpEndpoint:
             ):
                 body = await _body(response, most_bytes if response.is_success else LONGEST_ERROR_BYTES)
         except httpx.ConnectTimeout:
-            return timed_out(self.asked, min(CONNECT_TIMEOUT_SECONDS, timeout_seconds))
+            return not_connected(self.asked, min(CONNECT_TIMEOUT_SECONDS, timeout_seconds))
         except (httpx.TimeoutException, TimeoutError):
             return timed_out(self.asked, timeout_seconds)
         except (httpx.RequestError, OSError) as error:
@@ -180,11 +190,8 @@ class HttpEndpoint:
             return classify(self.asked, response.status_code, response.headers, self._without_key(body))
         if len(body) > most_bytes:
             return oversized(self.asked, most_bytes)
-        try:
-            parsed = orjson.loads(body)
-        except orjson.JSONDecodeError:
-            return unreadable(self.asked, self._without_key(body))
-        if not isinstance(parsed, dict):
+        parsed = json_object(body)
+        if parsed is None:
             return unreadable(self.asked, self._without_key(body))
         limits = {name: value for name, value in response.headers.items() if name.startswith(LIMITS_PREFIX)}
         return Reply(content=parsed, limits=limits)

@@ -4,6 +4,7 @@ Pure: status, headers and body go in, a `Verdict` comes out. The tables follow w
 vLLM, Infinity, llama.cpp and hosted services were seen to answer; "4xx is permanent" holds for none of them.
 """
 
+import json
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -182,6 +183,17 @@ def unreachable(asked: Asked, reason: str) -> Verdict:
     return Verdict(error=error, outcome=Outcome.FAILED)
 
 
+def not_connected(asked: Asked, seconds: float) -> Verdict:
+    """The verdict on a connection that was not made within `seconds`: a host that is off, or a firewall that is silent."""
+    return Verdict(
+        error=EndpointUnavailable(
+            f"{asked} took no connection within {seconds:g} s.",
+            hint="Check that the host in ERA_EMBEDDING_URLS is up and no firewall is between.",
+        ),
+        outcome=Outcome.TIMED_OUT,
+    )
+
+
 def timed_out(asked: Asked, seconds: float) -> Verdict:
     """The verdict on a request without an answer within `seconds`."""
     return Verdict(
@@ -193,12 +205,26 @@ def timed_out(asked: Asked, seconds: float) -> Verdict:
     )
 
 
+def json_object(body: bytes) -> dict[str, Any] | None:
+    """The JSON object of a 2xx answer, None where it is none.
+
+    NaN, Infinity and 1e999 are no JSON but are read as numbers: which text's vector holds them is then told.
+    """
+    try:
+        parsed = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        try:
+            parsed = json.loads(body)
+        except (ValueError, RecursionError):
+            return None
+    return parsed if isinstance(parsed, dict) else None
+
+
 def unreadable(asked: Asked, body: bytes) -> Verdict:
-    """The verdict on a 2xx answer that is no JSON object: broken off, or somebody else's page."""
-    return Verdict(
-        error=EndpointUnavailable(f"{asked} answered no JSON: {excerpt(body.decode('utf-8', 'replace'))}."),
-        outcome=Outcome.FAILED,
-    )
+    """The verdict on a 2xx answer that is no JSON object: empty, broken off, or somebody else's page."""
+    text = excerpt(body[: 4 * LONGEST_EXCERPT_CHARACTERS].decode("utf-8", "replace"))
+    error = EndpointUnavailable(f"{asked} answered no JSON object: {text}." if text else f"{asked} answered nothing.")
+    return Verdict(error=error, outcome=Outcome.FAILED)
 
 
 def oversized(asked: Asked, most_bytes: int) -> Verdict:

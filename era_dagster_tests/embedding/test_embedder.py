@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from era_dagster.control.gate import EndpointController
+from era_dagster.control.outcome import Outcome
 from era_dagster.domain.errors import (
     BadVectors,
     ConfigurationError,
@@ -20,7 +21,9 @@ from era_dagster.domain.errors import (
 from era_dagster.embedding.config import EmbedderConfig
 from era_dagster.embedding.embed_texts import embed_texts
 from era_dagster.embedding.embedder import Embedder
+from era_dagster.embedding.ollama import OllamaProvider
 from era_dagster.embedding.report import EmbedReport
+from era_dagster.embedding.responses import Verdict
 from era_dagster_tests.fakes.embedding_server import (
     BUSY,
     NOT_A_NUMBER,
@@ -322,6 +325,44 @@ def test_a_text_whose_vector_is_none_fails_alone_after_a_second_try(kind: str) -
     assert_right(report, texts(8), without=[5])
     assert (report.failures[0].error_class, report.failures[0].attempts) == ("BadVectors", 2)
     assert sorted(server.texts) == sorted([*texts(8), "text number 5"]), "the good vectors of its first answer are kept"
+
+
+class Literals(httpx.AsyncBaseTransport):
+    """A server in front of which each null of a vector becomes a literal that is no JSON."""
+
+    def __init__(self, server: FakeEmbeddingServer, literal: bytes) -> None:
+        self._inner = FakeTransport(server)
+        self._literal = literal
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        response = await self._inner.handle_async_request(request)
+        return httpx.Response(response.status_code, content=response.content.replace(b"null", self._literal))
+
+
+@pytest.mark.parametrize("literal", [b"NaN", b"-Infinity", b"1e999"])
+def test_a_number_that_json_does_not_know_spoils_one_vector_and_no_answer(literal: bytes) -> None:
+    server = FakeEmbeddingServer()
+    server.nan = {"number 5"}
+    report = embed(server, texts(8), concurrency=1, transport=Literals(server, literal))
+    assert_right(report, texts(8), without=[5])
+    assert (report.failures[0].error_class, report.failures[0].attempts) == ("BadVectors", 2)
+    assert "not finite" in report.failures[0].message
+
+
+class Unconnectable(httpx.AsyncBaseTransport):
+    """A host behind which nothing answers."""
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        raise httpx.ConnectTimeout("", request=request)
+
+
+def test_a_host_that_takes_no_connection_is_not_excused_by_a_longer_time_out() -> None:
+    provider = OllamaProvider(URL, "m", transport=Unconnectable())
+    verdict = run_virtually(provider.embed(["a"], 60.0))
+    assert isinstance(verdict, Verdict)
+    assert verdict.outcome is Outcome.TIMED_OUT
+    assert verdict.error.message == f"{URL} (model m) took no connection within 10 s."
+    assert "ERA_REQUEST_TIMEOUT_SECONDS" not in verdict.error.hint
 
 
 def test_a_text_that_crashes_the_server_does_not_take_its_company_along() -> None:

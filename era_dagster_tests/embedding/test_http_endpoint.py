@@ -182,6 +182,13 @@ def test_a_connection_half_closed_inside_a_body_is_a_failure_at_once() -> None:
     assert connections == 2
 
 
+def test_an_empty_answer_is_called_so() -> None:
+    (answer, no_content), _ = ask(whole(b""), head(status=204))
+    for each in (answer, no_content):
+        assert failure(each)[:2] == (EndpointUnavailable, Outcome.FAILED)
+        assert failure(each)[2].endswith("answered nothing.")
+
+
 def test_json_that_breaks_off_is_no_answer() -> None:
     (answer,), _ = ask(whole(GOOD[:-10]))
     assert failure(answer)[:2] == (EndpointUnavailable, Outcome.FAILED)

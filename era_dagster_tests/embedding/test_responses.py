@@ -1,5 +1,6 @@
 """What servers answer, word for word as they were read or seen, and which error of the tree each one is."""
 
+import math
 from collections.abc import Callable
 
 import httpx
@@ -15,7 +16,15 @@ from era_dagster.domain.errors import (
     TextsRejected,
     TextsTooLarge,
 )
-from era_dagster.embedding.responses import Asked, classify, excerpt, retry_after_seconds, said_in, unreadable
+from era_dagster.embedding.responses import (
+    Asked,
+    classify,
+    excerpt,
+    json_object,
+    retry_after_seconds,
+    said_in,
+    unreadable,
+)
 
 ASKED = Asked(url="http://host:11434", model="m", missing_model_hint="Run: ollama pull m")
 
@@ -189,7 +198,26 @@ def test_what_a_server_says_is_remembered_without_characters_that_cannot_be_prin
     assert said.isprintable()
     assert excerpt("\ud800 lone") == "lone"
     verdict = unreadable(ASKED, b"\x00\x1b[2J<html>")
-    assert verdict.error.message == "http://host:11434 (model m) answered no JSON: [2J<html>."
+    assert verdict.error.message == "http://host:11434 (model m) answered no JSON object: [2J<html>."
+
+
+def test_an_answer_with_nothing_in_it_is_called_so() -> None:
+    for body in (b"", b" \r\n", b"\x00"):
+        assert unreadable(ASKED, body).error.message == "http://host:11434 (model m) answered nothing."
+
+
+@pytest.mark.parametrize("literal", ["NaN", "Infinity", "-Infinity", "1e999", "-1e999"])
+def test_a_number_that_json_does_not_know_is_read_as_one_that_is_not_finite(literal: str) -> None:
+    parsed = json_object(b'{"embeddings":[[0.5,%b]]}' % literal.encode())
+    assert parsed is not None
+    first, second = parsed["embeddings"][0]
+    assert first == 0.5
+    assert not math.isfinite(second)
+
+
+@pytest.mark.parametrize("body", [b"", b"[1]", b"null", b'{"a":', b"<html>", b"\xff\xfe{", b"[" * 100_000, b"1" * 5000])
+def test_what_is_no_json_object_is_none(body: bytes) -> None:
+    assert json_object(body) is None
 
 
 def test_an_error_that_echoes_the_input_is_cut() -> None:
