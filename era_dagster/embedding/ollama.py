@@ -20,7 +20,7 @@ from era_dagster.embedding.provider import (
     first_dimension,
     shown_url,
 )
-from era_dagster.embedding.responses import Asked, Verdict
+from era_dagster.embedding.responses import Asked, Verdict, excerpt
 
 KEEP_ALIVE_SECONDS = 1800
 """Keeps the model loaded between requests (the default is 5 minutes, a reload takes seconds). A number: the string
@@ -88,4 +88,5 @@ def _digest(models: object, wanted: str) -> str | None:
 
 
 def _text(value: object) -> str | None:
-    return value if isinstance(value, str) and value else None
+    """A word of the server's as it may be stored and shown; None where there is none."""
+    return (excerpt(value) or None) if isinstance(value, str) else None

@@ -24,6 +24,7 @@ from era_dagster.embedding.embedder import Embedder
 from era_dagster.embedding.ollama import OllamaProvider
 from era_dagster.embedding.report import EmbedReport
 from era_dagster.embedding.responses import Verdict
+from era_dagster.embedding.vectors import ModelIdentity
 from era_dagster_tests.fakes.embedding_server import (
     BUSY,
     NOT_A_NUMBER,
@@ -157,6 +158,18 @@ def test_a_configuration_that_cannot_work_says_so() -> None:
     for options in ({"urls": ()}, {"urls": ("host:11434",)}, {"provider": "magic"}, {"concurrency": 0}):
         with pytest.raises(ConfigurationError):
             run_virtually(embed_texts(["a"], **{"urls": (URL,), "model": "m", **options}))
+
+
+def test_what_a_server_says_of_its_model_can_be_stored() -> None:
+    server = FakeEmbeddingServer(version="0.32.0\x00\x1b[2J")
+    server.digest = "sha256:abc\x00"
+
+    async def main() -> ModelIdentity:
+        async with embedder(server) as one:
+            return await one.identify()
+
+    identity = run_virtually(main())
+    assert (identity.server_version, identity.digest) == ("0.32.0 [2J", "sha256:abc")
 
 
 @pytest.mark.parametrize("provider", ["ollama", "openai"])
