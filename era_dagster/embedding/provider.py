@@ -225,14 +225,12 @@ async def _body(response: httpx.Response, most_bytes: int) -> bytes:
 
     What is not read to its end costs the connection. Not httpx's own decoders: they unpack without a bound.
     """
-    chunks: list[bytes] = []
-    size = 0
+    read = bytearray()  # not a list of chunks: those of one byte each would take forty times their size
     async for chunk in cast(httpx.AsyncByteStream, response.stream):
-        chunks.append(chunk)
-        size += len(chunk)
-        if size > most_bytes:
+        read += chunk
+        if len(read) > most_bytes:
             break
-    body = b"".join(chunks)
+    body = bytes(read)
     if response.headers.get("content-encoding", "").lower() not in ("gzip", "x-gzip", "deflate"):
         return body
     try:

@@ -100,6 +100,26 @@ def test_a_body_without_end_is_read_up_to_what_may_be_right_and_the_next_request
     assert connections == 2
 
 
+async def crumbs(writer: asyncio.StreamWriter) -> None:
+    writer.write(head("Transfer-Encoding: chunked"))
+    for _ in range(40):
+        writer.write(b"2\r\n  \r\n" * 1000)
+        await writer.drain()
+    writer.write(b"0\r\n\r\n")
+
+
+def test_a_body_in_chunks_of_two_bytes_takes_little_more_memory_than_in_one_piece() -> None:
+    ask(whole(GOOD))  # whatever is loaded once is
+    tracemalloc.start()
+    try:
+        (answer,), _ = ask(crumbs)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert "answered nothing" in failure(answer)[2]
+    assert peak < 2_500_000
+
+
 def test_an_error_without_end_is_still_judged_by_its_status() -> None:
     (first, second), connections = ask(endless_error, whole(GOOD))
     assert failure(first)[:2] == (EndpointBusy, Outcome.RATE_LIMITED)
