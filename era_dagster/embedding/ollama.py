@@ -58,7 +58,7 @@ class OllamaProvider:
         if isinstance(reply, Verdict):
             return reply
         rows, tokens = reply.content.get("embeddings"), reply.content.get("prompt_eval_count")
-        return answered(self._endpoint.asked, rows, len(texts), tokens, reply.limits)
+        return answered(self._endpoint.asked, reply, rows, len(texts), tokens)
 
     async def identify(self, timeout_seconds: float) -> Identified | Verdict:
         """Version, digest and dimension. The embedding decides: a server may hide its lists behind a proxy."""

@@ -47,7 +47,7 @@ class OpenAIProvider:
             return reply
         usage = reply.content.get("usage")
         tokens = usage.get("total_tokens") if isinstance(usage, dict) else None
-        return answered(self._endpoint.asked, _rows(reply.content.get("data")), len(texts), tokens, reply.limits)
+        return answered(self._endpoint.asked, reply, _rows(reply.content.get("data")), len(texts), tokens)
 
     async def identify(self, timeout_seconds: float) -> Identified | Verdict:
         """The dimension, by one short text; this dialect tells neither digest nor version."""

@@ -18,11 +18,12 @@ import orjson
 from numpy.typing import NDArray
 
 from era_dagster.control.outcome import Outcome
-from era_dagster.domain.errors import BadVectors, ConfigurationError
+from era_dagster.domain.errors import BadVectors, ConfigurationError, EndpointUnavailable
 from era_dagster.embedding.responses import (
     Asked,
     Verdict,
     classify,
+    error_text,
     json_object,
     not_connected,
     oversized,
@@ -113,13 +114,16 @@ def first_dimension(answer: Answer | Verdict) -> int | Verdict:
     return answer if isinstance(answer, Verdict) else answer.vectors.shape[1]
 
 
-def answered(asked: Asked, rows: Any, count: int, tokens: Any, limits: Mapping[str, str]) -> Answer | Verdict:
-    """The rows of a parsed answer as an `Answer`, or the verdict that they are no vectors."""
+def answered(asked: Asked, reply: Reply, rows: Any, count: int, tokens: Any) -> Answer | Verdict:
+    """The rows of a reply as an `Answer`. Where they are no vectors the server failed: that says nothing of one text."""
     try:
         vectors = matrix(rows, count)
     except BadVectors as error:
-        return Verdict(error=BadVectors(f"{asked}: {error.message}"), outcome=Outcome.TEXTS)
-    return Answer(vectors=vectors, tokens=tokens if isinstance(tokens, int) and tokens > 0 else None, limits=limits)
+        said = reply.content.get("error")
+        words = f" It says: {error_text(orjson.dumps({'error': said}))}." if said else ""
+        return Verdict(error=EndpointUnavailable(f"{asked}: {error.message}{words}"), outcome=Outcome.FAILED)
+    tokens = tokens if isinstance(tokens, int) and tokens > 0 else None
+    return Answer(vectors=vectors, tokens=tokens, limits=reply.limits)
 
 
 class HttpEndpoint:
