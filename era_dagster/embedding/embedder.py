@@ -7,6 +7,7 @@ text its vector or its reason. Time comes from the running event loop only, chan
 import asyncio
 import math
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from dataclasses import replace
 from random import Random
 from types import TracebackType
 from typing import Any, Self
@@ -15,18 +16,16 @@ import httpx
 
 from era_dagster.control.batch import BatchSize
 from era_dagster.control.gate import Decision, Ticket, WaitUntil
-from era_dagster.control.outcome import Outcome
 from era_dagster.control.retry import RetryPolicy
 from era_dagster.control.trace import TraceRecord
 from era_dagster.domain.errors import (
     BadVectors,
-    EndpointBusy,
     EndpointRefused,
     EndpointUnavailable,
-    EraError,
     TransientError,
 )
 from era_dagster.embedding.cache_front import CacheFront
+from era_dagster.embedding.canary import blames_the_text, of_one_text, of_the_canary
 from era_dagster.embedding.config import EmbedderConfig
 from era_dagster.embedding.endpoint import Endpoint, open_endpoints
 from era_dagster.embedding.identity import ask_identity
@@ -36,11 +35,9 @@ from era_dagster.embedding.observer import RequestObserver, ended_request
 from era_dagster.embedding.provider import CANARY, Answer
 from era_dagster.embedding.report import EmbedReport, EmbedStats, stats_of
 from era_dagster.embedding.responses import Verdict
+from era_dagster.embedding.retries import Retries
 from era_dagster.embedding.vectors import ModelIdentity, Vector, VectorCache, checked
 from era_dagster.embedding.work import Batch, Call, Item, WorkQueue
-
-FAILURES_TO_SPLIT = 3
-"""From its third failure on a batch goes in halves: one text may crash the server, or be too much for its time-out."""
 
 
 class Embedder:
@@ -72,6 +69,7 @@ class Embedder:
         self._dimension: int | None = None
         self._queue = WorkQueue()
         self._ledger = Ledger(config.profile, queue_limit=config.queue_limit, accept=self._accept)
+        self._retries = Retries(self._policy, self._random, self._queue, self._ledger)
         self._cache: CacheFront | None = None
         if cache is not None:
             self._cache = CacheFront(cache, found=self._looked_up, stored=self._ledger.settle_vectors)
@@ -227,8 +225,7 @@ class Embedder:
     async def _request(self, endpoint: Endpoint, batch: Batch, ticket: Ticket) -> None:
         endpoint.travelling[ticket.number] = batch
         try:
-            texts = [item.text for item in batch.items]
-            answer = await self._exchange(endpoint, texts, ticket, retried=batch.attempts > 1)
+            answer = await self._exchange(endpoint, [item.text for item in batch.items], ticket, batch)
         finally:
             del endpoint.travelling[ticket.number]
         if isinstance(answer, Answer):
@@ -236,42 +233,59 @@ class Embedder:
         elif batch.doubled and not isinstance(answer.error, EndpointRefused):
             pass  # its texts are on their way once more
         elif isinstance(answer.error, TransientError):
-            self._retry(batch, answer, alone=ticket.alone)
+            self._retries.failed(batch, answer, self._now(), alone=ticket.alone)
         elif isinstance(answer.error, EndpointRefused):
             self._stop(answer.error)
         else:
-            self._isolate(batch, answer.error)
+            self._retries.rejected(batch, answer.error, self._now())
         self._wake.set()
 
     async def _probe(self, endpoint: Endpoint, ticket: Ticket) -> None:
         """See with a text of our own whether a silent endpoint lives again: no caller's text pays for it."""
-        answer = await self._exchange(endpoint, [CANARY], ticket, retried=False)
+        answer = await self._exchange(endpoint, [CANARY], ticket, None)
         if isinstance(answer, Verdict) and isinstance(answer.error, EndpointRefused):
             self._stop(answer.error)
         self._wake.set()
 
     async def _exchange(
-        self, endpoint: Endpoint, texts: list[str], ticket: Ticket, *, retried: bool
+        self, endpoint: Endpoint, texts: list[str], ticket: Ticket, batch: Batch | None
     ) -> Answer | Verdict:
-        """Ask once, and tell the controller and the observer how it ended, cancelled or not."""
+        """Ask once, and tell the controller how it ended, cancelled or not.
+
+        A text that fails alone is followed by one of our own in its place: what is wrong with that one too is the
+        endpoint's failure, not the text's.
+        """
         ended = False
         try:
-            answer = await endpoint.provider.embed(texts, endpoint.timeout_seconds)
+            answer = await self._ask(endpoint, texts, ticket, retried=batch is not None and batch.attempts > 1)
+            if batch is not None and len(texts) == 1 and not batch.doubled and blames_the_text(answer):
+                control = replace(ticket, sent_at=self._now(), items=1, tokens=1, probe=True)
+                own = await self._ask(endpoint, [CANARY], control, retried=False)
+                answer = own if isinstance(own, Verdict) else answer
             ended = True
         finally:
             if not ended:
                 endpoint.controller.abandoned(ticket)
-                self._tell(endpoint, len(texts), ticket, None, retried=retried)
         endpoint.learn(self._now(), ticket, answer)
-        self._tell(endpoint, len(texts), ticket, answer, retried=retried)
         return answer
 
-    def _tell(
-        self, endpoint: Endpoint, texts: int, ticket: Ticket, answer: Answer | Verdict | None, *, retried: bool
-    ) -> None:
-        if self._on_request is not None:
-            url, now = endpoint.provider.url, self._now()
-            self._on_request(ended_request(url, ticket, answer, now=now, texts=texts, retried=retried))
+    async def _ask(self, endpoint: Endpoint, texts: list[str], ticket: Ticket, *, retried: bool) -> Answer | Verdict:
+        """One request and what it proves; the observer is told, also of one that is cancelled."""
+        asked = f"{endpoint.provider.url} (model {self._config.model})"
+        # Of an endpoint that never gave a right vector another width means another model: that ends the run.
+        dimension = self._dimension if endpoint.delivered else None
+        answer: Answer | Verdict | None = None
+        try:
+            answer = await endpoint.provider.embed(texts, endpoint.timeout_seconds)
+            if ticket.probe:
+                answer = of_the_canary(asked, answer, dimension)
+            elif len(texts) == 1:
+                answer = of_one_text(asked, answer, dimension)
+            return answer
+        finally:
+            if self._on_request is not None:
+                url, now = endpoint.provider.url, self._now()
+                self._on_request(ended_request(url, ticket, answer, now=now, texts=len(texts), retried=retried))
 
     def _deliver(self, endpoint: Endpoint, batch: Batch, answer: Answer, seconds: float) -> None:
         vectors, bad = checked(answer.vectors, self._dimension)
@@ -302,46 +316,8 @@ class Embedder:
             self._cache.store(good)
         for index, reason in bad.items():
             error = BadVectors(f"{endpoint.provider.url} (model {self._config.model}) answered no vector: {reason}.")
-            self._send_alone_or_fail(batch.part([batch.items[index]]), error, was_alone=len(batch.items) == 1)
-
-    def _retry(self, batch: Batch, verdict: Verdict, *, alone: bool) -> None:
-        """Send it again later, in halves when its company may be what fails; at the end of its bounds give it up.
-
-        A 429 says nothing about the texts: only time bounds how often they are refused. A request refused although it
-        was the only one may be larger than the server's whole allowance.
-        """
-        now = self._now()
-        if isinstance(verdict.error, EndpointBusy):
-            for counters in (self._ledger.counters, *(call.counters for call in batch.calls())):
-                counters.refusals += 1
-        refused = verdict.outcome is Outcome.RATE_LIMITED
-        batch.failures += 0 if refused else 1
-        sent_at = now if batch.first_sent_at is None else batch.first_sent_at
-        exhausted = self._policy.is_exhausted(failures=batch.failures, seconds=now - sent_at)
-        suspect = alone and batch.attempts >= FAILURES_TO_SPLIT if refused else batch.failures >= FAILURES_TO_SPLIT
-        again_at = now if refused else now + self._policy.delay_seconds(batch.failures, self._random.random())
-        if len(batch.items) > 1 and (exhausted or suspect):
-            self._queue.again_in_halves(batch, again_at)
-        elif exhausted:
-            self._ledger.fail(batch, verdict.error)
-        else:
-            self._queue.again(batch, again_at)
-
-    def _isolate(self, batch: Batch, error: EraError) -> None:
-        """Halve until the text that spoils its company is alone."""
-        if len(batch.items) > 1:
-            self._queue.again_in_halves(batch, self._now())
-        elif isinstance(error, BadVectors):
-            self._send_alone_or_fail(batch, error, was_alone=True)
-        else:
-            self._ledger.fail(batch, error)
-
-    def _send_alone_or_fail(self, batch: Batch, error: BadVectors, *, was_alone: bool) -> None:
-        """A bad vector may be the request's fault: its text fails once it was alone and not for the first time."""
-        if was_alone and batch.attempts > 1:
-            self._ledger.fail(batch, error)
-        else:
-            self._queue.again(batch, self._now())
+            part, others = batch.part([batch.items[index]]), len(bad) < len(batch.items)
+            self._retries.without_vector(part, error, self._now(), others_have_one=others)
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = self._task(work)

@@ -17,10 +17,11 @@ from era_dagster.embedding.responses import Verdict
 class RequestRecord:
     """One request that ended.
 
-    `endpoint`: its URL without credentials. `number`: the endpoint's count of requests, from 1. `ended_at`: the event
-    loop's clock, `seconds` since it was sent. `texts` in it, `retried` of them not for the first time. `tokens`: the
-    server's own count where it gave one, else estimated. `probe`: the text was the embedder's own. `outcome` is None and
-    `error` too when the embedder gave the request up (its run stopped).
+    `endpoint`: its URL without credentials. `number`: the endpoint's count of requests, from 1; a probe that follows the
+    failure of a single text has the same. `ended_at`: the event loop's clock, `seconds` since it was sent. `texts` in it,
+    `retried` of them not for the first time. `tokens`: the server's own count where it gave one, else estimated. `probe`:
+    the text was the embedder's own. `outcome` is None and `error` too when the embedder gave the request up (its run
+    stopped).
     """
 
     endpoint: str

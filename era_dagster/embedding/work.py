@@ -7,7 +7,7 @@ import asyncio
 import heapq
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count, islice
 
 from era_dagster.control.batch import BatchSize, fitting
@@ -81,13 +81,14 @@ class Item:
 class Batch:
     """Texts that travel in one request, and what happened to them so far.
 
-    `attempts` counts the requests, `failures` those that count against the retry limit. `doubled`: its request is stuck, and
-    its texts were put in the queue once more.
+    `attempts` counts the requests, `failures` those that count against the retry limit, `rejections` those that failed by
+    its text while the server was well. `doubled`: its request is stuck, and its texts were put in the queue once more.
     """
 
     items: list[Item]
     attempts: int = 0
     failures: int = 0
+    rejections: int = 0
     first_sent_at: float | None = None
     doubled: bool = False
 
@@ -106,7 +107,7 @@ class Batch:
 
     def part(self, items: list[Item]) -> "Batch":
         """Some of its items with the same history."""
-        return Batch(items=items, attempts=self.attempts, failures=self.failures, first_sent_at=self.first_sent_at)
+        return replace(self, items=items, doubled=False)
 
 
 class WorkQueue:

@@ -1,13 +1,19 @@
-"""Servers that answer nonsense, for seconds or for good."""
+"""Servers that answer nonsense, for seconds or for good, and texts that are at fault themselves: told apart."""
 
 import asyncio
+import threading
 
 import pytest
 
-from era_dagster.domain.errors import EndpointUnavailable
+from era_dagster.control.outcome import Outcome
+from era_dagster.domain.errors import EndpointRefused, EndpointUnavailable
+from era_dagster.embedding.config import EmbedderConfig
 from era_dagster.embedding.embed_texts import embed_texts
+from era_dagster.embedding.embedder import Embedder
+from era_dagster.embedding.observer import RequestRecord
+from era_dagster.embedding.provider import CANARY
 from era_dagster.embedding.report import EmbedReport
-from era_dagster_tests.fakes.embedding_server import FakeEmbeddingServer, FakeTransport, Fault
+from era_dagster_tests.fakes.embedding_server import NOT_A_NUMBER, FakeEmbeddingServer, FakeTransport, Fault, serving
 from era_dagster_tests.fakes.virtual_time import run_virtually
 
 URL = "http://server"
@@ -16,7 +22,13 @@ GARBAGE = {
     "an error as a good answer": Fault(status=200, message="upstream overloaded"),
     "no vectors": Fault(answer="empty"),
     "one vector too few": Fault(answer="wrong_count"),
+    "vectors that are not finite": Fault(answer="nan"),
+    "vectors that are zero": Fault(answer="zero"),
+    "vectors of another model": Fault(answer="wrong_dimension"),
     "a page": Fault(answer="not_json"),
+    "400 about numbers": Fault(status=400, message=NOT_A_NUMBER),
+    "400 of a proxy": Fault(status=400, message="no healthy upstream"),
+    "422": Fault(status=422, message="hm"),
     "500": Fault(status=500),
 }
 each_garbage = pytest.mark.parametrize("garbage", GARBAGE.values(), ids=GARBAGE.keys())
@@ -56,8 +68,139 @@ def test_three_seconds_of_garbage_at_full_speed_lose_nothing(garbage: Fault) -> 
     assert report.seconds < 12.0
 
 
+@each_garbage
+def test_a_server_of_two_that_answers_garbage_for_good_leaves_the_work_to_the_other(garbage: Fault) -> None:
+    servers = {"good": quick_server(), "bad": quick_server()}
+
+    async def main() -> EmbedReport:
+        asyncio.get_running_loop().call_at(1.0, setattr, servers["bad"], "always", garbage)
+        urls = ("http://good", "http://bad")
+        return await embed_texts(texts(3000), urls=urls, model="test-model", transport=FakeTransport(servers))
+
+    report = run_virtually(main())
+    assert_all_but(report, [])
+    assert report.seconds < 8.0
+    assert sum(at > 3.0 for at in servers["bad"].times) < 10, "probes only"
+
+
+@each_garbage
+def test_garbage_for_good_ends_the_run_when_its_patience_ends_and_loses_no_text(garbage: Fault) -> None:
+    server = quick_server()
+
+    async def main() -> float:
+        config = EmbedderConfig(urls=(URL,), model=server.model, retry_budget_seconds=60.0)
+        async with Embedder(config, transport=FakeTransport(server)) as embedder:
+            asyncio.get_running_loop().call_at(1.0, setattr, server, "always", garbage)
+            with pytest.raises(EndpointUnavailable, match=f"No embedding server took a text for 60 s.*{URL}"):
+                await embedder.embed(texts(4000))
+            assert embedder.stats().failed == 0
+            return asyncio.get_running_loop().time()
+
+    assert 60.0 <= run_virtually(main()) <= 63.0
+    assert sum(at > 10.0 for at in server.times) < 20, "probes only"
+
+
 def test_what_a_server_says_in_an_error_that_comes_as_a_good_answer_is_told() -> None:
     server = FakeEmbeddingServer()
     server.always = Fault(status=200, message="upstream overloaded")
     with pytest.raises(EndpointUnavailable, match=r"no list of vectors for 1 texts\. It says: upstream overloaded\."):
         run_virtually(embed_texts(texts(1), urls=URL, model=server.model, transport=FakeTransport(server)))
+
+
+@pytest.mark.parametrize("garbage", ["an error as a good answer", "400 of a proxy"])
+def test_a_second_of_garbage_over_http_loses_nothing(garbage: str) -> None:
+    server = FakeEmbeddingServer(dimension=8)
+    server.seconds_per_text, server.slots = 0.002, 4
+    timers = [
+        threading.Timer(at, setattr, (server, "always", now)) for at, now in ((0.3, GARBAGE[garbage]), (1.3, None))
+    ]
+    with serving(server) as url:
+        for timer in timers:
+            timer.start()
+        report = asyncio.run(embed_texts(texts(2000), urls=url, model=server.model))
+    assert_all_but(report, [])
+    assert report.seconds > 1.3
+
+
+@pytest.mark.parametrize("status", [401, 404])
+def test_a_refusal_for_good_by_one_server_of_two_stops_the_run(status: int) -> None:
+    servers = {"good": quick_server(), "bad": quick_server()}
+    servers["bad"].always = Fault(status=status, message="model 'test-model' not found")
+    urls = ("http://good", "http://bad")
+    with pytest.raises(EndpointRefused, match=f"http://bad.*{status}"):
+        run_virtually(embed_texts(texts(500), urls=urls, model="test-model", transport=FakeTransport(servers)))
+
+
+# --- a text fails ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["poison", "nan", "zero"])
+def test_a_few_texts_at_fault_are_missing_and_cost_a_few_requests_each(kind: str) -> None:
+    without = [13, 700, 701, 1400]
+    clean, server = quick_server(), quick_server()
+    wanted = [f"a text number {number}." for number in range(1500)]
+    setattr(server, kind, {f"number {number}." for number in without})
+    reports = [
+        run_virtually(embed_texts(wanted, urls=URL, model=each.model, transport=FakeTransport(each)))
+        for each in (clean, server)
+    ]
+    assert_all_but(reports[1], without)
+    assert reports[1].seconds < 1.3 * reports[0].seconds
+    assert server.texts.count(CANARY) == len(without) * (2 if kind == "poison" else 1)
+
+
+@pytest.mark.parametrize("control", ["400 of a proxy", "500", "vectors that are zero", "429"])
+def test_a_text_is_not_given_up_while_the_text_that_checks_the_server_fails_too(control: str) -> None:
+    server = FakeEmbeddingServer()
+    fault = Fault(status=429) if control == "429" else GARBAGE[control]
+    server.faults.extend([GARBAGE["400 of a proxy"], fault] * 4)
+    report = run_virtually(embed_texts(["a"], urls=URL, model=server.model, transport=FakeTransport(server)))
+    assert_all_but(report, [])
+    assert server.texts[:2] == ["a", CANARY]
+
+
+def test_a_text_refused_once_while_the_server_is_well_gets_its_vector() -> None:
+    server = FakeEmbeddingServer()
+    server.faults.append(GARBAGE["400 of a proxy"])
+    report = run_virtually(embed_texts(["a"], urls=URL, model=server.model, transport=FakeTransport(server)))
+    assert_all_but(report, [])
+    assert server.texts == ["a", CANARY, "a"]
+
+
+def test_the_text_that_checks_the_server_is_told_as_a_probe_and_counted_for_no_caller() -> None:
+    server, told = FakeEmbeddingServer(), list[RequestRecord]()
+    server.poison, server.seconds_per_text = {"poison"}, 0.5
+    report = run_virtually(
+        embed_texts(["poison"], urls=URL, model=server.model, transport=FakeTransport(server), on_request=told.append)
+    )
+    assert_all_but(report, [0])
+    assert report.failures[0].attempts == report.requests == report.texts_sent == 2
+    assert [(record.probe, record.outcome) for record in told] == 2 * [(False, Outcome.TEXTS), (True, Outcome.SUCCESS)]
+    assert [record.seconds for record in told] == [0.5] * 4
+    assert [record.texts for record in told] == [1] * 4
+
+
+def test_a_server_that_refuses_the_check_for_good_stops_the_run() -> None:
+    server = FakeEmbeddingServer()
+    server.faults.extend([GARBAGE["400 of a proxy"], Fault(status=401)])
+    with pytest.raises(EndpointRefused, match="401"):
+        run_virtually(embed_texts(["a"], urls=URL, model=server.model, transport=FakeTransport(server)))
+
+
+def test_a_check_under_way_ends_with_the_run_and_is_told() -> None:
+    server, told = FakeEmbeddingServer(), list[RequestRecord]()
+    server.poison = {"poison"}
+
+    async def main() -> None:
+        config = EmbedderConfig(urls=(URL,), model=server.model)
+        async with Embedder(config, transport=FakeTransport(server), on_request=told.append) as embedder:
+            server.faults.extend([None, Fault(stall=True)])
+            call = asyncio.create_task(embedder.embed(["poison"]))
+            await asyncio.sleep(1.0)
+            assert embedder.stats().endpoints[0].in_flight == server.in_flight == 1
+            call.cancel()
+            await asyncio.gather(call, return_exceptions=True)
+        assert embedder.stats().endpoints[0].in_flight == server.in_flight == 0
+
+    run_virtually(main())
+    assert [(record.probe, record.outcome) for record in told] == [(False, Outcome.TEXTS), (True, None)]

@@ -380,18 +380,19 @@ def test_a_dimension_that_cannot_be_stored_makes_no_space(bench: Workbench) -> N
     assert states(bench) == {1: ("live", "test-model")}
 
 
-def test_vectors_of_another_dimension_than_the_space_end_in_its_dead_texts_not_in_its_tables(bench: Workbench) -> None:
+def test_vectors_of_another_dimension_than_the_space_stop_its_building_and_are_not_in_its_tables(
+    bench: Workbench,
+) -> None:
     filled(bench)
     other = second(bench)
     other.server.faults.append(None)  # asked which model it is, it answers well
     other.server.always = Fault(answer="wrong_dimension")
-    built = build(other)
-    assert built.space is not None and built.space.dead == len(built.dead) > 0
-    assert check_space(bench.database, number(built)).counts[0].beside == 0
-    with pytest.raises(PermanentError, match="texts have no vector"):
-        promote_space(bench.database, number(built))
+    with pytest.raises(EndpointUnavailable, match="8 dimensions"):
+        build(other)
+    assert check_space(bench.database, 2).counts[0].beside == 0
     other.server.always = None
-    assert build(other).dead == []
+    built = build(other)
+    assert built.dead == []
     promote_space(bench.database, number(built))
 
 

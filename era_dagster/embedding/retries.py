@@ -1,0 +1,72 @@
+"""What becomes of a batch that failed: it is sent again, later, in halves, or its text is given up.
+
+Decides by the history of the batch and the policy. Sends nothing, and knows neither endpoints nor clock.
+"""
+
+from random import Random
+
+from era_dagster.control.outcome import Outcome
+from era_dagster.control.retry import RetryPolicy
+from era_dagster.domain.errors import EndpointBusy, EraError, TextsTooLarge
+from era_dagster.embedding.ledger import Ledger
+from era_dagster.embedding.responses import Verdict
+from era_dagster.embedding.work import Batch, WorkQueue
+
+FAILURES_TO_SPLIT = 3
+"""From its third failure on a batch goes in halves: one text may crash the server, or be too much for its time-out."""
+REJECTIONS_TO_GIVE_UP = 2
+"""A server that recovers between a text and the text of our own that follows makes one look rejected, but hardly twice."""
+
+
+class Retries:
+    """Puts batches that failed back into the queue, or gives their texts up."""
+
+    def __init__(self, policy: RetryPolicy, random: Random, queue: WorkQueue, ledger: Ledger) -> None:
+        self._policy = policy
+        self._random = random
+        self._queue = queue
+        self._ledger = ledger
+
+    def failed(self, batch: Batch, verdict: Verdict, now: float, *, alone: bool) -> None:
+        """The endpoint failed or refused: later, in halves when its company may be what fails; at last it is given up.
+
+        `alone`: it was the only request that was allowed to go.
+        """
+        if isinstance(verdict.error, EndpointBusy):
+            for counters in (self._ledger.counters, *(call.counters for call in batch.calls())):
+                counters.refusals += 1
+        refused = verdict.outcome is Outcome.RATE_LIMITED
+        batch.failures += 0 if refused else 1
+        sent_at = now if batch.first_sent_at is None else batch.first_sent_at
+        exhausted = self._policy.is_exhausted(failures=batch.failures, seconds=now - sent_at)
+        suspect = alone and batch.attempts >= FAILURES_TO_SPLIT if refused else batch.failures >= FAILURES_TO_SPLIT
+        again_at = now if refused else now + self._policy.delay_seconds(batch.failures, self._random.random())
+        if len(batch.items) > 1 and (exhausted or suspect):
+            self._queue.again_in_halves(batch, again_at)
+        elif exhausted:
+            self._ledger.fail(batch, verdict.error)
+        else:
+            self._queue.again(batch, again_at)
+
+    def rejected(self, batch: Batch, error: EraError, now: float) -> None:
+        """Its texts are refused while the server is well: halved until the text that spoils its company is alone."""
+        if len(batch.items) > 1:
+            self._queue.again_in_halves(batch, now)
+        elif isinstance(error, TextsTooLarge):
+            self._ledger.fail(batch, error)
+        else:
+            self._count(batch, error, now)
+
+    def without_vector(self, batch: Batch, error: EraError, now: float, *, others_have_one: bool) -> None:
+        """A text whose vector was none among others of the same request: alone from now on."""
+        if others_have_one:
+            self._count(batch, error, now)
+        else:
+            self._queue.again(batch, now)
+
+    def _count(self, batch: Batch, error: EraError, now: float) -> None:
+        batch.rejections += 1
+        if batch.rejections >= REJECTIONS_TO_GIVE_UP:
+            self._ledger.fail(batch, error)
+        else:
+            self._queue.again(batch, now)
