@@ -189,7 +189,7 @@ class Embedder:
             if isinstance(decision, WaitUntil):
                 wake_at = min(wake_at, decision.at)
                 open_to_work.remove(endpoint)
-            elif decision.probe:
+            elif decision.probe or (self._queue.only_aside and endpoint.controller.mode == "throttled"):
                 ticket = endpoint.controller.started(now, items=1, tokens=1, probe=True)
                 self._start(self._probe(endpoint, ticket))
             elif not self._send_batch(endpoint, decision, now):
@@ -243,8 +243,11 @@ class Embedder:
     async def _probe(self, endpoint: Endpoint, ticket: Ticket) -> None:
         """See with a text of our own whether a silent endpoint lives again: no caller's text pays for it."""
         answer = await self._exchange(endpoint, [CANARY], ticket, None)
-        if isinstance(answer, Verdict) and isinstance(answer.error, EndpointRefused):
+        if isinstance(answer, Answer):
+            self._retries.accepted()
+        elif isinstance(answer.error, EndpointRefused):
             self._stop(answer.error)
+        self._queue.nobody_aside()
         self._wake.set()
 
     async def _exchange(
@@ -304,6 +307,7 @@ class Embedder:
             )
             return
         tokens = batch.tokens if answer.tokens is None else answer.tokens
+        self._retries.accepted()
         self._ledger.counters.answered(seconds, tokens)
         for call, texts in batch.calls().items():
             call.counters.answered(seconds, round(tokens * texts / len(batch.items)))

@@ -16,6 +16,12 @@ FAILURES_TO_SPLIT = 3
 """From its third failure on a batch goes in halves: one text may crash the server, or be too much for its time-out."""
 REJECTIONS_TO_GIVE_UP = 2
 """A server that recovers between a text and the text of our own that follows makes one look rejected, but hardly twice."""
+PASSES_TO_GIVE_UP = 20
+"""A text that is refused alone while others are accepted is too large for the server's whole allowance, or it was its turn at
+the wrong moment: with half of the turns, hardly so often."""
+SHARE_ASIDE = 0.5
+"""A text refused alone lets another one go first, since one that is never accepted would hold up all others. By chance, where
+the server does not say how long to wait: its window would else open in the turn of the others every time."""
 
 
 class Retries:
@@ -26,6 +32,11 @@ class Retries:
         self._random = random
         self._queue = queue
         self._ledger = ledger
+        self._accepted = 0
+
+    def accepted(self) -> None:
+        """A request was answered with vectors."""
+        self._accepted += 1
 
     def failed(self, batch: Batch, verdict: Verdict, now: float, *, alone: bool) -> None:
         """The endpoint failed or refused: later, in halves when its company may be what fails; at last it is given up.
@@ -35,18 +46,39 @@ class Retries:
         if isinstance(verdict.error, EndpointBusy):
             for counters in (self._ledger.counters, *(call.counters for call in batch.calls())):
                 counters.refusals += 1
-        refused = verdict.outcome is Outcome.RATE_LIMITED
-        batch.failures += 0 if refused else 1
-        sent_at = now if batch.first_sent_at is None else batch.first_sent_at
-        exhausted = self._policy.is_exhausted(failures=batch.failures, seconds=now - sent_at)
-        suspect = alone and batch.attempts >= FAILURES_TO_SPLIT if refused else batch.failures >= FAILURES_TO_SPLIT
-        again_at = now if refused else now + self._policy.delay_seconds(batch.failures, self._random.random())
-        if len(batch.items) > 1 and (exhausted or suspect):
+        first_sent_at = now if batch.first_sent_at is None else batch.first_sent_at
+        seconds = now - first_sent_at
+        if verdict.outcome is Outcome.RATE_LIMITED:
+            self._refused(batch, verdict, first_sent_at, seconds, alone=alone)
+            return
+        batch.failures += 1
+        exhausted = self._policy.is_exhausted(failures=batch.failures, seconds=seconds)
+        again_at = now + self._policy.delay_seconds(batch.failures, self._random.random())
+        if len(batch.items) > 1 and (exhausted or batch.failures >= FAILURES_TO_SPLIT):
             self._queue.again_in_halves(batch, again_at)
         elif exhausted:
             self._ledger.fail(batch, verdict.error)
         else:
             self._queue.again(batch, again_at)
+
+    def _refused(self, batch: Batch, verdict: Verdict, place: float, seconds: float, *, alone: bool) -> None:
+        """A 429 says nothing about the texts, unless others are accepted again and again and this one never, even alone.
+
+        It may then be larger than the server's whole allowance. As long as nothing is accepted, the endpoints' patience
+        is the bound. What has waited longest goes first: a server may have room for one request a minute.
+        """
+        if alone and batch.accepted_before != self._accepted:
+            batch.accepted_before = self._accepted
+            batch.passed_over += 1
+        exhausted = batch.passed_over >= PASSES_TO_GIVE_UP and seconds >= self._policy.budget_seconds
+        if len(batch.items) > 1 and (exhausted or (alone and batch.attempts >= FAILURES_TO_SPLIT)):
+            self._queue.again_in_halves(batch, place)
+        elif exhausted:
+            self._ledger.fail(batch, verdict.error)
+        elif alone and (verdict.retry_after_seconds is not None or self._random.random() < SHARE_ASIDE):
+            self._queue.aside(batch, place)
+        else:
+            self._queue.again(batch, place)
 
     def rejected(self, batch: Batch, error: EraError, now: float) -> None:
         """Its texts are refused while the server is well: halved until the text that spoils its company is alone."""

@@ -82,13 +82,17 @@ class Batch:
     """Texts that travel in one request, and what happened to them so far.
 
     `attempts` counts the requests, `failures` those that count against the retry limit, `rejections` those that failed by
-    its text while the server was well. `doubled`: its request is stuck, and its texts were put in the queue once more.
+    its text while the server was well. `passed_over`: how often it was refused although others had been accepted since the
+    refusal before (`accepted_before` of them by then). `doubled`: its request is stuck, and its texts were put in the queue
+    once more.
     """
 
     items: list[Item]
     attempts: int = 0
     failures: int = 0
     rejections: int = 0
+    passed_over: int = 0
+    accepted_before: int = 0
     first_sent_at: float | None = None
     doubled: bool = False
 
@@ -116,6 +120,7 @@ class WorkQueue:
     def __init__(self) -> None:
         self._fresh: deque[Item] = deque()
         self._again: list[tuple[float, int, Batch]] = []
+        self._aside: list[tuple[float, Batch]] = []
         self._order = count()
         self._again_items = 0
 
@@ -123,6 +128,11 @@ class WorkQueue:
     def pending(self) -> int:
         """Texts waiting to be sent."""
         return len(self._fresh) + self._again_items
+
+    @property
+    def only_aside(self) -> bool:
+        """Whether nothing waits but what stands aside for others."""
+        return bool(self._aside) and self.pending == sum(len(batch.items) for _, batch in self._aside)
 
     @property
     def next_ready_at(self) -> float | None:
@@ -138,8 +148,24 @@ class WorkQueue:
         heapq.heappush(self._again, (at, next(self._order), batch))
         self._again_items += len(batch.items)
 
+    def aside(self, batch: Batch, at: float) -> None:
+        """Send `batch` again when something else was sent, or nothing else can be; then in its place by `at`."""
+        self._aside.append((at, batch))
+        self._again_items += len(batch.items)
+
+    def nobody_aside(self) -> None:
+        """What stood aside may go again."""
+        aside, self._aside = self._aside, []
+        for at, batch in aside:
+            self._again_items -= len(batch.items)
+            self.again(batch, at)
+
     def again_in_halves(self, batch: Batch, at: float) -> None:
-        """Send the two halves of a batch of more than one text, each with its history, not before `at`."""
+        """Send the two halves of a batch of more than one text, each with its history, not before `at`.
+
+        Smaller requests may be accepted where a larger one was passed over.
+        """
+        batch.passed_over = 0
         middle = len(batch.items) // 2
         self.again(batch.part(batch.items[:middle]), at)
         self.again(batch.part(batch.items[middle:]), at)
@@ -149,6 +175,13 @@ class WorkQueue:
 
         A failed batch keeps its company, so that halving it isolates the text that spoils it.
         """
+        batch = self._next(now, size)
+        if self._aside:
+            self.nobody_aside()
+            batch = batch or self._next(now, size)
+        return batch
+
+    def _next(self, now: float, size: BatchSize) -> Batch | None:
         while self._again and self._again[0][0] <= now:
             at, _, batch = heapq.heappop(self._again)
             self._again_items -= len(batch.items)

@@ -1,0 +1,111 @@
+"""Servers that count requests or tokens and refuse with 429: what is not its fault costs no text."""
+
+import asyncio
+
+import httpx
+import orjson
+import pytest
+
+from era_dagster.domain.errors import EndpointUnavailable
+from era_dagster.embedding.embed_texts import embed_texts
+from era_dagster.embedding.report import EmbedReport
+from era_dagster_tests.fakes.embedding_server import FakeEmbeddingServer, FakeTransport
+from era_dagster_tests.fakes.virtual_time import run_virtually
+
+URL = "http://server"
+
+
+def refusal(wait: float | None) -> httpx.Response:
+    headers = {} if wait is None else {"Retry-After": str(wait)}
+    return httpx.Response(429, headers=headers, content=b'{"error":{"message":"rate limit"}}')
+
+
+class Window(httpx.AsyncBaseTransport):
+    """One request in each window of so many seconds; `honest`: says when the next window opens."""
+
+    def __init__(self, server: FakeEmbeddingServer, *, seconds: float, honest: bool) -> None:
+        self._inner = FakeTransport(server)
+        self._seconds = seconds
+        self._honest = honest
+        self._opens_at = 0.0
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        now = asyncio.get_running_loop().time()
+        if now < self._opens_at:
+            return refusal(self._opens_at - now if self._honest else None)
+        self._opens_at = (now // self._seconds + 1) * self._seconds
+        return await self._inner.handle_async_request(request)
+
+
+class Tokens(httpx.AsyncBaseTransport):
+    """A bucket of characters that fills steadily; a request larger than the bucket is refused for ever."""
+
+    def __init__(self, server: FakeEmbeddingServer, *, most: float, each_second: float, wait: float | None) -> None:
+        self._inner = FakeTransport(server)
+        self._most = self._level = most
+        self._each_second = each_second
+        self._wait = wait
+        self._at = 0.0
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        now = asyncio.get_running_loop().time()
+        self._level = min(self._most, self._level + self._each_second * (now - self._at))
+        self._at = now
+        needed = sum(map(len, orjson.loads(request.content)["input"]))
+        if needed > self._level:
+            return refusal(self._wait)
+        self._level -= needed
+        return await self._inner.handle_async_request(request)
+
+
+def embed(
+    wanted: list[str], server: FakeEmbeddingServer, transport: httpx.AsyncBaseTransport, **options
+) -> EmbedReport:
+    return run_virtually(embed_texts(wanted, urls=URL, model=server.model, transport=transport, **options))
+
+
+@pytest.mark.parametrize("honest", [True, False])
+@pytest.mark.parametrize("most", [1, 128])
+def test_one_request_a_minute_loses_no_text(most: int, honest: bool) -> None:
+    server = FakeEmbeddingServer(dimension=4)
+    server.seconds_per_text, server.slots = 0.002, 16
+    wanted = [f"text number {number}" for number in range(150)]
+    report = embed(wanted, server, Window(server, seconds=60.0, honest=honest), batch_items=most)
+    assert report.failures == ()
+    assert report.seconds < 60.0 * 151
+
+
+@pytest.mark.parametrize("wait", [None, 5.0])
+@pytest.mark.parametrize("place", [0, 3, 6])
+def test_a_text_larger_than_the_whole_allowance_is_given_up_and_holds_nobody_up(wait: float | None, place: int) -> None:
+    server = FakeEmbeddingServer(dimension=4)
+    wanted = [f"text number {number}" for number in range(6)]
+    wanted.insert(place, "x" * 4000)
+    report = embed(wanted, server, Tokens(server, most=200.0, each_second=80.0, wait=wait))
+    assert [failure.position for failure in report.failures] == [place]
+    assert report.failures[0].error_class == "EndpointBusy"
+    assert 120.0 < report.seconds < 600.0
+
+
+def test_a_text_larger_than_the_whole_allowance_ends_the_run_where_the_server_asks_for_long_waits() -> None:
+    server = FakeEmbeddingServer(dimension=4)
+
+    async def main() -> float:
+        transport = Tokens(server, most=200.0, each_second=80.0, wait=60.0)
+        with pytest.raises(EndpointUnavailable, match="429"):
+            await embed_texts(["x" * 4000, "a", "b"], urls=URL, model=server.model, transport=transport)
+        return asyncio.get_running_loop().time()
+
+    assert run_virtually(main()) < 600.0
+
+
+def test_a_server_that_refuses_everything_ends_the_run_when_its_patience_ends() -> None:
+    server = FakeEmbeddingServer(dimension=4)
+
+    async def main() -> float:
+        with pytest.raises(EndpointUnavailable, match="429"):
+            transport = Tokens(server, most=0.0, each_second=0.0, wait=None)
+            await embed_texts(["a"], urls=URL, model=server.model, transport=transport)
+        return asyncio.get_running_loop().time()
+
+    assert run_virtually(main()) == pytest.approx(120.0)
