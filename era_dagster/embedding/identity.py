@@ -1,6 +1,6 @@
 """Finds out which model a set of endpoints holds, and that it is one and the same.
 
-One question to each endpoint; texts, queues and caches are elsewhere.
+Two questions to each endpoint, since one wrong answer must not decide for a run; texts, queues and caches are elsewhere.
 """
 
 import asyncio
@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from random import Random
 
 from era_dagster.control.retry import RetryPolicy
-from era_dagster.domain.errors import ConfigurationError, EndpointBusy, TransientError
+from era_dagster.domain.errors import ConfigurationError, EndpointBusy, EndpointRefused, TransientError
+from era_dagster.embedding.canary import not_by_its_text, of_the_canary
 from era_dagster.embedding.config import EmbedderConfig
 from era_dagster.embedding.endpoint import Endpoint
-from era_dagster.embedding.provider import Identified
+from era_dagster.embedding.provider import CANARY, Answer, Identified
 from era_dagster.embedding.responses import Verdict
 from era_dagster.embedding.vectors import ModelIdentity
 
@@ -62,24 +63,39 @@ async def ask_identity(
 
 
 async def _ask(config: EmbedderConfig, endpoint: Endpoint, policy: RetryPolicy, random: Random) -> Identified | Verdict:
-    """Its identity; a busy server is asked again within the retry bounds, one that is away a few times in a few seconds."""
+    """Its identity, believed when a second answer has the same dimension.
+
+    A busy server is asked again within the retry bounds; one that is away, or answers no vector, a few times in a few
+    seconds.
+    """
     loop = asyncio.get_running_loop()
-    started, attempts = loop.time(), 0
+    started, failures = loop.time(), 0
+    asked = f"{endpoint.provider.url} (model {config.model})"
+    found: Identified | None = None
     while True:
-        answer = await endpoint.provider.identify(config.request_timeout_seconds)
-        attempts += 1
-        if isinstance(answer, Identified):
-            endpoint.loading = False
-            endpoint.delivered = True
-            return answer
-        if not isinstance(answer.error, TransientError):
-            return answer
-        away = not isinstance(answer.error, EndpointBusy)
-        if away and (attempts >= _TRIES_WHEN_AWAY or loop.time() - started >= _PATIENCE_WHEN_AWAY_SECONDS):
-            return answer
-        wait = answer.retry_after_seconds
+        if found is None:
+            answer = await endpoint.provider.identify(config.request_timeout_seconds)
+            if isinstance(answer, Identified):
+                found = answer
+                continue
+            verdict = not_by_its_text(answer)
+        else:
+            second = await endpoint.provider.embed([CANARY], config.request_timeout_seconds)
+            verdict = of_the_canary(asked, second, found.dimension)
+            if isinstance(verdict, Answer):
+                endpoint.loading = False
+                endpoint.delivered = True
+                return found
+        failures += 1
+        if isinstance(verdict.error, EndpointRefused):
+            return verdict
+        if not isinstance(verdict.error, EndpointBusy):
+            found = None
+            if failures >= _TRIES_WHEN_AWAY or loop.time() - started >= _PATIENCE_WHEN_AWAY_SECONDS:
+                return verdict
+        wait = verdict.retry_after_seconds
         if wait is None:
-            wait = policy.delay_seconds(attempts, random.random())
-        if policy.is_exhausted(failures=attempts, seconds=loop.time() - started + wait):
-            return answer
+            wait = policy.delay_seconds(failures, random.random())
+        if policy.is_exhausted(failures=failures, seconds=loop.time() - started + wait):
+            return verdict
         await asyncio.sleep(wait)

@@ -222,7 +222,7 @@ def test_the_server_may_refuse_for_a_while_and_nothing_is_lost(
 ) -> None:
     write_book(shell.folder / "data" / "drop", "Busy Book")
     embedding_server[0].faults.extend(
-        [None, Fault(status=503), Fault(status=429, headers={"Retry-After": "1"}), Fault(reset=True)]
+        [None, None, Fault(status=503), Fault(status=429, headers={"Retry-After": "1"}), Fault(reset=True)]
     )
     receipt = shell.json("ingest")
     assert receipt["ok"] is True

@@ -221,7 +221,7 @@ def ill(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ill]:
             assert project.run("era", "db", "migrate").returncode == 0
             kill_a_slow_run(project, server, "slow")
             server.poison.update(("poison", "A dated record beats a good memory. level 1"))
-            server.faults.extend((None, Fault(status=429, message="slow down", headers={"Retry-After": "0.1"})))
+            server.faults.extend((None, None, Fault(status=429, message="slow down", headers={"Retry-After": "0.1"})))
             for name, chapters in (("level", 2), ("poison", 1)):
                 write_book(project.drop, name, chapters)
             (project.drop / "torn.json").write_text("{", encoding="utf-8")

@@ -204,3 +204,43 @@ def test_a_check_under_way_ends_with_the_run_and_is_told() -> None:
 
     run_virtually(main())
     assert [(record.probe, record.outcome) for record in told] == [(False, Outcome.TEXTS), (True, None)]
+
+
+# --- who answers -------------------------------------------------------------------------------------------------------
+
+
+def identified_dimension(server: FakeEmbeddingServer) -> int:
+    async def main() -> int:
+        async with Embedder(
+            EmbedderConfig(urls=(URL,), model=server.model), transport=FakeTransport(server)
+        ) as embedder:
+            return (await embedder.identify()).dimension
+
+    return run_virtually(main())
+
+
+@pytest.mark.parametrize("place", [0, 1])
+@each_garbage
+def test_one_garbage_answer_to_the_question_who_answers_is_not_believed(garbage: Fault, place: int) -> None:
+    server = FakeEmbeddingServer()
+    server.faults.extend([*[None] * place, garbage])
+    assert identified_dimension(server) == server.dimension
+
+
+@each_garbage
+def test_nobody_is_identified_by_garbage_and_that_is_said_within_seconds(garbage: Fault) -> None:
+    server = FakeEmbeddingServer()
+    server.always = garbage
+    if garbage.answer == "wrong_dimension":  # what answers the same every time is the model
+        assert identified_dimension(server) == server.dimension // 2
+        return
+    with pytest.raises(EndpointUnavailable, match=URL):
+        identified_dimension(server)
+    assert server.requests <= 8
+
+
+def test_a_server_with_one_request_a_minute_is_identified_by_two() -> None:
+    server = FakeEmbeddingServer()
+    server.faults.extend([None, Fault(status=429, headers={"Retry-After": "60"})])
+    assert identified_dimension(server) == server.dimension
+    assert server.times == [0.0, 0.0, 60.0]

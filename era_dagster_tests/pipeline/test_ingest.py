@@ -303,11 +303,11 @@ def test_dead_letters_and_failures_are_closed_by_the_run_that_succeeds(bench: Wo
 def test_a_server_that_goes_down_stops_the_run_and_the_next_embeds_only_the_rest(bench: Workbench) -> None:
     bench.drop("Ferry Notes", *(chapter(index, rules=[f"Rule {index}."]) for index in range(1, 41)))
     bench.settings = replace(bench.settings, queue_limit=32, embed_batch=4, embed_concurrency=1)
-    bench.server.faults.extend([None] * 9)
+    bench.server.faults.extend([None] * 10)
     bench.server.always = Fault(reset=True)
     with pytest.raises(EndpointUnavailable):
         bench.ingest()
-    made = {text for batch in bench.server.batches[1:9] for text in batch}
+    made = {text for batch in bench.server.batches[2:10] for text in batch}
     stored = bench.count("doctrine_sources", "vector_tables_stamp IS NOT NULL")
     assert 0 < stored < 40
     assert bench.count("embedding_cache") == len(made)
@@ -338,7 +338,7 @@ def test_a_run_that_was_stopped_forgets_no_earlier_failure(bench: Workbench) -> 
     failed = bench.rows("SELECT failure FROM drop_chapters WHERE failure IS NOT NULL")
     bench.drop("A", *(chapter(index) for index in range(1, 100)))
     bench.settings = replace(bench.settings, queue_limit=1)
-    bench.server.faults.append(None)  # the identity is told
+    bench.server.faults.extend([None, None])  # the identity is told
     bench.server.always = Fault(reset=True)
     with pytest.raises(EndpointUnavailable):
         bench.ingest()
@@ -357,11 +357,11 @@ def test_a_model_the_server_does_not_hold_is_refused_at_once(bench: Workbench) -
 
 def test_a_model_that_vanishes_in_mid_run_is_not_hammered(bench: Workbench) -> None:
     bench.drop("Ferry Notes", *(chapter(index) for index in range(1, 41)))
-    bench.server.faults.extend([None, None])
+    bench.server.faults.extend([None, None, None])
     bench.server.always = Fault(status=404, message='model "test-model" not found, try pulling it first')
     with pytest.raises(EndpointRefused, match="test-model"):
         bench.ingest()
-    assert bench.server.requests <= 2 + FIRST_CONCURRENCY
+    assert bench.server.requests <= 3 + FIRST_CONCURRENCY
 
 
 def test_embeddings_alone_fill_the_cache_and_leave_the_vector_tables_empty(bench: Workbench) -> None:
@@ -418,7 +418,7 @@ def test_another_model_under_the_same_name_is_refused_before_anything_is_written
 
 def test_vectors_of_a_wrong_dimension_are_never_stored(bench: Workbench) -> None:
     bench.drop("Ferry Notes", *FERRY)
-    bench.server.faults.append(None)  # the identity is told rightly
+    bench.server.faults.extend([None, None])  # the identity is told rightly
     bench.server.always = Fault(answer="wrong_dimension")
     with pytest.raises(EndpointUnavailable, match="8 dimensions"):
         bench.ingest()

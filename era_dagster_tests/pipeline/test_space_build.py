@@ -385,7 +385,7 @@ def test_vectors_of_another_dimension_than_the_space_stop_its_building_and_are_n
 ) -> None:
     filled(bench)
     other = second(bench)
-    other.server.faults.append(None)  # asked which model it is, it answers well
+    other.server.faults.extend([None, None])  # asked which model it is, it answers well
     other.server.always = Fault(answer="wrong_dimension")
     with pytest.raises(EndpointUnavailable, match="8 dimensions"):
         build(other)

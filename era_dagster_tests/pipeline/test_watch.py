@@ -72,7 +72,9 @@ def three_books(bench: Workbench) -> None:
 
 def test_a_scrape_after_a_run_is_its_receipt(bench: Workbench) -> None:
     three_books(bench)
-    bench.server.faults.extend([Fault(), Fault(status=503, message=BUSY)])  # the first is for the model's name
+    bench.server.faults.extend(
+        [Fault(), Fault(), Fault(status=503, message=BUSY)]
+    )  # the first two are for the model's name
     receipt = bench.run()
     found = scrape(bench)
     assert receipt.items.seen > 20
