@@ -18,10 +18,7 @@ REJECTIONS_TO_GIVE_UP = 2
 """A server that recovers between a text and the text of our own that follows makes one look rejected, but hardly twice."""
 PASSES_TO_GIVE_UP = 20
 """A text that is refused alone while others are accepted is too large for the server's whole allowance, or it was its turn at
-the wrong moment: with half of the turns, hardly so often."""
-SHARE_ASIDE = 0.5
-"""A text refused alone lets another one go first, since one that is never accepted would hold up all others. By chance, where
-the server does not say how long to wait: its window would else open in the turn of the others every time."""
+the wrong moment: hardly so often, since what has waited longest goes first."""
 
 
 class Retries:
@@ -65,7 +62,8 @@ class Retries:
         """A 429 says nothing about the texts, unless others are accepted again and again and this one never, even alone.
 
         It may then be larger than the server's whole allowance. As long as nothing is accepted, the endpoints' patience
-        is the bound. What has waited longest goes first: a server may have room for one request a minute.
+        is the bound. What has waited longest goes first: a server may have room for one request a minute. Refused alone it
+        lets another go first, since one that is never accepted would hold up all others.
         """
         if alone and batch.accepted_before != self._accepted:
             batch.accepted_before = self._accepted
@@ -75,7 +73,7 @@ class Retries:
             self._queue.again_in_halves(batch, place)
         elif exhausted:
             self._ledger.fail(batch, verdict.error)
-        elif alone and (verdict.retry_after_seconds is not None or self._random.random() < SHARE_ASIDE):
+        elif alone:
             self._queue.aside(batch, place)
         else:
             self._queue.again(batch, place)
