@@ -23,10 +23,10 @@ from era_dagster.embedding.responses import (
     Asked,
     Verdict,
     classify,
-    error_text,
     json_object,
     not_connected,
     oversized,
+    said_in,
     timed_out,
     unreachable,
     unreadable,
@@ -120,7 +120,7 @@ def answered(asked: Asked, reply: Reply, rows: Any, count: int, tokens: Any) -> 
         vectors = matrix(rows, count)
     except BadVectors as error:
         said = reply.content.get("error")
-        words = f" It says: {error_text(orjson.dumps({'error': said}))}." if said else ""
+        words = f" It says: {said_in(orjson.dumps({'error': said})).text}." if said else ""
         return Verdict(error=EndpointUnavailable(f"{asked}: {error.message}{words}"), outcome=Outcome.FAILED)
     tokens = tokens if isinstance(tokens, int) and tokens > 0 else None
     return Answer(vectors=vectors, tokens=tokens, limits=reply.limits)
