@@ -306,12 +306,17 @@ class EndpointController:
     @property
     def given_up_at(self) -> float:
         """When its patience ends; minus infinite if it announced a longer pause, infinite while it answers."""
-        if self._pacer.announced_wait_seconds > self._patience_seconds:
+        if self.announces_long_wait:
             return -math.inf
         if self._failing_since is None:
             return math.inf
         end = self._failing_since + self._patience_seconds
         return -math.inf if self._throttle.announced_until > end else end
+
+    @property
+    def announces_long_wait(self) -> bool:
+        """Whether the server's own account of its limits gives nothing for longer than its patience."""
+        return self._pacer.announced_wait_seconds > self._patience_seconds
 
     @property
     def mode(self) -> Mode:

@@ -178,7 +178,8 @@ class Embedder:
             return math.inf
         wake_at = max(endpoint.controller.given_up_at for endpoint in self._endpoints)
         if now >= wake_at:
-            self._stop(self._nobody_answers())
+            if self._requests or not self._retries.give_up_what_was_passed_over():
+                self._stop(self._nobody_answers())
             return math.inf
         for endpoint in self._endpoints:
             wake_at = min(wake_at, self._send_again_what_is_late(endpoint, now))
@@ -347,7 +348,7 @@ class Embedder:
             task.cancel()
 
     def _nobody_answers(self) -> EndpointUnavailable:
-        reasons = " ".join(endpoint.last_error for endpoint in self._endpoints)
+        reasons = " ".join(filter(None, (endpoint.why_not for endpoint in self._endpoints)))
         return EndpointUnavailable(
             f"No embedding server took a text for {self._config.retry_budget_seconds:g} s, or each asked for a longer"
             f" pause. {reasons}",

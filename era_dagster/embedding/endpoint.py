@@ -26,8 +26,7 @@ from era_dagster.embedding.work import Batch
 class Endpoint:
     """`loading`: the next request may have to wait for the model to load. `delivered`: it has given a right vector.
 
-    `last_error` is the last failure's message, for the error that ends everything. `travelling`: the batches under way, by
-    the number of their ticket.
+    `last_error` is the last failure's message. `travelling`: the batches under way, by the number of their ticket.
     """
 
     def __init__(self, provider: Provider, controller: EndpointController, *, request_timeout_seconds: float) -> None:
@@ -38,6 +37,13 @@ class Endpoint:
         self.last_error = ""
         self.travelling: dict[int, Batch] = {}
         self._request_timeout_seconds = request_timeout_seconds
+
+    @property
+    def why_not(self) -> str:
+        """Why it takes nothing, for the error that ends everything; empty if it never failed."""
+        if self.controller.announces_long_wait:
+            return f"{self.provider.url} has given all that its x-ratelimit headers allow for now."
+        return self.last_error
 
     @property
     def timeout_seconds(self) -> float:

@@ -19,6 +19,8 @@ REJECTIONS_TO_GIVE_UP = 2
 PASSES_TO_GIVE_UP = 20
 """A text that is refused alone while others are accepted is too large for the server's whole allowance, or it was its turn at
 the wrong moment: hardly so often, since what has waited longest goes first."""
+PASSES_WHEN_TOLD, PASSES_AT_THE_END = 3, 2
+"""So often is enough where the server says when to come back; and where nothing else is left, and the patience is over."""
 
 
 class Retries:
@@ -30,6 +32,7 @@ class Retries:
         self._queue = queue
         self._ledger = ledger
         self._accepted = 0
+        self._refusal: EraError | None = None
 
     def accepted(self) -> None:
         """A request was answered with vectors."""
@@ -65,10 +68,12 @@ class Retries:
         is the bound. What has waited longest goes first: a server may have room for one request a minute. Refused alone it
         lets another go first, since one that is never accepted would hold up all others.
         """
+        self._refusal = verdict.error
         if alone and batch.accepted_before != self._accepted:
             batch.accepted_before = self._accepted
             batch.passed_over += 1
-        exhausted = batch.passed_over >= PASSES_TO_GIVE_UP and seconds >= self._policy.budget_seconds
+        passes = PASSES_WHEN_TOLD if verdict.retry_after_seconds else PASSES_TO_GIVE_UP
+        exhausted = batch.passed_over >= passes and seconds >= self._policy.budget_seconds
         if len(batch.items) > 1 and (exhausted or (alone and batch.attempts >= FAILURES_TO_SPLIT)):
             self._queue.again_in_halves(batch, place)
         elif exhausted:
@@ -77,6 +82,15 @@ class Retries:
             self._queue.aside(batch, place)
         else:
             self._queue.again(batch, place)
+
+    def give_up_what_was_passed_over(self) -> bool:
+        """The endpoints' patience is over: whether that was the fault of the texts that are left, which are given up then."""
+        if self._refusal is None:
+            return False
+        left = self._queue.take_passed_over(PASSES_AT_THE_END)
+        for batch in left:
+            self._ledger.fail(batch, self._refusal)
+        return bool(left)
 
     def rejected(self, batch: Batch, error: EraError, now: float) -> None:
         """Its texts are refused while the server is well: halved until the text that spoils its company is alone."""

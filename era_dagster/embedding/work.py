@@ -160,6 +160,14 @@ class WorkQueue:
             self._again_items -= len(batch.items)
             self.again(batch, at)
 
+    def take_passed_over(self, times: int) -> list[Batch]:
+        """All that waits, if each of it was passed over so many times; else nothing."""
+        waiting = [batch for _, batch in self._aside] + [batch for _, _, batch in self._again]
+        if any(not item.settled for item in self._fresh) or any(batch.passed_over < times for batch in waiting):
+            return []
+        self._aside, self._again, self._again_items = [], [], 0
+        return waiting
+
     def again_in_halves(self, batch: Batch, at: float) -> None:
         """Send the two halves of a batch of more than one text, each with its history, not before `at`.
 

@@ -87,16 +87,46 @@ def test_a_text_larger_than_the_whole_allowance_is_given_up_and_holds_nobody_up(
     assert 120.0 < report.seconds < 600.0
 
 
-def test_a_text_larger_than_the_whole_allowance_ends_the_run_where_the_server_asks_for_long_waits() -> None:
+@pytest.mark.parametrize(("place", "wait"), [(0, 50.0), (2, 50.0), (0, 60.0)])
+def test_a_text_larger_than_the_whole_allowance_does_not_end_the_run_where_the_server_asks_for_long_waits(
+    place: int, wait: float
+) -> None:
+    server = FakeEmbeddingServer(dimension=4)
+    wanted = ["a", "b"]
+    wanted.insert(place, "x" * 4000)
+    report = embed(wanted, server, Tokens(server, most=200.0, each_second=80.0, wait=wait))
+    assert [failure.position for failure in report.failures] == [place]
+    assert report.failures[0].error_class == "EndpointBusy"
+    assert report.seconds < 600.0
+
+
+class Daily(httpx.AsyncBaseTransport):
+    """Ten requests a day, and says so; what comes after is refused."""
+
+    def __init__(self, server: FakeEmbeddingServer) -> None:
+        self._inner = FakeTransport(server)
+        self._left = 10
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        if self._left == 0:
+            return refusal(None)
+        self._left -= 1
+        response = await self._inner.handle_async_request(request)
+        said = {"limit": "10", "remaining": str(self._left), "reset": "24h0m0s"}
+        for name, value in said.items():
+            response.headers[f"x-ratelimit-{name}-requests"] = value
+        return response
+
+
+def test_an_allowance_that_is_used_up_until_tomorrow_ends_the_run_at_once_and_says_so() -> None:
     server = FakeEmbeddingServer(dimension=4)
 
     async def main() -> float:
-        transport = Tokens(server, most=200.0, each_second=80.0, wait=60.0)
-        with pytest.raises(EndpointUnavailable, match="429"):
-            await embed_texts(["x" * 4000, "a", "b"], urls=URL, model=server.model, transport=transport)
+        with pytest.raises(EndpointUnavailable, match=f"{URL} has given all that its x-ratelimit headers allow"):
+            await embed_texts([str(n) for n in range(5000)], urls=URL, model=server.model, transport=Daily(server))
         return asyncio.get_running_loop().time()
 
-    assert run_virtually(main()) < 600.0
+    assert run_virtually(main()) < 10.0
 
 
 def test_a_server_that_refuses_everything_ends_the_run_when_its_patience_ends() -> None:
