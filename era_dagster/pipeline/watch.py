@@ -17,6 +17,7 @@ from era_dagster.domain.errors import ChaptersFailed, EraError, TransientError
 from era_dagster.domain.fingerprint import fingerprint
 from era_dagster.embedding.observer import RequestRecord
 from era_dagster.embedding.report import EmbedStats, TextFailure
+from era_dagster.embedding.responses import excerpt
 from era_dagster.pipeline.receipt import Receipt
 from era_dagster.pipeline.recorder import Recorder
 from era_dagster.settings import Settings
@@ -217,7 +218,8 @@ class RunWatch:
         """What ended the run, unless a chapter or a request told of it already."""
         while isinstance(error, BaseExceptionGroup):
             error = error.exceptions[0]
-        error_class, message = type(error).__name__, error.message if isinstance(error, EraError) else str(error)
+        error_class = type(error).__name__
+        message = error.message if isinstance(error, EraError) else excerpt(str(error))
         if not isinstance(error, ChaptersFailed) and fingerprint(error_class, message) not in self._noted:
             self._note("run", error_class, message, None)
 

@@ -126,6 +126,20 @@ def test_what_stops_a_run_is_recorded_once(bench: Workbench) -> None:
     ]
 
 
+def test_what_no_database_stores_in_the_words_of_an_unexpected_error_is_left_out(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("broken \0 words \ud800")
+
+    bench.drop("one", chapter(1))
+    bench.look()
+    monkeypatch.setattr("era_dagster.pipeline.ingest.stored_stamps", broken)
+    with pytest.raises(RuntimeError):
+        bench.run()
+    assert [group.message for group in error_groups(bench.database)] == ["broken words"]
+
+
 def test_with_an_interval_of_zero_nothing_is_written_and_the_report_is_there_all_the_same(bench: Workbench) -> None:
     three_books(bench)
     bench.settings = replace(bench.settings, metrics_interval_seconds=0.0)
