@@ -46,7 +46,8 @@ class WaitUntil:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ticket:
-    """One request in flight. `alone`: it was the only one allowed, because the one before was refused."""
+    """One request in flight. `alone`: it was the only one allowed, because the one before was refused. `under_way`: the tokens
+    in flight when it was sent, its own among them."""
 
     number: int
     sent_at: float
@@ -55,6 +56,7 @@ class Ticket:
     probe: bool
     alone: bool
     sent: Sent
+    under_way: int
 
 
 class EndpointController:
@@ -88,7 +90,7 @@ class EndpointController:
         self._tickets: dict[int, Ticket] = {}
         self._overtaken: dict[int, int] = {}
         self._late: set[int] = set()
-        self._items_in_flight = 0
+        self._items_in_flight = self._tokens_in_flight = 0
         self._heard_at = math.inf
         self._silence_broken = False
         self._still_at: Measurement | None = None
@@ -119,6 +121,8 @@ class EndpointController:
             if now < silent_until:
                 return WaitUntil(silent_until)
             self._silence_broken = True
+        if self._counted_load is not None and self._tokens_in_flight > self._load.most_under_way:
+            return WaitUntil(math.inf)
         ready_at = self._pacer.ready_at(now)
         if ready_at > now:
             self._tell(now, self._limit.paced(now, by_requests=self._pacer.by_requests))
@@ -162,11 +166,13 @@ class EndpointController:
             probe=probe,
             alone=self._throttle.half_open,
             sent=sent,
+            under_way=self._tokens_in_flight + tokens,
         )
         if len(self._tickets) == len(self._late):
             self._heard_at = now
         self._tickets[number] = ticket
         self._items_in_flight += items
+        self._tokens_in_flight += tokens
         return ticket
 
     def completed(
@@ -194,8 +200,10 @@ class EndpointController:
             self._pacer.counted(estimated=ticket.tokens, counted=tokens)
         if outcome is Outcome.SUCCESS and not ticket.probe and not late:
             self._tell(now, self._limit.succeeded(now, ticket.number, items=ticket.items))
-            target = self._ceilings.latency_seconds
-            self._load.answered(tokens=ticket.tokens, seconds=now - ticket.sent_at, target_seconds=target)
+            seconds, target = now - ticket.sent_at, self._ceilings.latency_seconds
+            self._load.answered(
+                tokens=ticket.tokens, under_way=ticket.under_way, seconds=seconds, target_seconds=target
+            )
             self._overtake(ticket)
         elif outcome is Outcome.TOO_LARGE and not ticket.probe:
             self._tell(now, self._limit.too_large(now, ticket.number, items=ticket.items))
@@ -269,6 +277,7 @@ class EndpointController:
                 self._late.add(number)
                 self._limit.forget(number)
                 self._items_in_flight -= ticket.items
+                self._tokens_in_flight -= ticket.tokens
                 found.append(ticket)
             elif now < at:
                 again_at = min(again_at, at)
@@ -291,6 +300,7 @@ class EndpointController:
             self._late.discard(ticket.number)
         else:
             self._items_in_flight -= ticket.items
+            self._tokens_in_flight -= ticket.tokens
         if ticket.probe:
             self._probing = False
 

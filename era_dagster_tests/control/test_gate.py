@@ -346,3 +346,18 @@ def test_a_pace_of_requests_gets_the_places_it_needs_unless_the_server_turns_req
         else:
             now = decision.at
     assert gate.concurrency < before / 2
+
+
+def test_at_a_pace_of_requests_no_more_is_sent_than_the_server_works_off_in_the_latency_target() -> None:
+    gate, now = counting_requests(8.0)
+    sent = []
+    while isinstance(decision := gate.admit(now, 10_000), Decision) or math.isfinite(decision.at):
+        if isinstance(decision, Decision):
+            sent.append(send_full(gate, now, decision))
+        else:
+            now = decision.at
+    assert 4 <= len(sent) < gate.concurrency, "it is not their number that holds them back"
+    under_way = 0.01 * sum(ticket.items for ticket in sent[:-1]) / 4.0
+    assert under_way <= 0.5, "four at a time keep up with eight a second of half a second each"
+    gate.completed(now, sent[0], Outcome.SUCCESS)
+    assert gate.admit(now, 10_000) != WaitUntil(math.inf)

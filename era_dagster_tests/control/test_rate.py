@@ -160,13 +160,13 @@ def test_a_refusal_that_comes_late_was_not_accepted_before() -> None:
 def test_a_load_keeps_the_95th_percentile_at_the_target() -> None:
     load, random, late, count = Load(), Random(1), 0, 4000
     assert load.tokens is None
-    load.answered(tokens=10.0, seconds=0.012, target_seconds=0.5)
+    load.answered(tokens=10.0, under_way=10.0, seconds=0.012, target_seconds=0.5)
     for number in range(count):
         tokens = load.tokens
         assert tokens is not None
         seconds = (0.01 + 1e-3 * tokens) * random.lognormvariate(0.0, 0.1)
         late += number >= 50 and seconds > 0.5
-        load.answered(tokens=tokens, seconds=seconds, target_seconds=0.5)
+        load.answered(tokens=tokens, under_way=tokens, seconds=seconds, target_seconds=0.5)
     assert 0.01 * count <= late <= 0.06 * count
 
 
@@ -174,8 +174,18 @@ def test_a_load_follows_a_server_that_became_four_times_slower() -> None:
     load = Load()
     for cost in (1e-3, 4e-3):
         for _ in range(80):
-            load.answered(tokens=load.tokens or 10.0, seconds=cost * (load.tokens or 10.0), target_seconds=0.5)
+            tokens = load.tokens or 10.0
+            load.answered(tokens=tokens, under_way=tokens, seconds=cost * tokens, target_seconds=0.5)
         assert load.tokens == pytest.approx(0.5 / cost, rel=0.1)
+
+
+def test_what_may_be_under_way_is_what_a_server_works_off_in_the_target_however_much_waits_by_now() -> None:
+    load = Load()
+    assert load.most_under_way == math.inf
+    for per_second in (4_000.0, 9_000.0):
+        for under_way in (300.0, 2_000.0, 9_000.0, 600.0) * 10:
+            load.answered(tokens=100.0, under_way=under_way, seconds=under_way / per_second, target_seconds=0.5)
+        assert load.most_under_way == pytest.approx(0.5 * per_second, rel=0.01)
 
 
 def test_a_decided_pace_is_never_exceeded() -> None:
