@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+PARTS = ("limit", "remaining", "reset")
 LONGEST_RESET_SECONDS = 366 * 86400.0
 """A longer time is a moment, in seconds since 1970, and no duration."""
 
@@ -24,14 +25,11 @@ def announced_allowances(headers: Mapping[str, str]) -> dict[str, Allowance]:
     "20ms". A date, or the seconds since 1970, is none: it would take the server's clock to read it.
     """
     found: dict[str, Allowance] = {}
-    for kind in ("requests", "tokens"):
-        name = "x-ratelimit-{}-" + kind
-        if kind == "requests" and name.format("limit") not in headers:
-            name = "x-ratelimit-{}"
-        limit, remaining = (_number(headers.get(name.format(part), "")) for part in ("limit", "remaining"))
-        reset = _duration(headers.get(name.format("reset"), ""))
-        if limit is not None and remaining is not None and reset is not None and limit > 0:
-            found[kind] = Allowance(limit=limit, remaining=min(remaining, limit), reset_seconds=reset)
+    for kind, suffix in (("requests", "-requests"), ("requests", ""), ("tokens", "-tokens")):
+        limit, remaining, reset = (headers.get(f"x-ratelimit-{part}{suffix}", "") for part in PARTS)
+        most, left, seconds = _number(limit), _number(remaining), _duration(reset)
+        if kind not in found and most and left is not None and seconds is not None:
+            found[kind] = Allowance(limit=most, remaining=min(left, most), reset_seconds=seconds)
     return found
 
 

@@ -61,11 +61,11 @@ class Throttle:
         known = self.half_open and sent_at < self.closed_until
         if not known:
             self._refusals += 1
-        told = retry_after_seconds is not None
+        doublings = self._refusals - 1
         if retry_after_seconds is not None:
+            doublings -= 1
             self.announced_until = now + retry_after_seconds
             self.closed_until = max(self.closed_until, self.announced_until)
-        doublings = self._refusals - (2 if told else 1)
         if not known and doublings >= 0:
             pause = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2.0 ** min(doublings, 10))
             self.closed_until = max(self.closed_until, now + pause)
