@@ -223,7 +223,7 @@ class EndpointController:
             self._refused(now, ticket, outcome, retry_after_seconds)
         if outcome is Outcome.RATE_LIMITED:
             self._breaker.succeeded()  # a server that counts requests is up; the throttle holds it back
-        elif ticket.probe:
+        elif ticket.probe and self._breaker.probe_at is not None:
             self._breaker.probe_failed(now)
             self._record(now, "still nothing answers")
         elif not late and not (outcome is Outcome.OVERLOADED and self._tickets):

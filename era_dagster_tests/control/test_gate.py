@@ -109,6 +109,13 @@ def test_five_failures_in_a_row_leave_only_probes_at_growing_intervals() -> None
     assert waits[-1] == 15.0
 
 
+def test_one_failed_probe_of_a_server_that_is_not_down_does_not_make_it_so() -> None:
+    gate = controller()
+    ticket = gate.started(0.0, items=1, tokens=1, probe=True)
+    gate.completed(0.1, ticket, Outcome.FAILED)
+    assert gate.mode != "down"
+
+
 def test_a_time_out_stops_new_requests_at_once() -> None:
     gate = controller()
     gate.completed(60.0, send(gate, 0.0), Outcome.TIMED_OUT)
