@@ -7,7 +7,7 @@ clock of its own, no texts; `embedding.embedder` asks, sends and reports.
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from era_dagster.control.allowances import announced_allowances
 from era_dagster.control.breaker import Breaker
@@ -174,6 +174,13 @@ class EndpointController:
         self._items_in_flight += items
         self._tokens_in_flight += tokens
         return ticket
+
+    def followed(self, now: float, ticket: Ticket) -> Ticket | None:
+        """One short text follows in the place of `ticket`, and is charged like any other; None during the server's pause."""
+        if now < self._throttle.closed_until:
+            return None
+        self._pacer.sent(now, items=1, tokens=1)
+        return replace(ticket, sent_at=now, items=1, tokens=1, probe=True)
 
     def completed(
         self,

@@ -7,7 +7,6 @@ text its vector or its reason. Time comes from the running event loop only, chan
 import asyncio
 import math
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
-from dataclasses import replace
 from random import Random
 from types import TracebackType
 from typing import Any, Self
@@ -178,6 +177,8 @@ class Embedder:
             return math.inf
         wake_at = max(endpoint.controller.given_up_at for endpoint in self._endpoints)
         if now >= wake_at:
+            if wake_at == -math.inf and (self._requests or not self._queue.pending):
+                return math.inf  # what is under way, or in the cache's hands, may be all that is left
             if self._requests or not self._retries.give_up_what_was_passed_over():
                 self._stop(self._nobody_answers())
             return math.inf
@@ -190,13 +191,17 @@ class Embedder:
             if isinstance(decision, WaitUntil):
                 wake_at = min(wake_at, decision.at)
                 open_to_work.remove(endpoint)
-            elif decision.probe or (self._queue.only_aside and endpoint.controller.mode == "throttled"):
+            elif decision.probe or self._is_ours_to_go_first(endpoint):
                 ticket = endpoint.controller.started(now, items=1, tokens=1, probe=True)
                 self._start(self._probe(endpoint, ticket))
             elif not self._send_batch(endpoint, decision, now):
                 break
         again_at = self._queue.next_ready_at
         return wake_at if again_at is None or again_at <= now else min(wake_at, again_at)
+
+    def _is_ours_to_go_first(self, endpoint: Endpoint) -> bool:
+        """Whether all that waits lets another go first after a refusal, so that only a text of our own can."""
+        return self._queue.only_aside and endpoint.controller.mode == "throttled"
 
     def _send_again_what_is_late(self, endpoint: Endpoint, now: float) -> float:
         """Texts of a stuck request travel once more, and the first answer counts; returns when to look again."""
@@ -229,7 +234,9 @@ class Embedder:
             answer = await self._exchange(endpoint, [item.text for item in batch.items], ticket, batch)
         finally:
             del endpoint.travelling[ticket.number]
-        if isinstance(answer, Answer):
+        if answer is None:
+            self._queue.again(batch, self._now())
+        elif isinstance(answer, Answer):
             self._deliver(endpoint, batch, answer, self._now() - ticket.sent_at)
         elif batch.doubled and not isinstance(answer.error, EndpointRefused):
             pass  # its texts are on their way once more
@@ -239,31 +246,31 @@ class Embedder:
             self._stop(answer.error)
         else:
             self._retries.rejected(batch, answer.error, self._now())
-        self._wake.set()
 
     async def _probe(self, endpoint: Endpoint, ticket: Ticket) -> None:
         """See with a text of our own whether a silent endpoint lives again: no caller's text pays for it."""
         answer = await self._exchange(endpoint, [CANARY], ticket, None)
         if isinstance(answer, Answer):
             self._retries.accepted()
-        elif isinstance(answer.error, EndpointRefused):
+        elif isinstance(answer, Verdict) and isinstance(answer.error, EndpointRefused):
             self._stop(answer.error)
         self._queue.nobody_aside()
-        self._wake.set()
 
     async def _exchange(
         self, endpoint: Endpoint, texts: list[str], ticket: Ticket, batch: Batch | None
-    ) -> Answer | Verdict:
+    ) -> Answer | Verdict | None:
         """Ask once, and tell the controller how it ended, cancelled or not.
 
         A text that fails alone is followed by one of our own in its place: what is wrong with that one too is the
-        endpoint's failure, not the text's.
+        endpoint's failure, not the text's. None where the server's pause forbids that: then nothing is known.
         """
         ended = False
         try:
             answer = await self._ask(endpoint, texts, ticket, retried=batch is not None and batch.attempts > 1)
             if batch is not None and len(texts) == 1 and not batch.doubled and blames_the_text(answer):
-                control = replace(ticket, sent_at=self._now(), items=1, tokens=1, probe=True)
+                control = endpoint.controller.followed(self._now(), ticket)
+                if control is None:
+                    return None
                 own = await self._ask(endpoint, [CANARY], control, retried=False)
                 answer = own if isinstance(own, Verdict) else answer
             ended = True
@@ -327,7 +334,11 @@ class Embedder:
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = self._task(work)
         self._requests.add(task)
-        task.add_done_callback(self._requests.discard)
+        task.add_done_callback(self._request_ended)
+
+    def _request_ended(self, task: asyncio.Task[None]) -> None:
+        self._requests.discard(task)
+        self._wake.set()
 
     def _task(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)

@@ -1,14 +1,19 @@
 """Servers that count requests or tokens and refuse with 429: what is not its fault costs no text."""
 
 import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import httpx
 import orjson
 import pytest
 
 from era_dagster.domain.errors import EndpointUnavailable
+from era_dagster.embedding.config import EmbedderConfig
 from era_dagster.embedding.embed_texts import embed_texts
+from era_dagster.embedding.embedder import Embedder
+from era_dagster.embedding.provider import CANARY
 from era_dagster.embedding.report import EmbedReport
+from era_dagster.embedding.vectors import Vector
 from era_dagster_tests.fakes.embedding_server import FakeEmbeddingServer, FakeTransport
 from era_dagster_tests.fakes.virtual_time import run_virtually
 
@@ -139,3 +144,98 @@ def test_a_server_that_refuses_everything_ends_the_run_when_its_patience_ends() 
         return asyncio.get_running_loop().time()
 
     assert run_virtually(main()) == pytest.approx(120.0)
+
+
+class Answers(httpx.AsyncBaseTransport):
+    """A server in a few words: `answer` gets the host and the texts; vectors where it gives no response."""
+
+    def __init__(self, answer: Callable[[str, list[str]], Awaitable[httpx.Response | None]]) -> None:
+        self._answer = answer
+        self.sent: list[tuple[float, list[str]]] = []
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        if request.method == "GET":
+            return httpx.Response(200, json={"version": "1", "models": []})
+        wanted = orjson.loads(request.content)["input"]
+        self.sent.append((asyncio.get_running_loop().time(), wanted))
+        response = await self._answer(request.url.host, wanted)
+        return vectors(wanted) if response is None else response
+
+
+def vectors(wanted: list[str], **headers: str) -> httpx.Response:
+    return httpx.Response(200, json={"embeddings": [[0.1, 0.2, 0.3] for _ in wanted]}, headers=headers)
+
+
+def run(transport: Answers, wanted: list[str], *, urls: tuple[str, ...] = (URL,), **options) -> EmbedReport:
+    cache = options.pop("cache", None)
+
+    async def main() -> EmbedReport:
+        config = EmbedderConfig(urls=urls, model="m", **options)
+        async with Embedder(config, transport=transport, cache=cache) as embedder:
+            return await embedder.embed(wanted)
+
+    return run_virtually(main())
+
+
+class Remembers:
+    def get_many(self, keys: Sequence[bytes]) -> Mapping[bytes, Vector]:
+        return {}
+
+    def put_many(self, vectors: Mapping[bytes, Vector]) -> None:
+        pass
+
+
+def used_up(wanted: list[str]) -> httpx.Response:
+    said = {"limit": "100", "remaining": "0", "reset": "86400"}
+    return vectors(wanted, **{f"x-ratelimit-{part}-requests": value for part, value in said.items()})
+
+
+@pytest.mark.parametrize("cache", [None, Remembers()])
+def test_an_allowance_that_was_just_enough_does_not_fail_a_finished_run(cache: Remembers | None) -> None:
+    async def answer(_: str, wanted: list[str]) -> httpx.Response | None:
+        await asyncio.sleep(0.1 * int(wanted[0]) if wanted[0].isdigit() else 0.2)
+        return used_up(wanted)
+
+    assert run(Answers(answer), ["1", "2", "3", "4"], cache=cache).failures == ()
+
+
+def test_requests_under_way_may_end_when_another_is_told_to_wait_for_longer_than_the_patience() -> None:
+    async def alone(_: str, wanted: list[str]) -> httpx.Response | None:
+        await asyncio.sleep(1.0)
+        return refusal(1000.0) if wanted == ["x"] else None
+
+    async def main() -> tuple[EmbedReport, BaseException]:
+        config = EmbedderConfig(urls=(URL,), model="m")
+        async with Embedder(config, transport=Answers(alone)) as embedder:
+            one = asyncio.create_task(embedder.embed(["x"]))
+            await asyncio.sleep(0.5)
+            other = asyncio.create_task(embedder.embed(["y"]))
+            return await other, (await asyncio.gather(one, return_exceptions=True))[0]
+
+    report, error = run_virtually(main())
+    assert report.failures == ()
+    assert isinstance(error, EndpointUnavailable)
+
+
+def test_no_text_of_our_own_follows_a_refused_text_during_the_pause_the_server_asked_for() -> None:
+    async def answer(_: str, wanted: list[str]) -> httpx.Response | None:
+        if wanted == ["pause"] and asyncio.get_running_loop().time() < 1.0:
+            await asyncio.sleep(0.5)
+            return refusal(30.0)
+        if wanted == ["wrong"]:
+            await asyncio.sleep(1.0)
+            return httpx.Response(400, json={"error": "bad text"})
+        return None
+
+    report = run(transport := Answers(answer), ["wrong", "pause"], batch_items=1)
+    assert [failure.position for failure in report.failures] == [0]
+    assert min(at for at, _ in transport.sent[2:]) >= 30.5
+
+
+def test_the_texts_of_our_own_that_follow_refused_texts_keep_the_decided_pace() -> None:
+    async def answer(_: str, wanted: list[str]) -> httpx.Response | None:
+        return None if wanted == [CANARY] else httpx.Response(400, json={"error": "bad text"})
+
+    report = run(transport := Answers(answer), list("abcdefgh"), batch_items=1, max_items_per_second=1.0)
+    assert len(report.failures) == 8
+    assert len(transport.sent) <= report.seconds + 2
