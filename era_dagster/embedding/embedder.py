@@ -241,7 +241,7 @@ class Embedder:
         elif batch.doubled and not isinstance(answer.error, EndpointRefused):
             pass  # its texts are on their way once more
         elif isinstance(answer.error, TransientError):
-            self._retries.failed(batch, answer, self._now(), alone=ticket.alone)
+            self._retries.failed(batch, answer, self._now(), url=endpoint.provider.url, alone=ticket.alone)
         elif isinstance(answer.error, EndpointRefused):
             self._stop(answer.error)
         else:
@@ -251,9 +251,11 @@ class Embedder:
         """See with a text of our own whether a silent endpoint lives again: no caller's text pays for it."""
         answer = await self._exchange(endpoint, [CANARY], ticket, None)
         if isinstance(answer, Answer):
-            self._retries.accepted()
-        elif isinstance(answer, Verdict) and isinstance(answer.error, EndpointRefused):
-            self._stop(answer.error)
+            self._retries.accepted(endpoint.provider.url)
+        elif isinstance(answer, Verdict):
+            self._retries.said_no(endpoint.provider.url, answer)
+            if isinstance(answer.error, EndpointRefused):
+                self._stop(answer.error)
         self._queue.nobody_aside()
 
     async def _exchange(
@@ -315,7 +317,7 @@ class Embedder:
             )
             return
         tokens = batch.tokens if answer.tokens is None else answer.tokens
-        self._retries.accepted()
+        self._retries.accepted(endpoint.provider.url)
         self._ledger.counters.answered(seconds, tokens)
         for call, texts in batch.calls().items():
             call.counters.answered(seconds, round(tokens * texts / len(batch.items)))

@@ -3,6 +3,7 @@
 Decides by the history of the batch and the policy. Sends nothing, and knows neither endpoints nor clock.
 """
 
+from collections import Counter
 from random import Random
 
 from era_dagster.control.outcome import Outcome
@@ -22,6 +23,9 @@ the wrong moment: hardly so often, since what has waited longest goes first."""
 PASSES_WHEN_TOLD, PASSES_AT_THE_END = 3, 2
 """So often is enough where the server says when to come back; and where nothing else is left, and the patience is over."""
 
+ASIDE_SHARE = 0.5
+"""How often a text that is refused alone lets another go first, where the server does not say when to come back."""
+
 
 class Retries:
     """Puts batches that failed back into the queue, or gives their texts up."""
@@ -31,25 +35,33 @@ class Retries:
         self._random = random
         self._queue = queue
         self._ledger = ledger
-        self._accepted = 0
-        self._refusal: EraError | None = None
+        self._accepted: Counter[str] = Counter()
+        self._refusals: dict[str, EraError] = {}
 
-    def accepted(self) -> None:
-        """A request was answered with vectors."""
-        self._accepted += 1
+    def accepted(self, url: str) -> None:
+        """A request to `url` was answered with vectors."""
+        self._accepted[url] += 1
 
-    def failed(self, batch: Batch, verdict: Verdict, now: float, *, alone: bool) -> None:
+    def said_no(self, url: str, verdict: Verdict) -> None:
+        """A request to `url` failed. Its last refusal is what texts are given up with, unless it fails otherwise since."""
+        if verdict.outcome is Outcome.RATE_LIMITED:
+            self._refusals[url] = verdict.error
+        else:
+            self._refusals.pop(url, None)
+
+    def failed(self, batch: Batch, verdict: Verdict, now: float, *, url: str, alone: bool) -> None:
         """The endpoint failed or refused: later, in halves when its company may be what fails; at last it is given up.
 
         `alone`: it was the only request that was allowed to go.
         """
+        self.said_no(url, verdict)
         if isinstance(verdict.error, EndpointBusy):
             for counters in (self._ledger.counters, *(call.counters for call in batch.calls())):
                 counters.refusals += 1
         first_sent_at = now if batch.first_sent_at is None else batch.first_sent_at
         seconds = now - first_sent_at
         if verdict.outcome is Outcome.RATE_LIMITED:
-            self._refused(batch, verdict, first_sent_at, seconds, alone=alone)
+            self._refused(batch, verdict, first_sent_at, seconds, url=url, alone=alone)
             return
         batch.failures += 1
         exhausted = self._policy.is_exhausted(failures=batch.failures, seconds=seconds)
@@ -61,35 +73,39 @@ class Retries:
         else:
             self._queue.again(batch, again_at)
 
-    def _refused(self, batch: Batch, verdict: Verdict, place: float, seconds: float, *, alone: bool) -> None:
+    def _refused(self, batch: Batch, verdict: Verdict, place: float, seconds: float, *, url: str, alone: bool) -> None:
         """A 429 says nothing about the texts, unless others are accepted again and again and this one never, even alone.
 
         It may then be larger than the server's whole allowance. As long as nothing is accepted, the endpoints' patience
         is the bound. What has waited longest goes first: a server may have room for one request a minute. Refused alone it
-        lets another go first, since one that is never accepted would hold up all others.
+        lets another go first, since one that is never accepted would hold up all others. By chance where the server does not
+        say when to come back: turns might keep step with what it gives. Not after an endpoint that takes nothing while another
+        does: that one's turns would be lost.
         """
-        self._refusal = verdict.error
-        if alone and batch.accepted_before != self._accepted:
-            batch.accepted_before = self._accepted
+        if alone and batch.accepted_before.get(url, 0) != self._accepted[url]:
+            batch.accepted_before = {**batch.accepted_before, url: self._accepted[url]}
             batch.passed_over += 1
-        passes = PASSES_WHEN_TOLD if verdict.retry_after_seconds else PASSES_TO_GIVE_UP
+        only_others_accept = bool(self._accepted) and not self._accepted[url]
+        told = bool(verdict.retry_after_seconds)
+        passes = PASSES_WHEN_TOLD if told else PASSES_TO_GIVE_UP
         exhausted = batch.passed_over >= passes and seconds >= self._policy.budget_seconds
         if len(batch.items) > 1 and (exhausted or (alone and batch.attempts >= FAILURES_TO_SPLIT)):
             self._queue.again_in_halves(batch, place)
         elif exhausted:
             self._ledger.fail(batch, verdict.error)
-        elif alone:
+        elif alone and not only_others_accept and (told or self._random.random() < ASIDE_SHARE):
             self._queue.aside(batch, place)
         else:
             self._queue.again(batch, place)
 
     def give_up_what_was_passed_over(self) -> bool:
         """The endpoints' patience is over: whether that was the fault of the texts that are left, which are given up then."""
-        if self._refusal is None:
+        refusal = next(iter(self._refusals.values()), None)
+        if refusal is None:
             return False
         left = self._queue.take_passed_over(PASSES_AT_THE_END)
         for batch in left:
-            self._ledger.fail(batch, self._refusal)
+            self._ledger.fail(batch, refusal)
         return bool(left)
 
     def rejected(self, batch: Batch, error: EraError, now: float) -> None:

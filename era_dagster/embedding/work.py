@@ -82,9 +82,9 @@ class Batch:
     """Texts that travel in one request, and what happened to them so far.
 
     `attempts` counts the requests, `failures` those that count against the retry limit, `rejections` those that failed by
-    its text while the server was well. `passed_over`: how often it was refused although others had been accepted since the
-    refusal before (`accepted_before` of them by then). `doubled`: its request is stuck, and its texts were put in the queue
-    once more.
+    its text while the server was well. `passed_over`: how often an endpoint refused it that had accepted others since its
+    refusal before (`accepted_before` of them by then, by its URL). `doubled`: its request is stuck, and its texts were put in
+    the queue once more.
     """
 
     items: list[Item]
@@ -92,7 +92,7 @@ class Batch:
     failures: int = 0
     rejections: int = 0
     passed_over: int = 0
-    accepted_before: int = 0
+    accepted_before: dict[str, int] = field(default_factory=dict)
     first_sent_at: float | None = None
     doubled: bool = False
 

@@ -1,6 +1,7 @@
 """Servers that count requests or tokens and refuse with 429: what is not its fault costs no text."""
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import httpx
@@ -217,6 +218,36 @@ def test_requests_under_way_may_end_when_another_is_told_to_wait_for_longer_than
     assert isinstance(error, EndpointUnavailable)
 
 
+def once_a_minute(*, told: bool) -> Callable[[str, list[str]], Awaitable[httpx.Response | None]]:
+    """The host `full` refuses everything; every other takes one request a minute."""
+    opens_at = 0.0
+
+    async def answer(host: str, _: list[str]) -> httpx.Response | None:
+        nonlocal opens_at
+        await asyncio.sleep(0.1)
+        now = asyncio.get_running_loop().time()
+        if host == "full":
+            return refusal(60 if told else None)
+        if now < opens_at:
+            return refusal(math.ceil(opens_at - now) if told else None)
+        opens_at = now + 59.999
+        return None
+
+    return answer
+
+
+def test_one_request_a_minute_loses_no_text_whatever_turns_the_texts_take() -> None:
+    wanted = [f"text {number}" for number in range(300)]
+    assert run(Answers(once_a_minute(told=False)), wanted).failures == ()
+
+
+def test_what_one_server_accepts_does_not_show_a_text_too_large_that_another_refuses() -> None:
+    wanted = [f"text {number}" for number in range(30)]
+    report = run(Answers(once_a_minute(told=True)), wanted, urls=("http://full", "http://other"), batch_items=1)
+    assert report.failures == ()
+    assert report.seconds < 60.0 * 31
+
+
 def test_no_text_of_our_own_follows_a_refused_text_during_the_pause_the_server_asked_for() -> None:
     async def answer(_: str, wanted: list[str]) -> httpx.Response | None:
         if wanted == ["pause"] and asyncio.get_running_loop().time() < 1.0:
@@ -239,3 +270,13 @@ def test_the_texts_of_our_own_that_follow_refused_texts_keep_the_decided_pace() 
     report = run(transport := Answers(answer), list("abcdefgh"), batch_items=1, max_items_per_second=1.0)
     assert len(report.failures) == 8
     assert len(transport.sent) <= report.seconds + 2
+
+
+def test_a_server_that_dies_after_a_refusal_ends_the_run_and_gives_no_text_up() -> None:
+    async def answer(_: str, wanted: list[str]) -> httpx.Response | None:
+        if asyncio.get_running_loop().time() > 20.0:
+            raise httpx.ConnectError("refused")
+        return refusal(1.0) if any(len(text) > 3000 for text in wanted) else None
+
+    with pytest.raises(EndpointUnavailable, match="cannot be reached"):
+        run(Answers(answer), ["a", "x" * 4000, "b"])
