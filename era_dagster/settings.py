@@ -151,12 +151,15 @@ def configured_model(settings: Settings) -> str | None:
 SECRETS = frozenset({"database_url", "dagster_database_url", "embedding_api_key", "error_webhook_url"})
 
 
-_USER_AND_PASSWORD = re.compile(r"^([a-z][a-z0-9+.-]*://)?.*@", re.IGNORECASE | re.DOTALL)
+_NO_USER = re.compile(r"[a-z][a-z0-9+.-]*://([^/?#@:\[\]]+|\[[0-9a-f:.]+\])(:\d*)?([/?#]|$)", re.IGNORECASE)
+# A password may hold what ends the host of a right URL: where no @ comes before, all up to the last one is taken for it.
+_USER_AND_PASSWORD = re.compile(r"^([a-z][a-z0-9+.-]*://)?([^/?#]*@|.*@)", re.IGNORECASE | re.DOTALL)
 
 
 def without_secrets(url: str) -> str:
     """A URL, or what was meant to be one, without user, password, query and fragment: fit to be shown."""
-    return re.split("[?#]", _USER_AND_PASSWORD.sub(r"\1", url), maxsplit=1)[0]
+    without_user = url if _NO_USER.match(url) else _USER_AND_PASSWORD.sub(r"\1", url)
+    return re.split("[?#]", without_user, maxsplit=1)[0]
 
 
 def _path(text: str) -> Path:

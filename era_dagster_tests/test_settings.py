@@ -4,7 +4,7 @@ import pytest
 
 from era_dagster.domain.errors import ConfigurationError
 from era_dagster.embedding.config import EmbedderConfig, embedder_config
-from era_dagster.settings import load_settings
+from era_dagster.settings import load_settings, without_secrets
 
 
 def test_without_a_profile_nobody_bounds_the_embedder_and_with_one_its_numbers_do() -> None:
@@ -46,3 +46,22 @@ def test_settings_are_shown_without_the_secrets_inside_their_urls() -> None:
     urls = "http://user:s3cret@one:1/v1, user:s3@cret@two, http://three/?key=s3cret, http://four:4"
     shown = load_settings({"ERA_EMBEDDING_URLS": urls}).public()
     assert shown["embedding_urls"] == ("http://one:1/v1", "two", "http://three/", "http://four:4")
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("http://h/models/@org/x", "http://h/models/@org/x"),
+        ("http://h:80/@x", "http://h:80/@x"),
+        ("http://[::1]:80/@x", "http://[::1]:80/@x"),
+        ("http://user:s3cret@h/models/@org/x", "http://h/models/@org/x"),
+        ("http://user:s3@cret@h:1/@x", "http://h:1/@x"),
+        ("http://user:pa/s3cret@h", "http://h"),
+        ("http://user:pa#s3cret@h/x", "http://h/x"),
+        ("http:/user:s3cret@h", "h"),
+        ("http//user:s3cret@h", "h"),
+        ("http:///user:s3cret@h", "http://h"),
+    ],
+)
+def test_an_at_sign_in_the_path_is_no_end_of_a_password(url: str, shown: str) -> None:
+    assert without_secrets(url) == shown
