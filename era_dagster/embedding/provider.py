@@ -9,7 +9,7 @@ import ipaddress
 import ssl
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, cast
 
 import httpx
@@ -26,7 +26,7 @@ from era_dagster.embedding.responses import (
     json_object,
     not_connected,
     oversized,
-    said_in,
+    said_of,
     timed_out,
     unreachable,
     unreadable,
@@ -48,9 +48,6 @@ SPARE_ANSWER_BYTES = 1 << 20
 
 LONGEST_ERROR_BYTES = 16_384
 """So much of an error is read. Only its first words are kept, and some servers echo the whole request in it."""
-
-SHORTEST_SECRET_KEY = 8
-"""Servers without keys are given one like "none" or "ollama": shorter keys are not looked for in what a server says."""
 
 LIMITS_PREFIX = "x-ratelimit-"
 
@@ -120,7 +117,7 @@ def answered(asked: Asked, reply: Reply, rows: Any, count: int, tokens: Any) -> 
         vectors = matrix(rows, count)
     except BadVectors as error:
         said = reply.content.get("error")
-        words = f" It says: {said_in(orjson.dumps({'error': said})).text}." if said else ""
+        words = f" It says: {said_of({'error': said}, asked.key).text}." if said else ""
         return Verdict(error=EndpointUnavailable(f"{asked}: {error.message}{words}"), outcome=Outcome.FAILED)
     tokens = tokens if isinstance(tokens, int) and tokens > 0 else None
     return Answer(vectors=vectors, tokens=tokens, limits=reply.limits)
@@ -136,7 +133,7 @@ class HttpEndpoint:
     def __init__(
         self, asked: Asked, base_url: str, *, api_key: str | None = None, transport: httpx.AsyncBaseTransport | None
     ) -> None:
-        self.asked = asked
+        self.asked = replace(asked, key=api_key or "")
         self._base_url = base_url.rstrip("/")
         # Uncompressed: numbers shrink by half at most, unpacking costs as much as parsing, and few bytes can hold gigabytes.
         self._headers = {
@@ -146,7 +143,6 @@ class HttpEndpoint:
         }
         if api_key:
             self._headers["Authorization"] = f"Bearer {api_key}"
-        self._key = (api_key or "").encode()
         self._transport = transport
         self._trust_env = not _is_loopback(httpx.URL(base_url).host)
         self._idle: list[httpx.AsyncClient] = []
@@ -191,18 +187,14 @@ class HttpEndpoint:
         finally:
             self._idle.append(client)
         if not response.is_success:
-            return classify(self.asked, response.status_code, response.headers, self._without_key(body))
+            return classify(self.asked, response.status_code, response.headers, body)
         if len(body) > most_bytes:
             return oversized(self.asked, most_bytes)
         parsed = json_object(body)
         if parsed is None:
-            return unreadable(self.asked, self._without_key(body))
+            return unreadable(self.asked, body)
         limits = {name: value for name, value in response.headers.items() if name.startswith(LIMITS_PREFIX)}
         return Reply(content=parsed, limits=limits)
-
-    def _without_key(self, body: bytes) -> bytes:
-        """What a server says, without our key: some name the key that they refuse. A short one may be a word like any other."""
-        return body.replace(self._key, b"***") if len(self._key) >= SHORTEST_SECRET_KEY else body
 
     def _new_client(self) -> httpx.AsyncClient:
         if self._tls is None and self._transport is None:

@@ -7,6 +7,7 @@ vLLM, Infinity, llama.cpp and hosted services were seen to answer; "4xx is perma
 import json
 import math
 import re
+import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -29,10 +30,28 @@ from era_dagster.domain.errors import (
 LONGEST_EXCERPT_CHARACTERS = 200
 """Some servers echo the whole input in their error (Infinity: 260 kB): what is remembered is cut here."""
 
+LONGEST_READ_CHARACTERS = 16_384
+"""So much of an error's words is read, to tell its class."""
+
+SHORTEST_SECRET_KEY = 8
+"""Servers without keys are given one like "none" or "ollama": shorter keys are not looked for in what a server says."""
+
 # A text that was sent may come back in an error, quoted or not, and must not decide its class. What is quoted is taken out
 # first; words that end a run or give a text up must be known phrases, at the start where texts might hold them.
 _QUOTED = re.compile(r"""(?<!\w)(["'`])(?:\\.|[^\\])*?(?:\1(?!\w)|\\?$)""", re.DOTALL)
-_START = r"^(?:[\w.]*(?:error|exception)\W+)*"  # LiteLLM puts its own error's name before the server's words
+# LiteLLM puts the names of its own errors before the server's words, or before the whole body: as JSON or as Python shows it.
+_NAME = r"(?:[\w.]+(?:(?<=error)|(?<=exception))[^\w.{\[]+(?:code: \d+ - )?)"
+_START = f"^{_NAME}*"
+_WRAPPING = re.compile(rf"^{_NAME}+(?:b')?(?=[{{\[])", re.IGNORECASE)
+_MOST_WRAPPINGS = 4
+# One string after the other, so that what stands inside a string is taken for no field.
+_STRING_OR_FIELD = re.compile(
+    r"""(["'])(?P<name>\w+)\1\s*:\s*(["'])(?P<value>(?:\\.|(?!\3)[^\\])*)(?:\3|\\?$)|(["'])(?:\\.|(?!\5)[^\\])*(?:\5|\\?$)""",
+    re.DOTALL,
+)
+_WORDS_FIELDS = frozenset({"msg", "message", "error", "detail"})
+_CODE_FIELDS = ("code", "type")
+_ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|(.))", re.DOTALL)
 
 _TOO_LONG = re.compile(
     r"context (length|size|window)|input after truncation exceeds|cannot be truncated further|too large|too long"
@@ -41,7 +60,9 @@ _TOO_LONG = re.compile(
     re.IGNORECASE,
 )
 _TOO_LONG_THOUGH_5XX = re.compile(
-    r"too large to process|exceeds? (\w+ ){0,3}context (length|size|window)|cannot be truncated further", re.IGNORECASE
+    r"too large to process|exceeds? (\w+ ){0,3}context (length|size|window)|cannot be truncated further"
+    r"|context (length|size|window) (has been |was |is )?exceeded|context length is (only )?\d|too long to fit into the model",
+    re.IGNORECASE,
 )
 _TOO_MANY = re.compile(r"batch size|too many inputs|at most \d+ items", re.IGNORECASE)
 _NOT_A_NUMBER = re.compile(
@@ -68,10 +89,6 @@ _OUR_FAULT = re.compile(
 )
 _MISSING_CODE = "model_not_found"
 _REFUSING_CODES = frozenset({_MISSING_CODE, "invalid_api_key"})
-# The end of a long error is not read; a text that is given back comes last in those that are long.
-_WORDS_OF_A_BROKEN_OBJECT = re.compile(
-    r'^\s*[\[{].*?"(?:msg|message|error|detail)"\s*:\s*"((?:[^"\\]|\\.)*)', re.DOTALL
-)
 
 _NO_MONEY = "insufficient_quota"
 """OpenAI's code for an account without money. Words tell nothing: Gemini says "exceeded your current quota, please check your
@@ -90,11 +107,15 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """Whom we asked, for messages: the URL without credentials, the model, how the model is fetched (may be empty)."""
+    """Whom we asked, for messages: the URL without credentials, the model, how the model is fetched (may be empty).
+
+    `key` is ours, and is taken out of what the server says.
+    """
 
     url: str
     model: str
     missing_model_hint: str = ""
+    key: str = field(default="", repr=False)
 
     def __str__(self) -> str:
         return f"{self.url} (model {self.model})"
@@ -119,7 +140,7 @@ class Said:
 
 def classify(asked: Asked, status: int, headers: Mapping[str, str], body: bytes) -> Verdict:
     """The verdict on an answer that is not 2xx. `headers` must compare names without case, as httpx's do."""
-    said = said_in(body)
+    said = said_in(body, asked.key)
     answer = f"{asked} answered {status}{': ' + said.text if said.text else ''}"
     wait = retry_after_seconds(headers)
     kind = _kind(status, said)
@@ -178,7 +199,8 @@ def _hint(asked: Asked, status: int, said: Said) -> str:
 def unreachable(asked: Asked, reason: str) -> Verdict:
     """The verdict on a connection that failed or broke off."""
     error = EndpointUnavailable(
-        f"{asked} cannot be reached: {excerpt(reason)}.", hint="Start the server, or correct ERA_EMBEDDING_URLS."
+        f"{asked} cannot be reached: {excerpt(reason, asked.key)}.",
+        hint="Start the server, or correct ERA_EMBEDDING_URLS.",
     )
     return Verdict(error=error, outcome=Outcome.FAILED)
 
@@ -211,18 +233,25 @@ def json_object(body: bytes) -> dict[str, Any] | None:
     NaN, Infinity and 1e999 are no JSON but are read as numbers: which text's vector holds them is then told.
     """
     try:
-        parsed = orjson.loads(body)
+        parsed = _json(body)
+    except ValueError:
+        return None
+    return parsed if isinstance(parsed, dict) else None
+
+
+def _json(body: bytes) -> Any:
+    try:
+        return orjson.loads(body)
     except orjson.JSONDecodeError:
         try:
-            parsed = json.loads(body)
-        except (ValueError, RecursionError):
-            return None
-    return parsed if isinstance(parsed, dict) else None
+            return json.loads(body)
+        except RecursionError:
+            raise ValueError("nested too deep") from None
 
 
 def unreadable(asked: Asked, body: bytes) -> Verdict:
     """The verdict on a 2xx answer that is no JSON object: empty, broken off, or somebody else's page."""
-    text = excerpt(body[: 4 * LONGEST_EXCERPT_CHARACTERS].decode("utf-8", "replace"))
+    text = excerpt(body[:LONGEST_READ_CHARACTERS].decode("utf-8", "replace"), asked.key)
     error = EndpointUnavailable(f"{asked} answered no JSON object: {text}." if text else f"{asked} answered nothing.")
     return Verdict(error=error, outcome=Outcome.FAILED)
 
@@ -236,40 +265,85 @@ def oversized(asked: Asked, most_bytes: int) -> Verdict:
     return Verdict(error=error, outcome=Outcome.FAILED)
 
 
-def said_in(body: bytes) -> Said:
-    """What an error body says, in any of the shapes servers use; only its words where the shape is unknown."""
+def said_in(body: bytes, key: str = "") -> Said:
+    """What an error body says, without our key; the end of a long one is missing."""
     try:
-        parsed: Any = orjson.loads(body)
-    except orjson.JSONDecodeError:
+        parsed = _json(body)
+    except ValueError:
         text = body.decode("utf-8", "replace")
-        field = _WORDS_OF_A_BROKEN_OBJECT.search(text)
-        return _said(text if field is None else field[1])
+        words, codes = _fields(text) if text.lstrip().startswith(("{", "[")) else ("", frozenset[str]())
+        return _said(words or text, codes, key)
+    return said_of(parsed, key)
+
+
+def said_of(parsed: Any, key: str = "") -> Said:
+    """What a parsed error says, in any of the shapes servers use; only its words where the shape is unknown."""
     if isinstance(parsed, list) and parsed:
         parsed = parsed[0]  # Gemini answers a list of one
     if not isinstance(parsed, dict):
-        return _said(parsed)
+        return _said(_text(parsed), (), key)
     named = [parsed[name] for name in ("error", "detail", "message") if name in parsed]
     found = next(filter(None, named), "" if named else parsed)
     if isinstance(found, list) and isinstance(found[0], dict):
         found = found[0].get("msg") or found[0]  # FastAPI's validation errors; the rest echoes the input
     holders = [each for each in (found, parsed) if isinstance(each, dict)]
-    codes = [code for each in holders for key in ("code", "type") if isinstance(code := each.get(key), str) and code]
+    codes = [code for each in holders for name in _CODE_FIELDS if isinstance(code := each.get(name), str) and code]
     if isinstance(found, dict):
-        shown = ", ".join(str(found[key]) for key in ("message", "code") if found.get(key))
+        shown = ", ".join(_text(found[name]) for name in ("message", "code") if found.get(name))
         found = shown or found
-    return _said(found, codes)
+    return _said(_text(found), codes, key)
 
 
-def _said(found: Any, codes: Iterable[str] = ()) -> Said:
-    text = str(found) if found else ""
-    return Said(text=excerpt(text), words=excerpt(_QUOTED.sub("_", text)), codes=frozenset(codes))
+_BOUNDED = reprlib.Repr()  # as str, but neither as deep nor as long as a server likes
+_BOUNDED.maxstring = LONGEST_READ_CHARACTERS
 
 
-def excerpt(text: str) -> str:
-    """The start of a text on one line, without a final full stop.
+def _text(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    return _BOUNDED.repr(value) if value else ""
+
+
+def _said(text: str, codes: Iterable[str], key: str) -> Said:
+    text = text[:LONGEST_READ_CHARACTERS]
+    inner, inner_codes = _unwrapped(text)
+    words = excerpt(_QUOTED.sub("_", inner))
+    return Said(text=excerpt(text, key), words=words, codes=inner_codes.union(codes))
+
+
+def _unwrapped(text: str) -> tuple[str, frozenset[str]]:
+    """The words and codes of the error that others are wrapped around."""
+    codes = frozenset[str]()
+    for _ in range(_MOST_WRAPPINGS):
+        wrapping = _WRAPPING.match(text)
+        words, more = _fields(text[wrapping.end() :]) if wrapping else ("", codes)
+        if not words:
+            break
+        text, codes = words, codes | more
+    return text, codes
+
+
+def _fields(text: str) -> tuple[str, frozenset[str]]:
+    """The words and codes of an error that is written as JSON or Python, whole or broken off."""
+    found = [(each["name"], each["value"]) for each in _STRING_OR_FIELD.finditer(text) if each["name"]]
+    words = next((value for name, value in found if name in _WORDS_FIELDS and value), "")
+    codes = frozenset(value for name, value in found if name in _CODE_FIELDS and value)
+    return _ESCAPE.sub(_unescaped, words), codes
+
+
+def _unescaped(escape: re.Match[str]) -> str:
+    return chr(int(escape[1], 16)) if escape[1] else " " if escape[2] in "nrt" else escape[2]
+
+
+def excerpt(text: str, key: str = "") -> str:
+    """The start of a text on one line, without a final full stop, and without our key: some servers name the one they refuse.
 
     What is no printable character becomes a blank: PostgreSQL stores no NUL, and a terminal obeys an escape sequence.
     """
+    # A key that is quoted within a quotation has backslashes before, or instead of, some of its characters.
+    letters = key.strip().replace("\\", "")
+    if len(letters) >= SHORTEST_SECRET_KEY:
+        text = re.sub(r"\\*".join(map(re.escape, letters)), "***", text)
     start = text[: 4 * LONGEST_EXCERPT_CHARACTERS]
     line = " ".join("".join(each if each.isprintable() else " " for each in start).split())
     if len(line) > LONGEST_EXCERPT_CHARACTERS:

@@ -7,12 +7,14 @@ import tracemalloc
 import zlib
 from collections.abc import Awaitable, Callable
 
+import httpx
 import orjson
 import pytest
 
 from era_dagster.control.outcome import Outcome
 from era_dagster.domain.errors import EndpointBusy, EndpointRefused, EndpointUnavailable, EraError
 from era_dagster.embedding.ollama import OllamaProvider
+from era_dagster.embedding.openai import OpenAIProvider
 from era_dagster.embedding.provider import LONGEST_ERROR_BYTES, LONGEST_VECTOR_BYTES, SPARE_ANSWER_BYTES, Answer
 from era_dagster.embedding.responses import Verdict
 
@@ -221,3 +223,52 @@ def test_a_redirect_is_not_followed_but_named(status: int) -> None:
     assert failure(answer)[:2] == (EndpointRefused, Outcome.TEXTS)
     assert f"answered {status}" in failure(answer)[2]
     assert connections == 1
+
+
+def message_of(status: int, body: bytes, key: str | None = None) -> str:
+    """What is told of one answer, in the OpenAI dialect."""
+    transport = httpx.MockTransport(lambda _: httpx.Response(status, content=body))
+    provider = OpenAIProvider("http://host", "m", api_key=key, transport=transport)
+    return failure(asyncio.run(provider.embed(["text"], 10.0)))[2]
+
+
+@pytest.mark.parametrize("status", [200, 400, 401, 429, 500])
+@pytest.mark.parametrize("key", ["sk-secret-123456", 'ab"cd/efgh\\12', "it's<a>key&\\\\9", "sk-" + "secret" * 300])
+def test_a_key_that_a_server_names_is_not_shown_whatever_the_status_and_however_it_is_quoted(
+    status: int, key: str
+) -> None:
+    words = f"Incorrect API key provided: {key}"
+    once = orjson.dumps({"error": words})
+    bodies = [
+        once,
+        once[:-1],
+        once.replace(b"/", b"\\/"),
+        orjson.dumps([words]),
+        orjson.dumps({"error": {"message": words}}),
+        orjson.dumps({"error": {"said": [words]}}),
+        orjson.dumps({"error": f"XException - {once.decode()}"}),
+        orjson.dumps({"error": orjson.dumps({"error": once.decode()}).decode()}),
+        words.encode(),
+    ]
+    for body in bodies:
+        told = message_of(status, body, key)
+        assert "Incorrect API key provided: ***" in told, body
+        assert key[:8] not in told
+
+
+def test_a_short_key_may_be_a_word_like_any_other() -> None:
+    assert "answered 400: none of it" in message_of(400, b'{"error":"none of it"}', "none")
+    assert "answered 400: no backslash is a key" in message_of(400, b'{"error":"no backslash is a key"}', "\\" * 9)
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (b'"bad \\ud800 text"', "bad text"),
+        (b"[" * 300 + b"1" + b"]" * 300, "[[["),
+        (b'{"code":123456789012345678901234567890,"message":"m"}', "m, 123456789012345678901234567890"),
+        (b"NaN", "nan"),
+    ],
+)
+def test_an_error_in_whatever_json_is_read_beside_vectors_that_are_none(error: bytes, told: str) -> None:
+    assert f"It says: {told}" in message_of(200, b'{"x":NaN,"error":%b}' % error)

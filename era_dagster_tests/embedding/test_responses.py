@@ -1,5 +1,6 @@
 """What servers answer, word for word as they were read or seen, and which error of the tree each one is."""
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -23,6 +24,7 @@ from era_dagster.embedding.responses import (
     json_object,
     retry_after_seconds,
     said_in,
+    said_of,
     unreadable,
 )
 
@@ -86,6 +88,10 @@ SEEN = [
         EndpointBusy,
     ),
     (429, "You have not yet added your payment method in the billing page: reduced rate limits of 3 RPM", EndpointBusy),
+    (500, "context size has been exceeded.", TextsTooLarge),
+    (500, "This model's maximum context length is 512 tokens. However, you requested 600 tokens", TextsTooLarge),
+    (500, "You passed 8193 input tokens. However, the model's context length is only 8192 tokens", TextsTooLarge),
+    (500, "The prompt (total length 600) is too long to fit into the model (context length 512).", TextsTooLarge),
     (400, "the text offends the tokenizer", TextsRejected),
     (422, "Input should be a valid string", TextsRejected),
 ]
@@ -133,6 +139,102 @@ def test_a_text_given_back_without_quotation_marks_ends_no_run(text: str) -> Non
     for message in (f"cannot tokenize this: {text}", f"cannot tokenize {text}"):
         verdict = classify(ASKED, 400, httpx.Headers(), orjson.dumps({"error": message}))
         assert type(verdict.error) is TextsRejected, message
+
+
+WRAPPINGS: list[Callable[[str], str]] = [
+    lambda words: f"Error code: 400 - { ({'error': {'message': words, 'type': 'x', 'code': None}}) }",
+    lambda words: f"Error code: 400 - { ({'object': 'error', 'message': words}) }",
+    lambda words: f"OllamaException - {orjson.dumps({'error': words}).decode()}",
+    lambda words: (
+        f"GeminiException BadRequestError - b'{orjson.dumps([{'error': {'code': 400, 'message': words}}]).decode()}'"
+    ),
+    lambda words: f"OpenAIException - {orjson.dumps({'error': words + '. ' + 'and more ' * 3000}).decode()[:9000]}",
+]
+
+WRAPPED = [
+    ('do embedding request: Post "http://127.0.0.1:1/embedding": EOF', EndpointUnavailable, EndpointUnavailable),
+    ("embedding contains NaN or Inf values", BadVectors, BadVectors),
+    ("the input length exceeds the context length", TextsTooLarge, TextsTooLarge),
+    ("This model's maximum context length is 8192 tokens, however you requested 9000", TextsTooLarge, TextsTooLarge),
+    ("The model `m` does not exist", EndpointRefused, EndpointRefused),
+    ("cannot tokenize 'the model does not exist'", TextsRejected, EndpointUnavailable),
+    ('cannot tokenize "he said: EOF"', TextsRejected, EndpointUnavailable),
+    ("cannot tokenize {'error': 'no such model'}", TextsRejected, EndpointUnavailable),
+]
+
+
+@pytest.mark.parametrize("wrap", WRAPPINGS)
+@pytest.mark.parametrize(("words", "at_400", "at_500"), WRAPPED)
+def test_an_error_that_a_proxy_wraps_into_its_own_keeps_its_class(
+    wrap: Callable[[str], str], words: str, at_400: type, at_500: type
+) -> None:
+    once = f"litellm.BadRequestError: {wrap(words)}"
+    twice = f"litellm.APIConnectionError: OpenAIException - Error code: 400 - { ({'error': {'message': once}}) }"
+    for message in (once, twice, once + ". Received Model Group=emb\nAvailable Model Group Fallbacks=None"):
+        body = orjson.dumps({"error": {"message": message, "type": None, "code": "400"}})
+        assert type(classify(ASKED, 400, httpx.Headers(), body).error) is at_400, message
+        assert type(classify(ASKED, 500, httpx.Headers(), body).error) is at_500, message
+
+
+def test_the_codes_of_a_wrapped_error_count_and_those_in_a_text_that_it_gives_back_do_not() -> None:
+    money = f"litellm.RateLimitError: OpenAIException - Error code: 429 - { ({'error': NO_MONEY}) }"
+    said = said_of({"error": money})
+    assert said.codes == {"insufficient_quota"}
+    assert type(classify(ASKED, 429, httpx.Headers(), orjson.dumps({"error": money})).error) is EndpointRefused
+    given_back = {"error": {"message": "bad text: {\"code\": \"model_not_found\"} 'code': 'invalid_api_key'"}}
+    assert said_of({"error": f"XError: {given_back}"}).codes == frozenset()
+
+
+def test_an_error_in_json_is_not_taken_for_wrapped_where_no_error_is_named_before_it() -> None:
+    body = orjson.dumps({"error": "cannot tokenize this: {'error': 'no such model'}"})
+    assert type(classify(ASKED, 400, httpx.Headers(), body).error) is TextsRejected
+
+
+PARTS = [
+    "error",
+    "error.",
+    "error..",
+    "errorexception ",
+    "Error: ",
+    "code: 4 - ",
+    "model ",
+    "the ",
+    "no api ",
+    "_",
+    "a",
+    "\\",
+]
+PARTS += ['"', "'", "`", "\"'", "\\'", "'error': ", '"message": "', "{", "exceeds w w ", "contains nan ", "x" * 9 + " "]
+
+
+def test_no_error_of_the_longest_that_are_read_takes_longer_the_more_ways_there_are_to_read_it() -> None:
+    for one, two in itertools.product(PARTS, PARTS):
+        for start in ("", "XError: {'error': '"):
+            words = (start + (one + two) * 200)[:400]
+            for body in (orjson.dumps({"error": words}), orjson.dumps({"error": {"message": words[:193]}})[:-2]):
+                assert classify(ASKED, 400, httpx.Headers(), body).error.message
+    assert type(classify(ASKED, 400, httpx.Headers(), orjson.dumps({"error": "error.." * 28})).error) is TextsRejected
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"error":%b1%b}' % (b"[" * 300, b"]" * 300),
+        b'{"error":%b1%b}' % (b"[" * 1000, b"]" * 1000),
+        b'{"error":%b1%b}' % (b'{"message":' * 1000, b"}" * 1000),
+        b'{"error":{"message":%b1%b}}' % (b'{"a":' * 1000, b"}" * 1000),
+        b'{"error":%b' % (b"[" * 100_000),
+        b'{"error":{"code":123456789012345678901234567890}}',
+        b'{"error":%b}' % (b"1" * 5000),
+        b'{"error":[NaN,1e999,"\\ud800"]}',
+        b'{"error":"\\ud800 text"}',
+    ],
+)
+def test_an_error_in_whatever_json_is_read(body: bytes) -> None:
+    assert type(classify(ASKED, 400, httpx.Headers(), body).error) is TextsRejected
+    said = said_in(body).text
+    assert 0 < len(said) <= 200
+    assert said.encode().isascii()
 
 
 @pytest.mark.parametrize("code", ["model_not_found", "invalid_api_key"])
