@@ -84,7 +84,7 @@ class EndpointController:
         self._patience_seconds = patience_seconds
         self._trace = trace
         self._failing_since: float | None = None
-        self._answered_at = -math.inf
+        self._well_at = -math.inf
         self._probing = False
         self._probes = 0
         self._tickets: dict[int, Ticket] = {}
@@ -225,7 +225,7 @@ class EndpointController:
             return
         if self._failing_since is None:
             # Others may have been answered while this one was under way.
-            self._failing_since = max(ticket.sent_at, self._answered_at)
+            self._failing_since = max(ticket.sent_at, self._well_at)
         if outcome is Outcome.RATE_LIMITED or retry_after_seconds is not None:
             self._refused(now, ticket, outcome, retry_after_seconds)
         if outcome is Outcome.RATE_LIMITED:
@@ -245,7 +245,7 @@ class EndpointController:
         self._breaker.succeeded()
         if self._throttle.succeeded(sent_at=ticket.sent_at):
             self._record(now, "it takes requests again")
-        self._failing_since, self._answered_at = None, now
+        self._failing_since, self._well_at = None, now
 
     def _refused(self, now: float, ticket: Ticket, outcome: Outcome, retry_after_seconds: float | None) -> None:
         first = self._throttle.refused(now, sent_at=ticket.sent_at, retry_after_seconds=retry_after_seconds)
@@ -317,6 +317,7 @@ class EndpointController:
 
     def woken(self, now: float) -> None:
         """Work came after a rest: the time nobody tried does not count as the endpoint's failure."""
+        self._well_at = now
         if self._failing_since is not None:
             self._failing_since = now
 
@@ -333,7 +334,7 @@ class EndpointController:
     @property
     def announces_long_wait(self) -> bool:
         """Whether the server's own account of its limits gives nothing for longer than its patience."""
-        return self._pacer.announced_wait_seconds > self._patience_seconds
+        return self._pacer.announced_empty_until > self._well_at + self._patience_seconds
 
     @property
     def mode(self) -> Mode:

@@ -118,8 +118,8 @@ class Pacer:
         self._learnt: Bucket | None = None
         self._counts: Counted = "requests"
         self._announced: dict[str, Bucket] = {}
-        self.announced_wait_seconds = 0.0
-        """How long the server's own account, as it came last, gives nothing at all."""
+        self.announced_empty_until = -math.inf
+        """Until when the server's own account, as it came last, gives nothing at all."""
         self._sent = self._refused = NOTHING
         self._last = Sent(requests=1, items=1, tokens=1.0)
         self._token_scale = 1.0
@@ -205,14 +205,15 @@ class Pacer:
         """Follow the server's own account: what remains, less what was sent after the request that it came back with."""
         since = {"requests": self._sent.requests - sent.requests, "tokens": self._sent.tokens - sent.tokens}
         if allowances:
-            self.announced_wait_seconds = 0.0
+            self.announced_empty_until = -math.inf
         for kind, said in allowances.items():
             known = self._announced.get(kind)
             spent = said.limit - said.remaining
             rate = spent / said.reset_seconds if spent > 0 and said.reset_seconds > 0 else 0.0
             if rate == 0.0:
                 rate = known.rate / MARGIN if known else said.limit
-            self.announced_wait_seconds = max(self.announced_wait_seconds, (1.0 - said.remaining) / rate)
+            if said.remaining < 1.0:
+                self.announced_empty_until = max(self.announced_empty_until, now + (1.0 - said.remaining) / rate)
             level = said.remaining - since[kind]
             self._announced[kind] = Bucket(now, rate=MARGIN * rate, size=max(1.0, said.limit), level=level)
 

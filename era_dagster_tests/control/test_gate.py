@@ -162,6 +162,8 @@ def test_an_announced_limit_that_gives_nothing_for_longer_than_the_patience_give
     }
     gate.completed(1.0, send(gate, 0.0), Outcome.SUCCESS, headers=said)
     assert (gate.given_up_at == -math.inf) == given_up
+    gate.woken(8_600.0)
+    assert gate.given_up_at == math.inf, "by then it gives again"
 
 
 def test_a_pause_longer_than_the_patience_gives_the_endpoint_up_at_once() -> None:

@@ -288,14 +288,14 @@ def test_a_server_that_refuses_again_after_the_pause_it_asked_for_is_left_alone_
     assert throttle.closed_until == now + 3.0
 
 
-@pytest.mark.parametrize(("remaining", "wait"), [(0.0, 8640.0), (1.0, 0.0), (9.0, 0.0)])
-def test_how_long_an_announced_limit_gives_nothing_is_the_servers_word_alone(remaining: float, wait: float) -> None:
+@pytest.mark.parametrize(("remaining", "until"), [(0.0, 8641.0), (1.0, -math.inf), (9.0, -math.inf)])
+def test_until_when_an_announced_limit_gives_nothing_is_the_servers_word_alone(remaining: float, until: float) -> None:
     pacer = Pacer(None)
     first, *_ = [pacer.sent(0.0, items=1, tokens=20.0) for _ in range(8)]
     said = Allowance(limit=10.0, remaining=remaining, reset_seconds=8640.0 * (10.0 - remaining))
     pacer.announced(1.0, first, {"requests": said})
-    assert pacer.announced_wait_seconds == pytest.approx(wait)
+    assert pacer.announced_empty_until == pytest.approx(until)
     pacer.announced(2.0, first, {})
-    assert pacer.announced_wait_seconds == pytest.approx(wait), "an answer without headers says nothing"
+    assert pacer.announced_empty_until == pytest.approx(until), "an answer without headers says nothing"
     pacer.announced(3.0, first, {"requests": Allowance(limit=10.0, remaining=5.0, reset_seconds=43_200.0)})
-    assert pacer.announced_wait_seconds == 0.0
+    assert pacer.announced_empty_until == -math.inf
