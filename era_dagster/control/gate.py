@@ -113,16 +113,16 @@ class EndpointController:
         concurrency = self.concurrency
         if (self._throttle.half_open and counted) or self._limit.must_empty:
             return WaitUntil(math.inf)
+        much = self._counted_load is not None and self._tokens_in_flight > self._load.most_under_way
         if counted >= concurrency:
             if pending:
                 self._limit.reached(now)
             self._pacer.by_requests = False  # it is the limit that holds
+        if counted >= concurrency or much:
             silent_until = math.inf if self._silence_broken else self._silent_until()
             if now < silent_until:
                 return WaitUntil(silent_until)
             self._silence_broken = True
-        if self._counted_load is not None and self._tokens_in_flight > self._load.most_under_way:
-            return WaitUntil(math.inf)
         ready_at = self._pacer.ready_at(now)
         if ready_at > now:
             self._tell(now, self._limit.paced(now, by_requests=self._pacer.by_requests))

@@ -357,16 +357,29 @@ def test_a_pace_of_requests_gets_the_places_it_needs_unless_the_server_turns_req
     assert gate.concurrency < before / 2
 
 
-def test_at_a_pace_of_requests_no_more_is_sent_than_the_server_works_off_in_the_latency_target() -> None:
+def filled() -> tuple[EndpointController, float, list[Ticket], float]:
+    """A gate at a pace of requests from which as many went as may; when they went, and when it has to be asked again."""
     gate, now = counting_requests(8.0)
-    sent = []
-    while isinstance(decision := gate.admit(now, 10_000), Decision) or math.isfinite(decision.at):
+    sent: list[Ticket] = []
+    while isinstance(decision := gate.admit(now, 10_000), Decision) or decision.at < now + 1.0:
         if isinstance(decision, Decision):
             sent.append(send_full(gate, now, decision))
         else:
             now = decision.at
+    return gate, now, sent, decision.at
+
+
+def test_at_a_pace_of_requests_no_more_is_sent_than_the_server_works_off_in_the_latency_target() -> None:
+    gate, now, sent, _ = filled()
     assert 4 <= len(sent) < gate.concurrency, "it is not their number that holds them back"
     under_way = 0.01 * sum(ticket.items for ticket in sent[:-1]) / 4.0
     assert under_way <= 0.5, "four at a time keep up with eight a second of half a second each"
-    gate.completed(now, sent[0], Outcome.SUCCESS)
-    assert gate.admit(now, 10_000) != WaitUntil(math.inf)
+    gate.completed(now + 0.4, sent[0], Outcome.SUCCESS)
+    assert isinstance(gate.admit(now + 0.6, 10_000), Decision)
+
+
+def test_where_all_that_a_pace_of_requests_let_through_is_stuck_one_request_more_may_go() -> None:
+    gate, _, _, asked_again_at = filled()
+    assert math.isfinite(asked_again_at)
+    decision = gate.admit(asked_again_at, 10_000)
+    assert isinstance(decision, Decision)
