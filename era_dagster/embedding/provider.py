@@ -49,6 +49,9 @@ SPARE_ANSWER_BYTES = 1 << 20
 LONGEST_ERROR_BYTES = 16_384
 """So much of an error is read. Only its first words are kept, and some servers echo the whole request in it."""
 
+MOST_TOKENS = 2**31
+"""No request has as many: a larger count is none, and an account that believed it would overflow."""
+
 LIMITS_PREFIX = "x-ratelimit-"
 
 LOADING_FACTOR = 3.0
@@ -119,7 +122,7 @@ def answered(asked: Asked, reply: Reply, rows: Any, count: int, tokens: Any) -> 
         said = reply.content.get("error")
         words = f" It says: {said_of({'error': said}, asked.key).text}." if said else ""
         return Verdict(error=EndpointUnavailable(f"{asked}: {error.message}{words}"), outcome=Outcome.FAILED)
-    tokens = tokens if isinstance(tokens, int) and tokens > 0 else None
+    tokens = tokens if type(tokens) is int and 0 < tokens < MOST_TOKENS else None
     return Answer(vectors=vectors, tokens=tokens, limits=reply.limits)
 
 
