@@ -200,14 +200,27 @@ class HttpEndpoint:
         return Reply(content=parsed, limits=limits)
 
     def _new_client(self) -> httpx.AsyncClient:
-        if self._tls is None and self._transport is None:
-            self._tls = httpx.create_ssl_context(trust_env=self._trust_env)  # 20 ms: once, not once a client
-        client = httpx.AsyncClient(
-            transport=self._transport,
-            verify=self._tls or True,
-            trust_env=self._trust_env,
-            limits=httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=30.0),
-        )
+        try:
+            if self._tls is None and self._transport is None:
+                self._tls = httpx.create_ssl_context(trust_env=self._trust_env)  # 20 ms: once, not once a client
+        except OSError as error:
+            raise ConfigurationError(
+                f"The certificates for {self.asked.url} cannot be read: {error.strerror or error}.",
+                hint="Correct or unset SSL_CERT_FILE, SSL_CERT_DIR and SSLKEYLOGFILE.",
+            ) from error
+        try:
+            client = httpx.AsyncClient(
+                transport=self._transport,
+                verify=self._tls or True,
+                trust_env=self._trust_env,
+                limits=httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=30.0),
+            )
+        except (httpx.InvalidURL, ValueError, ImportError):
+            raise ConfigurationError(
+                f"The proxy that the environment names for {self.asked.url} cannot be used.",
+                hint="Set HTTP_PROXY, HTTPS_PROXY and ALL_PROXY to http://host:port (SOCKS is not spoken), and NO_PROXY to"
+                " hosts, or unset them.",
+            ) from None  # the reason quotes a part of the URL, which may hold a password
         self._all.append(client)
         return client
 

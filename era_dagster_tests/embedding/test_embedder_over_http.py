@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from era_dagster.domain.errors import EndpointRefused, EndpointUnavailable
+from era_dagster.domain.errors import ConfigurationError, EndpointRefused, EndpointUnavailable
 from era_dagster.embedding.config import EmbedderConfig
 from era_dagster.embedding.embed_texts import embed_texts
 from era_dagster.embedding.embedder import Embedder
@@ -61,6 +61,28 @@ def test_a_proxy_is_not_asked_for_loopback(monkeypatch: pytest.MonkeyPatch) -> N
     with serving(FakeEmbeddingServer()) as url:
         report = asyncio.run(embed_texts(TEXTS[:4], urls=url, model="test-model", retry_budget_seconds=2.0))
     assert report.failures == ()
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("HTTP_PROXY", "ftp://user:secret@proxy:1"),
+        ("HTTP_PROXY", "http://user:secret@[::1"),
+        ("ALL_PROXY", "socks5://user:secret@127.0.0.1:1080"),
+        ("SSL_CERT_FILE", "missing.pem"),
+        ("SSL_CERT_FILE", __file__),
+    ],
+)
+def test_a_proxy_or_certificate_of_the_environment_that_cannot_be_used_is_named_without_its_password(
+    variable: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy", "NO_PROXY", "no_proxy", "SSL_CERT_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ConfigurationError, match="cannot be") as caught:
+        asyncio.run(embed_texts(["a text"], urls="http://example.invalid", model="m"))
+    assert variable in str(caught.value)
+    assert "secret" not in str(caught.value)
 
 
 def test_a_missing_model_is_refused_over_http() -> None:
