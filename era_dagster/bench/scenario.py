@@ -83,17 +83,31 @@ def _from_file(path: Path) -> list[Scenario]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         scenarios = [scenario_from(each) for each in (data if isinstance(data, list) else [data])]
+        for scenario in scenarios:
+            course_from(scenario.course(warm_up_seconds=0.0, seconds=1.0))
     except (OSError, TypeError, ValueError) as error:
         raise ConfigurationError(f"{path} holds no scenario: {error}.") from error
-    for scenario in scenarios:
-        course_from(scenario.course(warm_up_seconds=0.0, seconds=1.0))
+    if not scenarios:
+        raise ConfigurationError(f"{path} holds no scenario.")
     return scenarios
 
 
 def scenario_from(data: Mapping[str, Any]) -> Scenario:
-    """Read one scenario."""
+    """Read one scenario. Raises `TypeError` and `ValueError` for what is none."""
     given = dict(data)
     expect = Expected(**given.pop("expect", {}))
     changes = tuple((share, plus, fields) for share, plus, fields in given.pop("changes", []))
     low, high = given.pop("characters", (200, 200))
-    return Scenario(**given, expect=expect, changes=changes, characters=(low, high))
+    scenario = Scenario(**given, expect=expect, changes=changes, characters=(low, high))
+    fits = {
+        "name": isinstance(scenario.name, str),
+        "intent": isinstance(scenario.intent, str),
+        "server": isinstance(scenario.server, Mapping),
+        "characters": type(low) is type(high) is int and 0 <= low <= high,
+        "poison_every": type(scenario.poison_every) is int and scenario.poison_every >= 0,
+        "provider": scenario.provider in ("ollama", "openai"),
+        "expect": all(type(each) in (float, int, type(None)) for each in (expect.ratio, expect.p95_seconds)),
+    }
+    if wrong := [name for name, fit in fits.items() if not fit]:
+        raise ValueError(f"its {' and '.join(wrong)} cannot be meant")
+    return scenario

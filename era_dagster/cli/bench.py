@@ -12,6 +12,7 @@ from rich.table import Table
 
 from era_dagster.cli.bench_search import bench_search
 from era_dagster.cli.output import FAILED, print_json, stderr, stdout
+from era_dagster.domain.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from era_dagster.bench.measure import Timing
@@ -38,7 +39,13 @@ _TABLE_WIDTH = 150
     help="Also a naive client (or era:CxB: ours with ceilings); repeatable.",
 )
 @click.option("--sweep", is_flag=True, help="Also the best fixed setting for each server (about a minute each).")
-@click.option("--json", "json_to", metavar="FILE", help="Write all figures as JSON; - for standard output.")
+@click.option(
+    "--json",
+    "json_to",
+    type=click.Path(dir_okay=False, allow_dash=True),
+    metavar="FILE",
+    help="Write all figures as JSON; - for standard output.",
+)
 @click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Draw them as an SVG file.")
 @click.pass_context
 def bench(
@@ -64,6 +71,9 @@ def bench(
     from era_dagster.bench.measure import Timing
     from era_dagster.bench.scenario import chosen_scenarios
 
+    for path in (plot, Path(json_to) if json_to else None):
+        if path is not None and not path.parent.is_dir():
+            raise ConfigurationError(f"There is no folder {path.parent}.", hint="Make it, or name another file.")
     scenarios = chosen_scenarios(names)
     if list_only:
         from era_dagster.bench.scenario import packaged_scenarios

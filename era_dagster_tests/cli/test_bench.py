@@ -102,6 +102,31 @@ def test_wrong_use_is_named_with_exit_code_2(words: tuple[str, ...]) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("option", ["--plot", "--json"])
+def test_a_file_that_cannot_be_written_is_named_before_anything_is_measured(option: str, tmp_path: Path) -> None:
+    for path in (tmp_path / "missing" / "file", tmp_path):
+        done = era_bench("--scenario", "steady-1", "--seconds", "0.5", "--warm-up", "0", option, str(path))
+        assert done.returncode == 2
+        assert "steady-1" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"server": 5},
+        {"server": {}, "changes": [["early", 0, {}]]},
+        {"server": {}, "characters": [201, 200]},
+        {"server": {}, "poison_every": "often"},
+        {"server": {}, "expect": {"ratio": "much"}},
+        {"server": {}, "name": 5},
+    ],
+)
+def test_a_scenario_that_cannot_be_meant_is_refused_before_it_is_run(wrong: dict[str, Any], tmp_path: Path) -> None:
+    done = era_bench("--scenario", scenario_file(tmp_path, **wrong), "--seconds", "0.5", "--warm-up", "0")
+    assert done.returncode == 2
+    assert "own.json holds no scenario: " in done.stderr
+
+
 def test_the_list_names_every_scenario_with_its_intent() -> None:
     done = era_bench("--list")
     assert done.returncode == 0
