@@ -231,11 +231,10 @@ class FixedClient:
         if not response.is_success:
             self._refusals += response.status_code in (429, 503)
             return None
-        body = orjson.loads(response.content)
-        rows = body.get("embeddings") or [each["embedding"] for each in body.get("data", [])]
-        vectors = np.asarray(rows, dtype=np.float32)
-        self.tape.add(loop.time(), loop.time() - started)
-        return list(vectors)
+        vectors = _vectors(response.content, len(texts))
+        if vectors is not None:
+            self.tape.add(loop.time(), loop.time() - started)
+        return vectors
 
     def read(self) -> Reading:
         """Its counters; it decides nothing."""
@@ -251,3 +250,14 @@ class FixedClient:
             rate=None,
             mode="fixed",
         )
+
+
+def _vectors(content: bytes, count: int) -> list[NDArray[np.float32]] | None:
+    """The vectors of an answer in either dialect; None where it holds not exactly `count` of one length."""
+    try:
+        body = orjson.loads(content)
+        rows = body.get("embeddings") or [each["embedding"] for each in body.get("data", [])]
+        vectors = np.asarray(rows, dtype=np.float32)
+    except (ValueError, AttributeError):
+        return None
+    return list(vectors) if vectors.ndim == 2 and len(vectors) == count else None

@@ -127,6 +127,15 @@ def test_a_scenario_that_cannot_be_meant_is_refused_before_it_is_run(wrong: dict
     assert "own.json holds no scenario: " in done.stderr
 
 
+def test_garbage_is_a_loss_of_the_naive_client_and_no_end_of_the_benchmark(tmp_path: Path) -> None:
+    garbage = {"share_garbage": 0.2, "garbage": ["html", "nothing", "wrong_count"]}
+    path = scenario_file(tmp_path, server={"slots": 4, "seconds_per_text": 0.002, **garbage})
+    ours, naive = runs_of("--scenario", path, "--seconds", "0.5", "--warm-up", "0", "--client", "fixed:4x4")
+    assert (ours["lost"], naive["error"]) == (0, None)
+    assert naive["texts"] > 0
+    assert naive["retries"] > 0
+
+
 def test_the_list_names_every_scenario_with_its_intent() -> None:
     done = era_bench("--list")
     assert done.returncode == 0
