@@ -35,7 +35,7 @@ from era_dagster.embedding.provider import CANARY, Answer
 from era_dagster.embedding.report import EmbedReport, EmbedStats, stats_of
 from era_dagster.embedding.responses import Verdict
 from era_dagster.embedding.retries import Retries
-from era_dagster.embedding.vectors import ModelIdentity, Vector, VectorCache, checked
+from era_dagster.embedding.vectors import ModelIdentity, Vector, VectorCache, checked, of_one_model
 from era_dagster.embedding.work import Batch, Call, Item, WorkQueue
 
 
@@ -64,6 +64,7 @@ class Embedder:
         self._policy = RetryPolicy(attempts=config.retry_attempts, budget_seconds=config.retry_budget_seconds)
         self._endpoints = open_endpoints(config, transport, trace)
         self._identity: ModelIdentity | None = None
+        self._own: Vector | None = None
         self._identifying = asyncio.Lock()
         self._dimension: int | None = None
         self._queue = WorkQueue()
@@ -121,7 +122,9 @@ class Embedder:
         """
         async with self._identifying:
             if self._identity is None:
-                self._identity = await ask_identity(self._config, self._endpoints, self._policy, self._random)
+                self._identity, self._own = await ask_identity(
+                    self._config, self._endpoints, self._policy, self._random
+                )
                 self._dimension = self._identity.dimension
             return self._identity
 
@@ -252,11 +255,23 @@ class Embedder:
         answer = await self._exchange(endpoint, [CANARY], ticket, None)
         if isinstance(answer, Answer):
             self._retries.accepted(endpoint.provider.url)
+            if self._own is not None and not endpoint.delivered:
+                self._first_answered(endpoint, self._own, answer.vectors[0])
         elif isinstance(answer, Verdict):
             self._retries.said_no(endpoint.provider.url, answer)
             if isinstance(answer.error, EndpointRefused):
                 self._stop(answer.error)
         self._queue.nobody_aside()
+
+    def _first_answered(self, endpoint: Endpoint, own: Vector, vector: Vector) -> None:
+        """An endpoint that was away when all were asked for their model shows which it holds."""
+        if len(vector) == len(own) and not of_one_model(own, vector):
+            self._stop(
+                BadVectors(
+                    f"{endpoint.provider.url} answers other vectors than the model {self._config.model} makes elsewhere.",
+                    hint="Check which model that server holds.",
+                )
+            )
 
     async def _exchange(
         self, endpoint: Endpoint, texts: list[str], ticket: Ticket, batch: Batch | None

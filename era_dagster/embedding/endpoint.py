@@ -5,6 +5,7 @@ The place where a configuration becomes providers and controllers. The queue and
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import httpx
@@ -66,6 +67,11 @@ class Endpoint:
         )
         if self.controller.mode == "down":
             self.loading = True  # a server that comes back loads its model first
+
+    def is_away(self, now: float, verdict: Verdict) -> None:
+        """It did not answer who it is: no caller's text waits for it, it is probed until it does."""
+        ticket = self.controller.started(now, items=1, tokens=1, probe=True)
+        self.learn(now, ticket, replace(verdict, outcome=Outcome.TIMED_OUT))
 
     def stats(self) -> EndpointStats:
         """Its state at this moment."""

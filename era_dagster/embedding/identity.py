@@ -14,7 +14,7 @@ from era_dagster.embedding.config import EmbedderConfig
 from era_dagster.embedding.endpoint import Endpoint
 from era_dagster.embedding.provider import CANARY, Answer, Identified
 from era_dagster.embedding.responses import Verdict
-from era_dagster.embedding.vectors import ModelIdentity
+from era_dagster.embedding.vectors import ModelIdentity, Vector, of_one_model
 
 # One broken connection is no reason to give up; somebody who named a wrong URL wants to hear it soon.
 _TRIES_WHEN_AWAY = 4
@@ -23,34 +23,38 @@ _PATIENCE_WHEN_AWAY_SECONDS = 5.0
 
 async def ask_identity(
     config: EmbedderConfig, endpoints: Sequence[Endpoint], policy: RetryPolicy, random: Random
-) -> ModelIdentity:
-    """The identity all reachable endpoints agree on.
+) -> tuple[ModelIdentity, Vector]:
+    """The identity all reachable endpoints agree on, and the vector of our own text; one that is away is only probed.
 
     Raises the error of the first endpoint that refuses, or of the first one when none can be reached;
     `ConfigurationError` when two of them hold different models.
     """
     answers = await asyncio.gather(*(_ask(config, endpoint, policy, random) for endpoint in endpoints))
-    known: list[tuple[str, Identified]] = []
-    verdicts: list[Verdict] = []
+    known: list[tuple[str, Identified, Vector]] = []
+    verdicts: list[tuple[Endpoint, Verdict]] = []
     for endpoint, answer in zip(endpoints, answers, strict=True):
-        if isinstance(answer, Identified):
-            known.append((endpoint.provider.url, answer))
+        if isinstance(answer, Verdict):
+            verdicts.append((endpoint, answer))
         else:
-            verdicts.append(answer)
-    for verdict in verdicts:
+            known.append((endpoint.provider.url, *answer))
+    for endpoint, verdict in verdicts:
         if not known or not isinstance(verdict.error, TransientError):
             raise verdict.error
-    url, first = known[0]
-    for other_url, other in known[1:]:
-        if (other.dimension, other.digest) != (first.dimension, first.digest):
+        if not isinstance(verdict.error, EndpointBusy):
+            endpoint.is_away(asyncio.get_running_loop().time(), verdict)
+    url, first, own = known[0]
+    for other_url, other, vector in known[1:]:
+        same = other.dimension == first.dimension and of_one_model(own, vector)
+        if not same or other.digest != first.digest:
             raise ConfigurationError(
                 f"{url} and {other_url} hold different models under the name {config.model}:"
                 f" digest {first.digest} with {first.dimension} dimensions,"
-                f" digest {other.digest} with {other.dimension}.",
+                f" digest {other.digest} with {other.dimension}"
+                f"{'' if same else ', and other vectors for one text'}.",
                 hint="Pull the same model on both, or leave one out of ERA_EMBEDDING_URLS.",
             )
     profile = config.profile
-    return ModelIdentity(
+    identity = ModelIdentity(
         provider=config.provider,
         model=config.model,
         digest=first.digest,
@@ -60,10 +64,13 @@ async def ask_identity(
         server_version=first.server_version,
         uncased=profile.uncased,
     )
+    return identity, own
 
 
-async def _ask(config: EmbedderConfig, endpoint: Endpoint, policy: RetryPolicy, random: Random) -> Identified | Verdict:
-    """Its identity, believed when a second answer has the same dimension.
+async def _ask(
+    config: EmbedderConfig, endpoint: Endpoint, policy: RetryPolicy, random: Random
+) -> tuple[Identified, Vector] | Verdict:
+    """Its identity and its vector of our own text, believed when a second answer has the same dimension.
 
     A busy server is asked again within the retry bounds; one that is away, or answers no vector, a few times in a few
     seconds.
@@ -85,7 +92,7 @@ async def _ask(config: EmbedderConfig, endpoint: Endpoint, policy: RetryPolicy, 
             if isinstance(verdict, Answer):
                 endpoint.loading = False
                 endpoint.delivered = True
-                return found
+                return found, verdict.vectors[0]
         failures += 1
         if isinstance(verdict.error, EndpointRefused):
             return verdict

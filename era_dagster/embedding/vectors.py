@@ -18,6 +18,9 @@ from era_dagster.embedding.model_profile import ModelProfile, Role, canonical_mo
 
 Vector = NDArray[np.float32]
 
+LEAST_COSINE = 0.9
+"""Of one text by one model: other hardware and eight bits a weight stay above .99. Unrelated models are near 0."""
+
 _NUMBERS = frozenset({float, int, type(None)})
 
 
@@ -131,6 +134,12 @@ def checked(array: NDArray[np.float32], dimension: int | None) -> tuple[NDArray[
     for index in np.flatnonzero(~np.isfinite(normalised).all(axis=1)):
         bad[int(index)] = "it is zero" if largest[index, 0] == 0 else "it holds a value that is not finite"
     return normalised.astype(np.float32, copy=False), bad
+
+
+def of_one_model(one: Vector, other: Vector) -> bool:
+    """Whether two vectors of one text may come from one model, at whatever precision: those of two models are unrelated."""
+    both, _ = checked(np.stack((one, other)), None)
+    return bool(both[0] @ both[1] > LEAST_COSINE)
 
 
 def in_key_order(vectors: Iterable[tuple[bytes, Vector]]) -> dict[bytes, Vector]:

@@ -1,12 +1,16 @@
 """Servers that answer nonsense, for seconds or for good, and texts that are at fault themselves: told apart."""
 
 import asyncio
+import math
 import threading
+from collections.abc import Mapping, Sequence
+from typing import Literal
 
+import numpy as np
 import pytest
 
 from era_dagster.control.outcome import Outcome
-from era_dagster.domain.errors import EndpointRefused, EndpointUnavailable
+from era_dagster.domain.errors import BadVectors, ConfigurationError, EndpointRefused, EndpointUnavailable
 from era_dagster.embedding.config import EmbedderConfig
 from era_dagster.embedding.embed_texts import embed_texts
 from era_dagster.embedding.embedder import Embedder
@@ -244,3 +248,76 @@ def test_a_server_with_one_request_a_minute_is_identified_by_two() -> None:
     server.faults.extend([None, Fault(status=429, headers={"Retry-After": "60"})])
     assert identified_dimension(server) == server.dimension
     assert server.times == [0.0, 0.0, 60.0]
+
+
+# --- two servers under one name ------------------------------------------------------------------------------------------
+
+
+class OtherModel(FakeEmbeddingServer):
+    """Vectors as wide as the others' that mean something else: servers that serve whatever they hold under any name."""
+
+    def _encoded_vector(self, text: str, dimension: int) -> bytes:
+        return super()._encoded_vector(f"otherwise {text}", dimension)
+
+
+class Forgets:
+    """A cache without memory."""
+
+    def get_many(self, keys: Sequence[bytes]) -> Mapping[bytes, np.ndarray]:
+        return {}
+
+    def put_many(self, vectors: Mapping[bytes, np.ndarray]) -> None:
+        pass
+
+
+def embed_with_two(two: FakeEmbeddingServer, *, heals_at: float) -> tuple[EmbedReport, FakeEmbeddingServer]:
+    """A run by a good server that takes half a minute, beside one that answers nothing until `heals_at`."""
+    one = FakeEmbeddingServer()
+    one.seconds_per_text = 0.1
+    two.stalled = True
+
+    async def main() -> EmbedReport:
+        asyncio.get_running_loop().call_at(heals_at, setattr, two, "stalled", False)
+        urls, transport = ("http://one", "http://two"), FakeTransport({"one": one, "two": two})
+        wanted = [f"text number {number}" for number in range(300)]
+        return await embed_texts(
+            wanted, urls=urls, model="test-model", transport=transport, cache=Forgets(), request_timeout_seconds=2.0
+        )
+
+    return run_virtually(main()), one
+
+
+@pytest.mark.parametrize("provider", ["ollama", "openai"])
+def test_two_servers_with_unrelated_vectors_of_one_width_are_refused(provider: Literal["ollama", "openai"]) -> None:
+    transport = FakeTransport({"one": FakeEmbeddingServer(), "two": OtherModel()})
+    config = EmbedderConfig(provider=provider, urls=("http://one", "http://two"), model="test-model")
+
+    async def main() -> None:
+        async with Embedder(config, transport=transport) as embedder:
+            await embedder.identify()
+
+    with pytest.raises(ConfigurationError, match="other vectors for one text"):
+        run_virtually(main())
+
+
+def test_no_text_waits_for_a_server_that_did_not_even_say_who_it_is() -> None:
+    two = FakeEmbeddingServer()
+    report, one = embed_with_two(two, heals_at=math.inf)
+    assert report.failures == ()
+    assert report.retries == 0
+    assert two.texts == []
+    assert len(one.texts) == 300 + 2
+
+
+def test_a_server_that_comes_back_takes_its_part() -> None:
+    two = FakeEmbeddingServer()
+    report, _ = embed_with_two(two, heals_at=5.0)
+    assert report.failures == ()
+    assert len(two.texts) > 100
+
+
+def test_a_server_that_comes_back_with_another_model_stops_the_run_before_a_text_gets_its_vector() -> None:
+    two = OtherModel()
+    with pytest.raises(BadVectors, match="http://two answers other vectors"):
+        embed_with_two(two, heals_at=5.0)
+    assert set(two.texts) == {CANARY}
