@@ -27,7 +27,7 @@ from era_dagster.embedding.cache_front import CacheFront
 from era_dagster.embedding.canary import blames_the_text, of_one_text, of_the_canary
 from era_dagster.embedding.config import EmbedderConfig
 from era_dagster.embedding.endpoint import Endpoint, open_endpoints
-from era_dagster.embedding.identity import ask_identity
+from era_dagster.embedding.identity import ask_identity, of_another_model
 from era_dagster.embedding.ledger import Ledger
 from era_dagster.embedding.model_profile import Role
 from era_dagster.embedding.observer import RequestObserver, ended_request
@@ -198,7 +198,7 @@ class Embedder:
                 ticket = endpoint.controller.started(now, items=1, tokens=1, probe=True)
                 self._start(self._probe(endpoint, ticket))
             elif not self._send_batch(endpoint, decision, now):
-                break
+                open_to_work.remove(endpoint)
         again_at = self._queue.next_ready_at
         return wake_at if again_at is None or again_at <= now else min(wake_at, again_at)
 
@@ -217,7 +217,8 @@ class Embedder:
         return again_at
 
     def _send_batch(self, endpoint: Endpoint, decision: Decision, now: float) -> bool:
-        batch = self._queue.take(now, BatchSize(items=decision.batch_items, tokens=decision.batch_tokens))
+        size = BatchSize(items=decision.batch_items, tokens=decision.batch_tokens)
+        batch = self._queue.take(now, size, url=endpoint.provider.url, open_at=self._open_at)
         if batch is None:
             return False
         retried = batch.attempts > 0
@@ -248,30 +249,24 @@ class Embedder:
         elif isinstance(answer.error, EndpointRefused):
             self._stop(answer.error)
         else:
-            self._retries.rejected(batch, answer.error, self._now())
+            url = endpoint.provider.url
+            self._retries.rejected(batch, answer.error, self._now(), url=url, open_at=self._open_at)
 
     async def _probe(self, endpoint: Endpoint, ticket: Ticket) -> None:
         """See with a text of our own whether a silent endpoint lives again: no caller's text pays for it."""
         answer = await self._exchange(endpoint, [CANARY], ticket, None)
         if isinstance(answer, Answer):
             self._retries.accepted(endpoint.provider.url)
-            if self._own is not None and not endpoint.delivered:
-                self._first_answered(endpoint, self._own, answer.vectors[0])
+            if self._own is not None and not endpoint.delivered and not of_one_model(self._own, answer.vectors[0]):
+                # It was away when all were asked for their model.
+                self._stop(
+                    of_another_model(endpoint.provider.url, f"other vectors than {self._config.model} makes elsewhere")
+                )
         elif isinstance(answer, Verdict):
             self._retries.said_no(endpoint.provider.url, answer)
             if isinstance(answer.error, EndpointRefused):
                 self._stop(answer.error)
         self._queue.nobody_aside()
-
-    def _first_answered(self, endpoint: Endpoint, own: Vector, vector: Vector) -> None:
-        """An endpoint that was away when all were asked for their model shows which it holds."""
-        if len(vector) == len(own) and not of_one_model(own, vector):
-            self._stop(
-                BadVectors(
-                    f"{endpoint.provider.url} answers other vectors than the model {self._config.model} makes elsewhere.",
-                    hint="Check which model that server holds.",
-                )
-            )
 
     async def _exchange(
         self, endpoint: Endpoint, texts: list[str], ticket: Ticket, batch: Batch | None
@@ -323,16 +318,12 @@ class Embedder:
         if self._dimension == width:
             endpoint.delivered = True
         elif self._dimension is not None and not endpoint.delivered:
-            self._stop(
-                BadVectors(
-                    f"{endpoint.provider.url} answers vectors of {width} dimensions, the model {self._config.model}"
-                    f" has {self._dimension}.",
-                    hint="Check which model that server holds.",
-                )
-            )
+            made = f"vectors of {width} dimensions, the model {self._config.model} has {self._dimension}"
+            self._stop(of_another_model(endpoint.provider.url, made))
             return
         tokens = batch.tokens if answer.tokens is None else answer.tokens
-        self._retries.accepted(endpoint.provider.url)
+        url = endpoint.provider.url
+        self._retries.accepted(url)
         self._ledger.counters.answered(seconds, tokens)
         for call, texts in batch.calls().items():
             call.counters.answered(seconds, round(tokens * texts / len(batch.items)))
@@ -344,9 +335,24 @@ class Embedder:
         else:
             self._cache.store(good)
         for index, reason in bad.items():
-            error = BadVectors(f"{endpoint.provider.url} (model {self._config.model}) answered no vector: {reason}.")
-            part, others = batch.part([batch.items[index]]), len(bad) < len(batch.items)
-            self._retries.without_vector(part, error, self._now(), others_have_one=others)
+            error = BadVectors(f"{url} (model {self._config.model}) answered no vector: {reason}.")
+            self._without_vector(batch.part([batch.items[index]]), error, url, among_good=len(bad) < len(batch.items))
+
+    def _without_vector(self, text: Batch, error: BadVectors, url: str, *, among_good: bool) -> None:
+        """A text whose vector was none is alone from now on; it is to blame where others of its request have theirs."""
+        if among_good:
+            self._retries.rejected(text, error, self._now(), url=url, open_at=self._open_at)
+        else:
+            self._queue.again(text, self._now())
+
+    @property
+    def _open_at(self) -> frozenset[str]:
+        """The endpoints that take work, or will when a pause of theirs is over."""
+        now = self._now()
+        taking = (
+            each for each in self._endpoints if each.controller.mode != "down" and now < each.controller.given_up_at
+        )
+        return frozenset(each.provider.url for each in taking)
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = self._task(work)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from random import Random
 
 from era_dagster.control.retry import RetryPolicy
-from era_dagster.domain.errors import ConfigurationError, EndpointBusy, EndpointRefused, TransientError
+from era_dagster.domain.errors import BadVectors, ConfigurationError, EndpointBusy, EndpointRefused, TransientError
 from era_dagster.embedding.canary import not_by_its_text, of_the_canary
 from era_dagster.embedding.config import EmbedderConfig
 from era_dagster.embedding.endpoint import Endpoint
@@ -44,7 +44,7 @@ async def ask_identity(
             endpoint.is_away(asyncio.get_running_loop().time(), verdict)
     url, first, own = known[0]
     for other_url, other, vector in known[1:]:
-        same = other.dimension == first.dimension and of_one_model(own, vector)
+        same = of_one_model(own, vector)
         if not same or other.digest != first.digest:
             raise ConfigurationError(
                 f"{url} and {other_url} hold different models under the name {config.model}:"
@@ -65,6 +65,11 @@ async def ask_identity(
         uncased=profile.uncased,
     )
     return identity, own
+
+
+def of_another_model(url: str, what: str) -> BadVectors:
+    """The error that ends the run when the endpoint at `url` answers `what` only another model makes."""
+    return BadVectors(f"{url} answers {what}.", hint="Check which model that server holds.")
 
 
 async def _ask(

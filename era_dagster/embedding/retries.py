@@ -4,6 +4,7 @@ Decides by the history of the batch and the policy. Sends nothing, and knows nei
 """
 
 from collections import Counter
+from collections.abc import Collection
 from random import Random
 
 from era_dagster.control.outcome import Outcome
@@ -108,25 +109,18 @@ class Retries:
             self._ledger.fail(batch, refusal)
         return bool(left)
 
-    def rejected(self, batch: Batch, error: EraError, now: float) -> None:
-        """Its texts are refused while the server is well: halved until the text that spoils its company is alone."""
+    def rejected(self, batch: Batch, error: EraError, now: float, *, url: str, open_at: Collection[str]) -> None:
+        """Its texts are refused while the server is well: halved until the text that spoils its company is alone.
+
+        `open_at`: the URLs of the endpoints that take work at this moment; what one of them rejects another may take.
+        """
         if len(batch.items) > 1:
             self._queue.again_in_halves(batch, now)
-        elif isinstance(error, TextsTooLarge):
-            self._ledger.fail(batch, error)
-        else:
-            self._count(batch, error, now)
-
-    def without_vector(self, batch: Batch, error: EraError, now: float, *, others_have_one: bool) -> None:
-        """A text whose vector was none among others of the same request: alone from now on."""
-        if others_have_one:
-            self._count(batch, error, now)
-        else:
-            self._queue.again(batch, now)
-
-    def _count(self, batch: Batch, error: EraError, now: float) -> None:
+            return
+        enough = 1 if isinstance(error, TextsTooLarge) else REJECTIONS_TO_GIVE_UP
         batch.rejections += 1
-        if batch.rejections >= REJECTIONS_TO_GIVE_UP:
+        batch.rejected_by |= {url}
+        if batch.rejections >= enough and batch.rejected_by.issuperset(open_at):
             self._ledger.fail(batch, error)
         else:
             self._queue.again(batch, now)

@@ -138,6 +138,8 @@ def checked(array: NDArray[np.float32], dimension: int | None) -> tuple[NDArray[
 
 def of_one_model(one: Vector, other: Vector) -> bool:
     """Whether two vectors of one text may come from one model, at whatever precision: those of two models are unrelated."""
+    if len(one) != len(other):
+        return False
     both, _ = checked(np.stack((one, other)), None)
     return bool(both[0] @ both[1] > LEAST_COSINE)
 

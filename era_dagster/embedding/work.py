@@ -6,7 +6,7 @@ Plain data structures of one event loop, no I/O and no clock; `embedding.embedde
 import asyncio
 import heapq
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count, islice
 
@@ -82,15 +82,16 @@ class Batch:
     """Texts that travel in one request, and what happened to them so far.
 
     `attempts` counts the requests, `failures` those that count against the retry limit, `rejections` those that failed by
-    its text while the server was well. `passed_over`: how often an endpoint refused it that had accepted others since its
-    refusal before (`accepted_before` of them by then, by its URL). `doubled`: its request is stuck, and its texts were put in
-    the queue once more.
+    its text while the server was well, at `rejected_by` (URLs). `passed_over`: how often an endpoint refused it that had
+    accepted others since its refusal before (`accepted_before` of them by then, by its URL). `doubled`: its request is stuck,
+    and its texts were put in the queue once more.
     """
 
     items: list[Item]
     attempts: int = 0
     failures: int = 0
     rejections: int = 0
+    rejected_by: frozenset[str] = frozenset()
     passed_over: int = 0
     accepted_before: dict[str, int] = field(default_factory=dict)
     first_sent_at: float | None = None
@@ -121,6 +122,7 @@ class WorkQueue:
         self._fresh: deque[Item] = deque()
         self._again: list[tuple[float, int, Batch]] = []
         self._aside: list[tuple[float, Batch]] = []
+        self._elsewhere: list[Batch] = []
         self._order = count()
         self._again_items = 0
 
@@ -162,10 +164,10 @@ class WorkQueue:
 
     def take_passed_over(self, times: int) -> list[Batch]:
         """All that waits, if each of it was passed over so many times; else nothing."""
-        waiting = [batch for _, batch in self._aside] + [batch for _, _, batch in self._again]
+        waiting = [*(batch for _, batch in self._aside), *(batch for _, _, batch in self._again), *self._elsewhere]
         if any(not item.settled for item in self._fresh) or any(batch.passed_over < times for batch in waiting):
             return []
-        self._aside, self._again, self._again_items = [], [], 0
+        self._aside, self._again, self._elsewhere, self._again_items = [], [], [], 0
         return waiting
 
     def again_in_halves(self, batch: Batch, at: float) -> None:
@@ -178,20 +180,30 @@ class WorkQueue:
         self.again(batch.part(batch.items[:middle]), at)
         self.again(batch.part(batch.items[middle:]), at)
 
-    def take(self, now: float, size: BatchSize) -> Batch | None:
-        """The next batch of at most `size`; None when nothing may be sent now.
+    def take(self, now: float, size: BatchSize, *, url: str, open_at: Collection[str]) -> Batch | None:
+        """The next batch of at most `size` for the endpoint at `url`; None when nothing may be sent there now.
 
-        A failed batch keeps its company, so that halving it isolates the text that spoils it.
+        A failed batch keeps its company, so that halving it isolates the text that spoils it. One that this endpoint rejected
+        waits for another of those that are `open_at` their URLs and did not.
         """
-        batch = self._next(now, size)
+        batch = self._next(now, size, url, frozenset(open_at))
         if self._aside:
             self.nobody_aside()
-            batch = batch or self._next(now, size)
+            batch = batch or self._next(now, size, url, frozenset(open_at))
         return batch
 
-    def _next(self, now: float, size: BatchSize) -> Batch | None:
+    def _next(self, now: float, size: BatchSize, url: str, open_at: frozenset[str]) -> Batch | None:
+        for place, batch in enumerate(self._elsewhere):
+            if not _is_for_another(batch, url, open_at):
+                del self._elsewhere[place]
+                self._again_items -= len(batch.items)
+                self.again(batch, now)
+                break
         while self._again and self._again[0][0] <= now:
             at, _, batch = heapq.heappop(self._again)
+            if _is_for_another(batch, url, open_at):
+                self._elsewhere.append(batch)
+                continue
             self._again_items -= len(batch.items)
             batch.items = [item for item in batch.items if not item.settled]
             if not batch.items:
@@ -206,3 +218,7 @@ class WorkQueue:
         taken = (self._fresh.popleft() for _ in range(fits))
         items = [item for item in taken if not item.settled]
         return Batch(items=items) if items else None
+
+
+def _is_for_another(batch: Batch, url: str, open_at: frozenset[str]) -> bool:
+    return url in batch.rejected_by and not open_at <= batch.rejected_by

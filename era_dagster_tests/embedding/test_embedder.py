@@ -555,6 +555,43 @@ def test_a_dying_endpoint_hands_its_work_on(how: str) -> None:
     assert report.seconds < 15.0
 
 
+@pytest.mark.parametrize("what", ["longest_text", "poison", "nan"])
+def test_what_one_endpoint_rejects_another_takes(what: str) -> None:
+    servers = {"one": FakeEmbeddingServer(), "two": FakeEmbeddingServer()}
+    for server in servers.values():
+        server.seconds_per_text = 0.01
+    wanted = [text + " and more of it" * (number % 2) for number, text in enumerate(texts(300))]
+    setattr(servers["one"], what, 20 if what == "longest_text" else {"and more"})
+    report = embed(servers["one"], wanted, urls=("http://one", "http://two"), transport=FakeTransport(servers))
+    assert_right(report, wanted)
+    assert len(servers["one"].texts) > 50, "it makes the others meanwhile"
+
+
+def test_a_text_that_every_endpoint_rejects_is_asked_once_of_each() -> None:
+    servers = {"one": FakeEmbeddingServer(), "two": FakeEmbeddingServer()}
+    for server in servers.values():
+        server.poison, server.seconds_per_text = {"number 13"}, 0.01
+    report = embed(servers["one"], texts(100), urls=("http://one", "http://two"), transport=FakeTransport(servers))
+    assert_right(report, texts(100), without=[13])
+    for server in servers.values():
+        assert sum(len(batch) == 1 and "number 13" in batch[0] for batch in server.batches) == 1
+
+
+def test_a_rejected_text_does_not_wait_for_an_endpoint_that_is_gone() -> None:
+    servers = {"one": FakeEmbeddingServer(), "two": FakeEmbeddingServer()}
+    servers["one"].poison = {"number 13"}
+
+    async def main() -> EmbedReport:
+        asyncio.get_running_loop().call_at(0.0, setattr, servers["two"], "down", True)
+        urls = ("http://one", "http://two")
+        return await embed_texts(texts(100), urls=urls, model="test-model", transport=FakeTransport(servers))
+
+    report = run_virtually(main())
+    assert_right(report, texts(100), without=[13])
+    assert "http://one" in report.failures[0].message
+    assert report.seconds < 10.0
+
+
 # --- many callers ------------------------------------------------------------------------------------------------------
 
 
