@@ -14,6 +14,7 @@ import click
 import orjson
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from era_dagster.domain.errors import ConfigurationError, EraError
 from era_dagster.settings import Settings, load_settings
@@ -43,7 +44,8 @@ def print_table(title: str, columns: tuple[str, ...], rows: list[tuple[Any, ...]
         numeric = bool(rows) and all(isinstance(row[index], int | float) for row in rows)
         table.add_column(column, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row))
+        # As text: the name of a book or an error's words are no markup.
+        table.add_row(*(Text(f"{cell:,}" if isinstance(cell, int) else str(cell)) for cell in row))
     stdout.print(table)
 
 

@@ -34,7 +34,7 @@ def status(watch: bool, every: float, as_json: bool) -> int:
     else:
         _print_books(found)
     if space:
-        stdout.print(f"Model: {space.model} ({space.dimension} dimensions, {space.provider})")
+        stdout.print(f"Model: {space.model} ({space.dimension} dimensions, {space.provider})", markup=False)
     _print_attention(found)
     _print_checks(judged)
     return 0
