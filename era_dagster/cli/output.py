@@ -25,6 +25,8 @@ WRONG_USE = 2
 
 stdout = Console(soft_wrap=True, highlight=False)
 stderr = Console(stderr=True, soft_wrap=True, highlight=False)
+_NO_FOLD = 1000
+"""A file or a pipe has no width: names that are folded cannot be searched for."""
 
 
 def settings_from_environment(**overrides: Any) -> Settings:
@@ -46,7 +48,7 @@ def print_table(title: str, columns: tuple[str, ...], rows: list[tuple[Any, ...]
     for row in rows:
         # As text: the name of a book or an error's words are no markup.
         table.add_row(*(Text(f"{cell:,}" if isinstance(cell, int) else str(cell)) for cell in row))
-    stdout.print(table)
+    (stdout if stdout.is_terminal else Console(width=_NO_FOLD)).print(table)
 
 
 def run_guarded(command: Callable[[], int | None], *, debug: bool) -> int:

@@ -15,3 +15,9 @@ def test_brackets_in_a_book_s_name_are_shown_and_no_markup(shell: Shell, name: s
     done = shell.era("status")
     assert done.returncode == 0, done.stderr
     assert f" {name} " in done.stdout
+
+
+def test_a_table_in_a_pipe_is_folded_nowhere(shell: Shell) -> None:
+    done = shell.era("doctor", "--settings", COLUMNS="40")
+    assert "ERA_METRICS_INTERVAL_SECONDS" in done.stdout
+    assert str(shell.folder / "data" / "drop") in done.stdout.split("Settings")[1]
