@@ -13,9 +13,16 @@ from typing import Self
 import psycopg
 from pgvector.psycopg import register_vector
 from psycopg import errors as pg_errors
+from psycopg.conninfo import conninfo_to_dict
 from psycopg_pool import ConnectionPool, PoolTimeout
 
-from era_dagster.domain.errors import DatabaseUnavailable, PermanentError, StorageError, TransientError
+from era_dagster.domain.errors import (
+    ConfigurationError,
+    DatabaseUnavailable,
+    PermanentError,
+    StorageError,
+    TransientError,
+)
 from era_dagster.settings import Settings
 from era_dagster.storage.server import EmbeddedServer
 
@@ -32,9 +39,25 @@ _RUN_PREFIX = "era_dagster run "
 def database_url(settings: Settings) -> str:
     """The URL of the knowledge base; starts the embedded server when no other database is configured.
 
-    Raises `ConfigurationError` or `StorageError` when the embedded server cannot start.
+    Raises `ConfigurationError` for a URL that is none, and that or `StorageError` when the embedded server cannot start.
     """
-    return settings.database_url or EmbeddedServer(settings.home).ensure_running()
+    url = settings.database_url
+    if url is None:
+        return EmbeddedServer(settings.home).ensure_running()
+    if not _is_address(url):
+        raise ConfigurationError(
+            "ERA_DATABASE_URL is not the address of a PostgreSQL database.",
+            hint="Write postgresql://USER@HOST:5432/DATABASE, with %XX for special characters; PGPASSWORD can hold the password.",
+        )
+    return url
+
+
+def _is_address(url: str) -> bool:
+    """Does the driver understand it? Asked beforehand, because its error quotes what it does not, a password at times."""
+    try:
+        return "@" not in str(conninfo_to_dict(url).get("host", ""))
+    except psycopg.ProgrammingError:
+        return False
 
 
 def with_database(url: str, name: str) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import psycopg
+import pytest
 
 from era_dagster.storage.database import Database
 from era_dagster_tests.cli.shell import Shell, write_book
@@ -98,6 +99,24 @@ def test_a_missing_database_is_one_sentence_and_exit_code_1(shell: Shell) -> Non
     assert "PostgreSQL cannot be reached" in done.stderr
     assert "secret" not in done.stderr + done.stdout
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql//era:s3cret@127.0.0.1/era",
+        "postgresql://era:s3cret word@127.0.0.1/era",
+        "postgresql://era:s3cret%zz@127.0.0.1/era",
+        "postgresql://era:pass@s3cret@127.0.0.1/era",
+    ],
+)
+def test_a_wrong_database_url_is_named_with_exit_code_2_and_its_password_is_not_shown(shell: Shell, url: str) -> None:
+    status = shell.era("--debug", "status", ERA_DATABASE_URL=url)
+    assert status.returncode == 2
+    assert "ERA_DATABASE_URL" in status.stderr
+    doctor = shell.era("doctor", ERA_DATABASE_URL=url)
+    assert "ERA_DATABASE_URL" in doctor.stdout
+    assert "s3cret" not in status.stderr + status.stdout + doctor.stderr + doctor.stdout
 
 
 def test_a_missing_embedding_server_is_named_and_nothing_is_half_written(shell: Shell) -> None:
