@@ -8,6 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import click
@@ -59,6 +60,7 @@ def run_guarded(command: Callable[[], int | None], *, debug: bool) -> int:
         return leaving.exit_code
     except click.ClickException as error:
         error.show()
+        _answer_json(error.format_message(), "")
         return error.exit_code
     except EraError as error:
         return _complain(error, WRONG_USE if isinstance(error, ConfigurationError) else FAILED)
@@ -84,8 +86,15 @@ def run_guarded(command: Callable[[], int | None], *, debug: bool) -> int:
 
 
 def _complain(error: EraError, code: int) -> int:
-    if "--json" in sys.argv:
-        sys.stdout.write(orjson.dumps({"error": error.message, "hint": error.hint}).decode() + "\n")
-    stderr.print("Error: ", error.message, style="red", end="", markup=False)
-    stderr.print(f" {error.hint}", markup=False)
+    stderr.print("Error:", error.message, style="red", end="", markup=False)
+    stderr.print(f" {error.hint}" if error.hint else "", markup=False)
+    _answer_json(error.message, error.hint)
     return code
+
+
+def _answer_json(message: str, hint: str) -> None:
+    """Who asked for JSON gets JSON, unless it is standard output that fails."""
+    if "--json" in sys.argv:
+        with suppress(OSError):
+            sys.stdout.write(orjson.dumps({"error": message, "hint": hint}).decode() + "\n")
+            sys.stdout.flush()
