@@ -204,6 +204,7 @@ def print_receipt(receipt: Receipt) -> None:
         f"Chapters: {receipt.chapters_seen:,} seen = {receipt.chapters_stored:,} stored"
         f" + {receipt.chapters_unchanged:,} unchanged + {len(receipt.chapters_failed):,} failed"
         f" + {receipt.chapters_retired:,} removed"
+        + (f" + {receipt.chapters_left:,} left for the next run" if receipt.chapters_left else "")
     )
     stdout.print(
         f"Items: {items.seen:,} seen = {items.stored:,} stored + {items.unchanged:,} unchanged"

@@ -6,6 +6,7 @@ from typing import Any
 
 import dagster as dg
 
+from era_dagster.cli.output import STOPPED
 from era_dagster.definitions import build_defs
 from era_dagster.defs.assets import Progress
 from era_dagster.defs.jobs import INGEST_JOB, run_config
@@ -58,6 +59,8 @@ def _execute(instance: dg.DagsterInstance, defs: dg.Definitions, job: str, confi
         data = event.step_failure_data
         if data.user_failure_data is not None and data.user_failure_data.description:
             return LaunchResult(run_id=result.run_id, failure=data.user_failure_data.description)
+        if data.error is not None and data.error.cls_name == dg.DagsterExecutionInterruptedError.__name__:
+            return LaunchResult(run_id=result.run_id, failure=STOPPED)
         if data.error is not None:
             return LaunchResult(run_id=result.run_id, failure=data.error.message.strip())
     return LaunchResult(run_id=result.run_id, failure="The run failed before its first step.")

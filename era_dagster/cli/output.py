@@ -23,6 +23,7 @@ from era_dagster.settings import Settings, load_settings
 T = TypeVar("T")
 FAILED = 1
 WRONG_USE = 2
+STOPPED = "Stopped. What was finished is kept; run again to go on."
 
 stdout = Console(soft_wrap=True, highlight=False)
 stderr = Console(stderr=True, soft_wrap=True, highlight=False)
@@ -65,7 +66,7 @@ def run_guarded(command: Callable[[], int | None], *, debug: bool) -> int:
     except EraError as error:
         return _complain(error, WRONG_USE if isinstance(error, ConfigurationError) else FAILED)
     except (KeyboardInterrupt, click.Abort):
-        stderr.print("Stopped. What was finished is kept; run again to go on.")
+        stderr.print(STOPPED)
         return 130
     except OSError as error:
         if debug:

@@ -45,6 +45,12 @@ class Receipt:
     request_seconds: Mapping[str, float | None] = field(default_factory=dict[str, float | None])
     seconds: float = 0.0
 
+    @property
+    def chapters_left(self) -> int:
+        """Chapters that a run which was stopped did not come to, or not to the end of: they stay pending."""
+        ended = self.chapters_stored + self.chapters_unchanged + self.chapters_retired + len(self.chapters_failed)
+        return max(0, self.chapters_seen - ended)
+
     def count(self, asset: str, **more: int) -> None:
         """Add to the counts of one asset."""
         self.assets[asset] = self.assets.get(asset, AssetCounts()).plus(**more)
@@ -62,6 +68,7 @@ class Receipt:
                 "unchanged": self.chapters_unchanged,
                 "retired": self.chapters_retired,
                 "failed": dict(self.chapters_failed),
+                "left": self.chapters_left,
             },
             "items": {
                 "seen": self.items.seen,

@@ -40,7 +40,7 @@ def test_a_dropped_book_is_ingested_found_and_counted_and_a_second_run_does_noth
     again = shell.json("ingest")
     assert again["embedding"]["requests"] == 0
     assert embedding_server[0].requests == before
-    assert again["chapters"] == {"seen": 2, "stored": 0, "unchanged": 2, "retired": 0, "failed": {}}
+    assert again["chapters"] == {"seen": 2, "stored": 0, "unchanged": 2, "retired": 0, "failed": {}, "left": 0}
     assert files == {path: path.stat().st_mtime_ns for path in (shell.folder / "data").rglob("*") if path.is_file()}
 
     status = shell.json("status")

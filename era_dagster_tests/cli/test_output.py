@@ -1,13 +1,17 @@
 """What `era` prints, whatever the names in it and wherever it goes."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from era_dagster_tests.cli.shell import Shell
+from era_dagster_tests.cli.shell import Shell, write_book
+from era_dagster_tests.fakes.embedding_server import FakeEmbeddingServer, serving
 
 
 @pytest.mark.parametrize("name", ["Notes [b] on [red]things", "Ends [/b] here"])
@@ -53,3 +57,30 @@ def test_an_answer_that_cannot_be_written_is_one_sentence_and_exit_code_1(shell:
         )
     assert done.returncode == 1
     assert done.stderr == "Error: The system refused: No space left on device. Free some space, then run again.\n"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for a single process")
+def test_an_ingest_that_is_stopped_says_so_and_its_chapters_add_up(shell: Shell) -> None:
+    write_book(shell.folder / "data" / "drop", "Level Book", chapters=20)
+    server = FakeEmbeddingServer()
+    server.seconds_per_text = 0.1
+    with serving(server) as url:
+        run = subprocess.Popen(
+            [sys.executable, "-m", "era_dagster.cli", "ingest", "--json"],
+            cwd=shell.folder,
+            env=shell.environment | {"ERA_EMBEDDING_URLS": url, "ERA_METRICS_INTERVAL_SECONDS": "0.25"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+        until = time.monotonic() + 60
+        while not (going := shell.json("status")["totals"]["cached_vectors"]) and time.monotonic() < until:
+            time.sleep(0.1)
+        assert going
+        run.send_signal(signal.SIGINT)
+        receipt = json.loads(run.communicate(timeout=60)[0])
+    assert run.returncode == 1
+    assert receipt["failure"] == "Stopped. What was finished is kept; run again to go on."
+    chapters = receipt["chapters"]
+    assert chapters["left"] > 0
+    assert chapters["seen"] == 20 == chapters["stored"] + chapters["unchanged"] + chapters["left"]
+    assert shell.json("ingest")["chapters"]["left"] == 0

@@ -23,7 +23,7 @@ def test_the_receipt_of_a_first_run_counts_every_row(bench: Workbench) -> None:
         "ferry", chapter(1, rules=["Count twice.", "", "Cast off late."]), chapter(2, domains=["risk", "timing"])
     )
     told = bench.ingest().as_json()
-    assert told["chapters"] == {"seen": 2, "stored": 2, "unchanged": 0, "retired": 0, "failed": {}}
+    assert told["chapters"] == {"seen": 2, "stored": 2, "unchanged": 0, "retired": 0, "failed": {}, "left": 0}
     assert told["items"] == {"seen": 5, "stored": 4, "unchanged": 0, "dead": 0, "unusable": 1, "adds_up": True}
     assert told["assets"] == {
         "chapters": {"stored": 2, "unchanged": 0, "removed": 0, "dead": 1},
