@@ -80,6 +80,11 @@ def scan_drop(root: Path) -> tuple[SourceStat, ...]:
     return tuple(sorted(found, key=lambda stat: stat.name))
 
 
+def is_source(path: Path) -> bool:
+    """Is this a file, or a folder with a book's input in it?"""
+    return path.is_file() or any((path / name).is_file() for name in _INPUTS)
+
+
 def _child(root: Path, path: Path) -> SourceStat | None:
     name = safe_name(path.name)
     try:

@@ -16,6 +16,7 @@ from era_dagster.domain.doctrine import SourceChapter
 from era_dagster.domain.errors import CorruptInput
 from era_dagster.domain.stages import STAGES, StampRules
 from era_dagster.intake.books import BookShelf
+from era_dagster.intake.snapshot import is_source
 from era_dagster.pipeline.drop import look_at_drop
 from era_dagster.pipeline.ingest import refresh_combined_index, stamp_rules
 from era_dagster.settings import Settings
@@ -136,10 +137,11 @@ def _subjects(findings: Sequence[Finding], mend: Mend) -> list[str]:
 def _roots(settings: Settings, database: Database) -> list[Path]:
     """What to look at: the drop folder, and sources from elsewhere one by one, for their neighbours were never dropped.
 
-    What is not there is not looked at: a folder that is away says nothing about its books.
+    What is not there is not looked at: a folder that is away says nothing about its books. Nor is a folder that is no book
+    itself, for looked at alone it would be a drop folder, and what lies in it books.
     """
     drop = settings.drop_dir
-    elsewhere = [path for path in source_paths(database) if drop not in (path, path.parent) and path.exists()]
+    elsewhere = [path for path in source_paths(database) if drop not in (path, path.parent) and is_source(path)]
     return [*([drop] if drop.is_dir() else []), *elsewhere]
 
 

@@ -252,6 +252,19 @@ def test_the_neighbours_of_a_book_from_elsewhere_are_none_of_our_business(bench:
     assert bench.count("minister_entries", "book = 'wanted'") == 1
 
 
+def test_books_below_a_folder_from_elsewhere_that_is_no_book_are_none_of_our_business(bench: Workbench) -> None:
+    filled(bench)
+    elsewhere = bench.settings.drop_dir.with_name("shelf")
+    (elsewhere / "series").mkdir(parents=True)
+    bench.drop("first", chapter(1, rules=["A rule of the first."])).rename(elsewhere / "series" / "first")
+    look = look_at_drop(bench.settings, bench.database, elsewhere, patient=False)
+    assert (look.new, len(look.waiting)) == ((), 1)
+    assert inspected(bench).findings == ()
+    file("risk", "rules.json", b"{}")(bench)
+    assert mended(bench, inspected(bench).findings).clean
+    assert bench.count("minister_entries", "book = 'first'") == 0
+
+
 def test_a_link_in_a_circle_among_the_ministers_is_named_and_breaks_nothing(bench: Workbench) -> None:
     filled(bench)
     file("risk", "rules.json", None)(bench)
