@@ -6,13 +6,12 @@ from dataclasses import asdict
 from typing import Any
 
 import orjson
-from rich.console import Group
+from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
 from era_dagster.cli.knowledge_base import open_knowledge_base
-from era_dagster.cli.output import stdout
 from era_dagster.domain.errors import DatabaseUnavailable
 from era_dagster.pipeline.watch import describe
 from era_dagster.settings import Settings
@@ -30,7 +29,8 @@ def watch_runs(settings: Settings, *, every_seconds: float, as_json: bool) -> in
                 while True:
                     _print_line(database)
                     time.sleep(every_seconds)
-            with Live(console=stdout, auto_refresh=False) as live:
+            # Not on `stdout`, which folds nothing: what is wider than the screen would be cut off here.
+            with Live(console=Console(highlight=False), auto_refresh=False) as live:
                 while True:
                     live.update(_picture(database), refresh=True)
                     time.sleep(every_seconds)

@@ -22,9 +22,9 @@ _IN_THE_FOREGROUND = (
 
 
 class Terminal:
-    """Runs `era` with the given words as the foreground program of a terminal of 120 columns. POSIX only."""
+    """Runs `era` with the given words as the foreground program of a terminal. POSIX only."""
 
-    def __init__(self, shell: Shell, *words: str) -> None:
+    def __init__(self, shell: Shell, *words: str, columns: int = 120) -> None:
         import pty
 
         self.shown = ""
@@ -34,7 +34,7 @@ class Terminal:
         self._program = subprocess.Popen(
             [sys.executable, "-c", _IN_THE_FOREGROUND, sys.executable, "-m", "era_dagster.cli", *words],
             cwd=shell.folder,
-            env=shell.environment | {"TERM": "xterm-256color", "COLUMNS": "120", "LINES": "40"},
+            env=shell.environment | {"TERM": "xterm-256color", "COLUMNS": str(columns), "LINES": "40"},
             stdin=self._inside,
             stdout=self._inside,
             stderr=self._inside,

@@ -268,6 +268,15 @@ def test_watching_in_a_terminal_draws_a_bar_and_ends_at_ctrl_c_with_the_terminal
     assert shown.endswith("\n") or shown.endswith(SHOW_CURSOR)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="a terminal of POSIX")
+def test_watching_in_a_narrow_terminal_folds_its_lines_and_cuts_nothing_off(shell: Shell) -> None:
+    write_book(shell.folder / "data" / "drop", "one", chapters=1)
+    assert shell.era("ingest").returncode == 0
+    with Terminal(shell, "status", "--watch", columns=50) as terminal:
+        terminal.read_until(r"succeeded")
+        terminal.read_until(r"batch\s+\d")
+
+
 def test_the_log_of_a_run_is_a_file_of_json_lines(shell: Shell, tmp_path: Path) -> None:
     write_book(shell.folder / "data" / "drop", "one")
     log = tmp_path / "era.jsonl"
