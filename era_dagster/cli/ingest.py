@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from era_dagster.defs.resources import KnowledgeBaseResource
     from era_dagster.embedding.report import EmbedStats
 
+_SHOWN_KEYS = 5
+
 
 @click.command()
 @click.argument("paths", nargs=-1, type=click.Path(exists=True, path_type=Path))
@@ -153,7 +155,8 @@ def _tell_plan(looks: list[DropLook], moves: list[DomainMove], as_json: bool) ->
         print_json({"dry_run": True, **plan, "domain_moves": [asdict(move) for move in moves], "problems": problems})
         return 0
     for name, keys in plan.items():
-        stdout.print(f"{name}: {len(keys)} chapters" + (f" ({', '.join(keys[:5])}, ...)" if keys else ""))
+        shown = ", ".join([*keys[:_SHOWN_KEYS], *(["..."] if len(keys) > _SHOWN_KEYS else [])])
+        stdout.print(f"{name}: {len(keys)} chapters" + (f" ({shown})" if keys else ""))
     for move in moves:
         stdout.print(
             f"domain {move.domain}: {move.leaving:,} entries leave, {move.arriving:,} arrive, of {move.chapters:,} chapters",
