@@ -33,13 +33,15 @@ def demo() -> int:
     for book in _drop_samples(settings.drop_dir):
         stdout.print(f"Sample book: {book}", markup=False)
     code = ingest_paths(settings, [])
+    if code:
+        return code
     for question in QUESTIONS:
         stdout.print()
         stdout.print(f"? {question}", style="bold", markup=False)
-        code = code or show_results(settings, question, top_k=3)
+        show_results(settings, question, top_k=3)
     stdout.print()
     stdout.print('Next: era search "your question", era status, or `dagster dev` for the UI at http://127.0.0.1:3000')
-    return code
+    return 0
 
 
 def _with_local_model(settings: Settings) -> Settings:

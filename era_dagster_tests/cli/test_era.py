@@ -250,6 +250,13 @@ def test_the_server_may_refuse_for_a_while_and_nothing_is_lost(
     assert receipt["embedding"]["retries"] > 0
 
 
+def test_a_demo_whose_ingest_failed_asks_nothing(shell: Shell) -> None:
+    done = shell.era("demo", ERA_EMBEDDING_URLS="http://127.0.0.1:9", ERA_RETRY_BUDGET_SECONDS="1")
+    assert done.returncode == 1
+    assert "http://127.0.0.1:9" in done.stderr
+    assert "? " not in done.stdout
+
+
 def test_the_demo_answers_three_questions_and_a_second_one_embeds_only_them(
     shell: Shell, embedding_server: tuple[FakeEmbeddingServer, str]
 ) -> None:
