@@ -6,6 +6,7 @@ import threading
 import click
 
 from era_dagster.cli.output import settings_from_environment, stderr, stdout
+from era_dagster.domain.errors import DatabaseUnavailable
 
 
 @click.command()
@@ -24,7 +25,11 @@ def metrics(port: int | None, host: str, once: bool) -> int:
 
     settings = settings_from_environment()
     url = database_url(settings)
-    migrate(url)
+    try:
+        migrate(url)
+    except DatabaseUnavailable:
+        if once:
+            raise
     read = scraper(settings, url)
     if once:
         stdout.print(page(read), end="", markup=False)

@@ -12,6 +12,7 @@ from era_dagster.domain.stages import Stage
 from era_dagster.pipeline.ingest import stamp_rules
 from era_dagster.settings import Settings
 from era_dagster.storage.database import Database, driver_errors, with_database
+from era_dagster.storage.migrations import migrate
 from era_dagster.storage.scrape import Gauge, build, dagster_gauges, read_figures, up
 from era_dagster.telemetry.exposition import Figures
 
@@ -21,10 +22,18 @@ _OPTIONS = "-c statement_timeout=8000 -c search_path=public,vectors -c timezone=
 
 
 def scraper(settings: Settings, url: str) -> Callable[[], Figures]:
-    """A function that reads all figures; each call opens its own connection, so that it outlives any outage."""
+    """A function that reads all figures; each call opens its own connection, so that it outlives any outage.
+
+    The first call that reaches the database brings the schema up to date: it may have been away when the exporter began.
+    """
+    current = False
 
     def read() -> Figures:
+        nonlocal current
         try:
+            if not current:
+                migrate(url)
+                current = True
             suffixes = _suffixes(settings, url)
             with driver_errors(), _connect(url) as connection:
                 found = read_figures(connection, suffixes)

@@ -181,6 +181,22 @@ def test_while_the_database_is_away_the_page_says_so_and_after_it_the_figures_ar
         assert scrape(url)["era_chapters_pending",] == 0
 
 
+def test_an_exporter_that_starts_before_its_database_serves_and_has_the_figures_once_it_is_there(
+    shell: Shell, postgres_server: str
+) -> None:
+    name = psycopg.conninfo.conninfo_to_dict(shell.environment["ERA_DATABASE_URL"])["dbname"]
+    with psycopg.connect(with_database(postgres_server, "postgres"), autocommit=True) as connection:
+        connection.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false')
+        try:
+            assert shell.era("metrics", "--once").returncode == 1
+            with exporter(shell) as url:
+                assert scrape(url)["era_database_up",] == 0
+                connection.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true')
+                assert scrape(url)["era_chapters_pending",] == 0
+        finally:
+            connection.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true')
+
+
 def test_dagster_s_waiting_runs_are_on_the_page_when_its_database_is(shell: Shell) -> None:
     once = shell.era("metrics", "--once")
     assert "era_dagster_runs" not in {name for name, *_ in samples(once.stdout)}
