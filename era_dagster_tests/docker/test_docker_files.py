@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from era_dagster.settings import load_settings
-from era_dagster_tests.docker.compose_file import DOCKER, image_command, read
+from era_dagster_tests.docker.compose_file import DOCKER, image_command, interpolated, read
 
 ROOT = Path(__file__).parents[2]
 OURS = ("migrate", "code", "webserver", "daemon", "metrics")
@@ -65,6 +65,12 @@ def test_the_settings_take_the_environment_of_the_code_server() -> None:
     assert settings.embedding_urls == ()
     assert settings.sources["drop_dir"] == "ERA_DROP_DIR"
     assert settings.sources["model_dir"] == "ERA_MODEL_DIR"
+
+
+def test_an_empty_profile_leaves_the_embedding_client_without_a_ceiling() -> None:
+    profile = compose()["services"]["code"]["environment"]["ERA_PROFILE"]
+    assert load_settings({"ERA_PROFILE": interpolated(profile, {"ERA_PROFILE": "local"})}).embed_concurrency == 2
+    assert load_settings({"ERA_PROFILE": interpolated(profile, {"ERA_PROFILE": ""})}).embed_concurrency is None
 
 
 def test_our_services_share_one_image_and_one_environment() -> None:
