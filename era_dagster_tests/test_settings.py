@@ -1,5 +1,8 @@
 """Which value a setting gets, and from where."""
 
+import re
+from pathlib import Path
+
 import pytest
 
 from era_dagster.domain.errors import ConfigurationError
@@ -65,3 +68,15 @@ def test_settings_are_shown_without_the_secrets_inside_their_urls() -> None:
 )
 def test_an_at_sign_in_the_path_is_no_end_of_a_password(url: str, shown: str) -> None:
     assert without_secrets(url) == shown
+
+
+def test_every_setting_is_in_the_readme_or_on_a_page_and_every_one_there_exists() -> None:
+    root = Path(__file__).parents[1]
+    told = "".join(path.read_text(encoding="utf-8") for path in (root / "README.md", *(root / "docs").glob("*.md")))
+    ours = {f"ERA_{name.upper()}" for name in load_settings({}).public()}
+    of_compose = set(
+        re.findall(r"^(ERA_\w+)=", (root / "docker" / ".env.example").read_text(encoding="utf-8"), re.MULTILINE)
+    )
+    found = set(re.findall(r"\bERA_[A-Z_]+\b", told))
+    assert ours - found == set()
+    assert found - ours - of_compose == set()
