@@ -20,7 +20,7 @@ from sqlalchemy.exc import OperationalError
 from era_dagster.defs.dagster_tables import are_there, complete_tables
 from era_dagster.domain.errors import ConfigurationError, DatabaseUnavailable
 from era_dagster.settings import Settings, load_settings
-from era_dagster.storage.database import database_url, driver_errors, with_database
+from era_dagster.storage.database import checked_address, database_url, driver_errors, with_database
 
 
 @contextmanager
@@ -91,7 +91,7 @@ def storage_is_there(settings: Settings) -> bool:
                     return False
             url = with_database(url, name)
         else:
-            psycopg.connect(url, connect_timeout=10).close()
+            psycopg.connect(checked_address(url, "ERA_DAGSTER_DATABASE_URL"), connect_timeout=10).close()
     return are_there(_for_dagster(url))
 
 

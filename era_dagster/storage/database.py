@@ -41,19 +41,22 @@ def database_url(settings: Settings) -> str:
 
     Raises `ConfigurationError` for a URL that is none, and that or `StorageError` when the embedded server cannot start.
     """
-    url = settings.database_url
-    if url is None:
+    if settings.database_url is None:
         return EmbeddedServer(settings.home).ensure_running()
+    return checked_address(settings.database_url, "ERA_DATABASE_URL")
+
+
+def checked_address(url: str, variable: str) -> str:
+    """The URL, when the driver understands it. Its own error would quote what it does not: at times the password."""
     if not _is_address(url):
         raise ConfigurationError(
-            "ERA_DATABASE_URL is not the address of a PostgreSQL database.",
+            f"{variable} is not the address of a PostgreSQL database.",
             hint="Write postgresql://USER@HOST:5432/DATABASE, with %XX for special characters; PGPASSWORD can hold the password.",
         )
     return url
 
 
 def _is_address(url: str) -> bool:
-    """Does the driver understand it? Asked beforehand, because its error quotes what it does not, a password at times."""
     try:
         return "@" not in str(conninfo_to_dict(url).get("host", ""))
     except psycopg.ProgrammingError:

@@ -117,7 +117,10 @@ def test_a_wrong_database_url_is_named_with_exit_code_2_and_its_password_is_not_
     assert "ERA_DATABASE_URL" in status.stderr
     doctor = shell.era("doctor", ERA_DATABASE_URL=url)
     assert "ERA_DATABASE_URL" in doctor.stdout
-    assert "s3cret" not in status.stderr + status.stdout + doctor.stderr + doctor.stdout
+    shell.era("db", "migrate")
+    of_dagster = shell.era("doctor", ERA_DAGSTER_DATABASE_URL=url)
+    assert "ERA_DAGSTER_DATABASE_URL" in of_dagster.stdout
+    assert "s3cret" not in "".join(done.stderr + done.stdout for done in (status, doctor, of_dagster))
 
 
 def test_a_missing_embedding_server_is_named_and_nothing_is_half_written(shell: Shell) -> None:
