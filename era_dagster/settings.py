@@ -5,6 +5,7 @@ A setting is resolved in this order: its `ERA_*` variable, an older name the use
 by `ERA_PROFILE`, the default. `Settings.sources` remembers which, for `era doctor`.
 """
 
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
@@ -162,8 +163,13 @@ def without_secrets(url: str) -> str:
     return re.split("[?#]", without_user, maxsplit=1)[0]
 
 
+def absolute(path: Path) -> Path:
+    """The path from the root without `..`, so that a folder has one name in the register; links keep theirs."""
+    return Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would rename linked folders
+
+
 def _path(text: str) -> Path:
-    return Path(text).expanduser().absolute()
+    return absolute(Path(text).expanduser())
 
 
 def _urls(text: str) -> tuple[str, ...]:

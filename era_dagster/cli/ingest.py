@@ -16,7 +16,7 @@ from era_dagster.pipeline.ingest import refresh_combined_index, stamp_rules
 from era_dagster.pipeline.moves import DomainMove, domain_moves
 from era_dagster.pipeline.receipt import Receipt
 from era_dagster.pipeline.watch import chapters_done
-from era_dagster.settings import Settings
+from era_dagster.settings import Settings, absolute
 from era_dagster.storage.database import Database, database_url
 from era_dagster.storage.drops import KnownChapter, pending_chapters
 from era_dagster.storage.migrations import migrate
@@ -43,7 +43,7 @@ def ingest(paths: tuple[Path, ...], dry_run: bool, as_json: bool) -> int:
 
 def ingest_paths(settings: Settings, paths: list[Path], *, dry_run: bool = False, as_json: bool = False) -> int:
     """What the command does; returns the exit code."""
-    roots = [path.absolute() for path in paths] or [settings.drop_dir]
+    roots = [absolute(path) for path in paths] or [settings.drop_dir]
     url = database_url(settings)
     migrate(url)
     with Database(url, pool_size=settings.database_pool) as database:

@@ -13,7 +13,7 @@ from typing import Any
 import dagster as dg
 from pydantic import Field
 
-from era_dagster.settings import Settings, load_settings
+from era_dagster.settings import Settings, absolute, load_settings
 from era_dagster.storage.database import Database, database_url
 from era_dagster.storage.migrations import migrate
 
@@ -36,7 +36,7 @@ class KnowledgeBaseResource(dg.ConfigurableResource):
         if self.embedding_urls:
             environment["ERA_EMBEDDING_URLS"] = ",".join(self.embedding_urls)
         overrides: dict[str, Any] = {
-            name: Path(getattr(self, name)).absolute() for name in ("drop_dir", "data_dir") if getattr(self, name)
+            name: absolute(Path(getattr(self, name))) for name in ("drop_dir", "data_dir") if getattr(self, name)
         }
         return load_settings(environment, **overrides)
 

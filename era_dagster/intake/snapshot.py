@@ -14,6 +14,7 @@ from typing import Literal
 from era_dagster.domain.errors import ConfigurationError
 from era_dagster.domain.identity import safe_name
 from era_dagster.intake.reader import CHAPTERS_FILE, DOCTRINE_FILE
+from era_dagster.settings import absolute
 
 _INPUTS = (CHAPTERS_FILE, DOCTRINE_FILE)
 _NOT_BOOKS = frozenset({"ministers", "__MACOSX", "System Volume Information", "$RECYCLE.BIN"})
@@ -52,7 +53,7 @@ def scan_drop(root: Path) -> tuple[SourceStat, ...]:
     One level deep. Hidden and temporary names, by-products and links that lead back above themselves are passed over.
     Raises `ConfigurationError` naming a root that is not there or cannot be listed: never an empty answer for it.
     """
-    root = Path(os.path.abspath(root))  # noqa: PTH100 - resolve() would rename linked folders
+    root = absolute(root)
     try:
         if root.is_file():
             return (_file(root, "."),)

@@ -3,6 +3,7 @@
 import json
 import random
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -55,6 +56,15 @@ def test_ingest_prints_a_receipt_for_people(shell: Shell) -> None:
     assert done.returncode == 0, done.stderr
     assert "Items: 10 seen = 10 stored + 0 unchanged + 0 dead + 0 unusable" in done.stdout
     assert "vector_tables" in done.stdout
+
+
+def test_a_folder_named_by_way_of_its_parent_is_the_folder_it_is(shell: Shell) -> None:
+    """The books were recorded under another name than they were asked for by: all counted as unchanged, none was stored."""
+    book = write_book(shell.folder / "shelf", "Level Book")
+    assert shell.json("ingest", "data/../shelf")["chapters"]["stored"] == 2
+    assert shell.json("ingest", "shelf")["chapters"]["unchanged"] == 2
+    shutil.rmtree(book)
+    assert shell.json("ingest", ERA_DROP_DIR="data/../shelf")["chapters"]["retired"] == 2
 
 
 def test_a_dry_run_tells_what_would_happen_and_changes_nothing(shell: Shell) -> None:
