@@ -20,10 +20,11 @@ from era_dagster.storage.drops import (
     KnownSource,
     QuarantineRecord,
     SourceLook,
+    hidden_elsewhere,
     known_sources,
+    owners_elsewhere,
     record_look,
     source_troubles,
-    sources_elsewhere,
 )
 
 
@@ -145,19 +146,22 @@ _NOWHERE = _Elsewhere(known={})
 
 
 def _elsewhere(database: Database, root: Path, books: list[BookRead], plan: DropPlan) -> _Elsewhere:
-    keys = [partition_key(book.slug, chapter.chapter) for book in books for chapter in book.chapters]
-    known = sources_elsewhere(database, root, keys)
-    stats = {path: stat for path in known if (stat := _source_at(path)) is not None}
-    hidden = {path for path, source in known.items() if source.reason}
-    again = [stat for path, stat in stats.items() if path in hidden and signature(stat) == known[path].signature]
+    hidden = hidden_elsewhere(database, root)
+    again = [
+        stat for path in hidden if (stat := _source_at(path)) is not None and signature(stat) == hidden[path].signature
+    ]
     found, _ = _read(again)
+    # Also who owns the chapters of those: a newer drop in a third folder, or beside them, still counts.
+    keys = [partition_key(book.slug, chapter.chapter) for book in (*books, *found) for chapter in book.chapters]
+    known = {**hidden, **owners_elsewhere(database, root, keys)}
+    stats = {path: stat for path in known if (stat := _source_at(path)) is not None}
     readable = {str(book.path) for book in found}
     return _Elsewhere(
         stats=tuple(stats.values()),
         known={path: known[path] for path in stats},
         read=tuple(stat for stat in again if stat.path in readable),
         books=tuple(found),
-        vanished=tuple(sorted(hidden - stats.keys())) if plan.gone else (),
+        vanished=tuple(sorted(hidden.keys() - stats.keys())) if plan.gone else (),
     )
 
 

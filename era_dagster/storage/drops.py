@@ -84,14 +84,23 @@ def known_sources(database: Database, root: Path) -> dict[str, KnownSource]:
         return _sources(connection, "(f.folder = %(root)s OR f.source_path = %(root)s)", {"root": str(root)})
 
 
-def sources_elsewhere(database: Database, root: Path, keys: Sequence[str]) -> dict[str, KnownSource]:
-    """The recorded sources outside `root` that own one of the chapters in `keys`, or that a newer drop hides, by path."""
+def hidden_elsewhere(database: Database, root: Path) -> dict[str, KnownSource]:
+    """The recorded sources outside `root` whose chapters a newer drop holds too, by path."""
     with database.connection() as connection:
         return _sources(
             connection,
-            "f.folder <> %(root)s AND f.source_path <> %(root)s AND f.state = 'read' AND (f.reason <> ''"
-            " OR EXISTS (SELECT FROM drop_chapters AS o"
-            " WHERE o.source_path = f.source_path AND o.partition_key = ANY(%(keys)s)))",
+            "f.folder <> %(root)s AND f.source_path <> %(root)s AND f.state = 'read' AND f.reason <> ''",
+            {"root": str(root)},
+        )
+
+
+def owners_elsewhere(database: Database, root: Path, keys: Sequence[str]) -> dict[str, KnownSource]:
+    """The recorded sources outside `root` that own one of the chapters in `keys`, by path."""
+    with database.connection() as connection:
+        return _sources(
+            connection,
+            "f.folder <> %(root)s AND f.source_path <> %(root)s AND f.state = 'read' AND EXISTS"
+            " (SELECT FROM drop_chapters AS o WHERE o.source_path = f.source_path AND o.partition_key = ANY(%(keys)s))",
             {"root": str(root), "keys": list(keys)},
         )
 

@@ -284,6 +284,20 @@ def test_the_newer_copy_counts_whichever_folder_is_looked_at(bench: Workbench) -
     assert bench.rows("SELECT text FROM minister_entries") == ["The older rule."]
 
 
+def test_a_look_at_another_folder_leaves_a_newer_drop_in_its_place(bench: Workbench) -> None:
+    """The older drop was read again without the newer one beside it, and its chapters came back."""
+    _, newer = _two_drops(bench)
+    bench.ingest()
+    other = bench.settings.drop_dir.with_name("other drop")
+    other.mkdir()
+    bench.drop("harbour", chapter(1)).rename(other / "harbour")
+    look = _look_elsewhere(bench, other / "harbour")
+    assert look.new == ("harbour/0001",)
+    bench.run()
+    assert bench.rows("SELECT source_path FROM drop_chapters WHERE partition_key = 'ferry/0001'") == [newer]
+    assert bench.rows("SELECT text FROM minister_entries") == ["The newer rule."]
+
+
 def test_a_copy_in_a_folder_that_is_unplugged_is_read_when_it_returns(bench: Workbench) -> None:
     _two_drops(bench, both=False)
     bench.ingest()
