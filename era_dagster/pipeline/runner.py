@@ -245,6 +245,8 @@ class ChapterRunner:
                     dead=vectors.dead,
                     stamps={stage: expected[stage] for stage in done},
                 ),
+                # Another run may have retired it meanwhile: nobody would ever remove what came after that.
+                registered_only=True,
             ),
         )
         if "minister_files" in work.stages:

@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from pgvector import HalfVector
 from psycopg import sql
 
 from era_dagster.domain.doctrine import Chapter, Chunk
+from era_dagster.domain.errors import CorruptInput
 from era_dagster.domain.language import language_of
 from era_dagster.domain.receipt import ItemCounts
 from era_dagster.domain.space import Space
@@ -119,14 +121,20 @@ def redo_chapters(database: Database, keys: Sequence[str]) -> None:
         )
 
 
-def write_chapter(database: Database, write: ChapterWrite) -> ChapterWritten:
+def write_chapter(database: Database, write: ChapterWrite, *, registered_only: bool = False) -> ChapterWritten:
     """Write one chapter; see the module. Domain tables must exist (`spaces.ensure_domain_tables`).
 
-    Raises `ConfigurationError` when vectors are to be written and `write.space` is no longer the live one.
+    Raises `ConfigurationError` when vectors are to be written and `write.space` is no longer the live one; with
+    `registered_only`, `CorruptInput` for a chapter that the register of the drop holds no longer.
     """
     chapter = write.chapter
     with database.connection() as connection:
         lock_chapter(connection, chapter.partition_key)
+        if registered_only and not _is_registered(connection, chapter.partition_key):
+            raise CorruptInput(
+                f"{chapter.partition_key} left {write.path} while it was being worked on, so it is not stored.",
+                path=Path(write.path),
+            )
         space_id = None
         if write.space is not None and write.entry_vectors is not None:
             space_id = check_still_live(connection, write.space)
@@ -181,6 +189,10 @@ def lock_chapter(connection: psycopg.Connection, key: str) -> None:
         "SELECT pg_advisory_xact_lock_shared(hashtextextended(%s, 0)), pg_advisory_xact_lock(hashtextextended(%s, 0))",
         (SWITCH_LOCK, f"chapter {key}"),
     )
+
+
+def _is_registered(connection: psycopg.Connection, key: str) -> bool:
+    return connection.execute("SELECT FROM drop_chapters WHERE partition_key = %s", (key,)).rowcount > 0
 
 
 def _has_vector_tables(connection: psycopg.Connection) -> bool:

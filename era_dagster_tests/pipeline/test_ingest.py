@@ -440,6 +440,20 @@ def test_files_that_cannot_be_written_fail_the_run_and_are_due_for_the_next(benc
     assert_sound(bench)
 
 
+def test_a_chapter_that_another_run_retires_meanwhile_is_not_stored_for_ever(bench: Workbench) -> None:
+    folder = bench.drop("Ferry Notes", *FERRY)
+    bench.look()
+    slow = bench.pending()
+    shutil.move(folder, bench.settings.drop_dir.with_name("aside"))
+    bench.ingest()
+    shutil.copytree(bench.settings.drop_dir.with_name("aside"), folder)  # as one who has read it before still sees it
+    with pytest.raises(ChaptersFailed, match=r"left .*Ferry Notes while it was being worked on, so it is not stored"):
+        bench.run(chapters=slow)
+    assert [bench.count(table) for table in ("doctrine_sources", "minister_entries", "chunk_embeddings")] == [0, 0, 0]
+    assert bench.ingest().chapters_stored == 3
+    assert_sound(bench)
+
+
 def test_a_book_changed_between_look_and_run_is_stored_as_it_is_now(bench: Workbench) -> None:
     bench.drop("Ferry Notes", *FERRY)
     bench.look()
