@@ -90,11 +90,13 @@ def run_stages(
         try:
             outcome = asyncio.run(_run(settings, database, work, listener, watch, transport))
             receipt = outcome.receipt
-            if "minister_files" in work.stages:
+            # A chapter that left is removed whole, whichever stages are wanted, and its entries stand in files too.
+            with_files = "minister_files" in work.stages or receipt.chapters_retired > 0
+            if with_files:
                 _files(settings, database, work, outcome, listener)
             watch.progress(receipt, None)
             note_failures(database, receipt.chapters_failed, outcome.finished)
-            if work.stages & {"minister_files", "vector_tables"}:
+            if with_files or "vector_tables" in work.stages:
                 listener.whole_refreshed(refresh_combined_index(settings, database, build=not load_goes_on(database)))
             raise_failures(outcome)
         finally:

@@ -454,6 +454,18 @@ def test_a_chapter_that_another_run_retires_meanwhile_is_not_stored_for_ever(ben
     assert_sound(bench)
 
 
+def test_a_removed_book_leaves_the_files_too_when_only_vectors_are_wanted(bench: Workbench) -> None:
+    bench.drop("Harbour", *HARBOUR)
+    bench.ingest()
+    files = timeless(bench.files())
+    folder = bench.drop("Ferry Notes", *FERRY)
+    bench.ingest()
+    shutil.rmtree(folder)
+    bench.look()
+    assert bench.run({"embeddings"}).chapters_retired == 3
+    assert timeless(bench.files()) == files
+
+
 def test_a_book_changed_between_look_and_run_is_stored_as_it_is_now(bench: Workbench) -> None:
     bench.drop("Ferry Notes", *FERRY)
     bench.look()
