@@ -118,8 +118,7 @@ class Course:
         samples, c = measured.samples, at.point.concurrency
         enough = samples >= min(60, max(8, 2 * c)) and measured.seconds >= SHORTEST_EPOCH_SECONDS
         far = abs(off) > max(0.4, CONFIDENCE * measured.error) and samples >= max(3 * c // 2, 8)
-        slower = off < -0.7 and measured.fastest > 1.3 * math.exp(off) * measured.latency
-        if not (enough or far or slower):
+        if not (enough or far):
             return None
         if at.pace == "requests":
             # Each carries what its latency allows, whatever the point says; by Little's law this much is under way then.
@@ -211,7 +210,7 @@ class Course:
             return self._go(at, at.bounded(back), "more work gave less throughput", measured, gain)
         may_rise = not self._rivals.known and (self.target.may_rise or self._rivals.shared(at.now))
         if may_rise and came_from.was_in_vain(at.point.work, measured):
-            self.target.less_did_not_help(came_from.measured.latency)
+            self.target.less_did_not_help()
             self._rivals.alone()
             return self._go(at, came_from.point, "less work did not lower the latency", measured, gain)
         return None
@@ -246,10 +245,11 @@ class Course:
     def _judge_probe(self, at: Situation, probe: Probe, measured: Measurement) -> Move | None:
         reference = together(self._held)
         gain = math.log(measured.throughput / reference.throughput)
+        step = math.log(at.point.work / self._origin.work)
         noise = doubt(measured, reference)
         threshold = gain_wanted(
             probe,
-            step=math.log(at.point.work / self._origin.work),
+            step=step,
             latency=measured.latency,
             before=reference.latency,
             lowest=self._ceilings.lowest_latency,
@@ -261,20 +261,15 @@ class Course:
         if abs(gain - threshold) < (1.0 if enough else 2.5) * noise and samples < min(240, 12 * c):
             return None
         if gain <= threshold:
-            if probe == "up" and at.point.concurrency > self._origin.concurrency:
-                self._width = self._origin.concurrency
             self._probes.undone(at.now, probe, gain=gain, late=measured.latency > self._ceilings.latency_seconds)
-            back = self._back(at, probe, measured.latency)
-            return self._go(at, back, f"probe {probe} undone", measured, gain)
-        self._probes.kept(at.now, probe)
+            return self._go(at, self._origin, f"probe {probe} undone", measured, gain)
+        self._probes.kept(at.now, probe, gain=gain, step=step)
         if probe == "narrower":
             self._width = at.point.concurrency
         if probe == "up":
-            if self._origin.is_single(at.item_tokens) and not self._rivals.known:
-                self.target.waits_for_nothing(reference.latency)
             self.target.more_paid(measured.latency)
             if at.point.work > self._most_work:
-                clearly = gain > 0.5 * math.log(at.point.work / self._origin.work)
+                clearly = gain > 0.5 * step
                 self._most_work = (2.0 if clearly else 1.0) * at.point.work
         elif probe == "down":
             self.target.less_lost_nothing(measured.latency, before=reference.latency)
@@ -288,14 +283,6 @@ class Course:
         self._held = [measured]
         return self._go(at, at.point, f"probe {probe} kept", measured, gain)
 
-    def _back(self, at: Situation, probe: Probe, latency: float) -> Point:
-        """Where a probe came from; with less work if that would be as late by now: smaller requests and no more work are
-        no reason for it."""
-        latency *= self._origin.work / at.point.work
-        if probe not in ("down", "wider") or not self.target.is_late(latency):
-            return self._origin
-        return at.bounded(replace(self._origin, work=self.target.fitting(self._origin.work, latency)))
-
     def hurry(self, at: Situation, latency: float, measured: Measurement | None) -> Move | None:
         """Several requests in a row were late: no epoch's end is waited for, unless to see what the last cut did.
 
@@ -303,7 +290,7 @@ class Course:
         probe, came_from = self._probes.running, self._came_from
         if probe is not None:
             self._probes.undone(at.now, probe, late=True)
-            return self._go(at, self._back(at, probe, latency), f"probe {probe} given up: requests were late")
+            return self._go(at, self._origin, f"probe {probe} given up: requests were late")
         before = at.point
         if measured is None or at.pace == "requests" or (came_from and came_from.point.work > before.work):
             return None

@@ -12,7 +12,7 @@ from typing import Literal
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
     """One epoch. `throughput` in tokens a second, `latency` in seconds, the mean of requests with `cv` its coefficient of
-    variation, `p95_ratio` the 95th percentile over it and `fastest` the smallest. A flight is as many as run at a time."""
+    variation, `p95_ratio` the 95th percentile over it. A flight is as many as run at a time."""
 
     samples: int
     flights: float
@@ -21,7 +21,6 @@ class Measurement:
     latency: float
     cv: float
     p95_ratio: float
-    fastest: float
 
     @property
     def error(self) -> float:
@@ -74,7 +73,6 @@ class Epoch:
             latency=mean,
             cv=math.sqrt(variance) / max(mean, 1e-9),
             p95_ratio=capped[min(count - 1, int(0.95 * count))] / max(mean, 1e-9),
-            fastest=capped[0],
         )
 
 
@@ -89,7 +87,6 @@ def together(measurements: Sequence[Measurement]) -> Measurement:
         latency=sum(each.latency for each in measurements) / count,
         cv=sum(each.cv for each in measurements) / count,
         p95_ratio=sum(each.p95_ratio for each in measurements) / count,
-        fastest=min(each.fastest for each in measurements),
     )
 
 

@@ -43,7 +43,7 @@ def gain_wanted(
 
 
 class ProbeSchedule:
-    """`running` is the probe under way; `kept_in_a_row` counts those kept since the last that was undone."""
+    """`running` is the probe under way; `kept_in_a_row` counts those that paid, since the last that did not."""
 
     def __init__(self) -> None:
         self.running: Probe | None = None
@@ -87,10 +87,10 @@ class ProbeSchedule:
         self.running = self._last = probe
         self._began_at = now
 
-    def kept(self, now: float, probe: Probe) -> None:
-        """It paid."""
+    def kept(self, now: float, probe: Probe, *, gain: float, step: float) -> None:
+        """It stays. More work, by `step` in ln, that `gain`ed little only cost nothing: no larger step follows."""
         self.running = None
-        self.kept_in_a_row += 1
+        self.kept_in_a_row = 0 if probe == "up" and gain < PRICE * step else self.kept_in_a_row + 1
         self._undone[probe], self._due[probe] = 0, now
         self.other_way = self.other_way and probe != "up"
 

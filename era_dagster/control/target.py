@@ -107,10 +107,8 @@ class LatencyTarget:
         self._light_latency = light_latency if math.isfinite(light_latency) else 0.0
 
     def saw(self, measured: Measurement) -> None:
-        """An epoch has ended: what its tail says about the 95th percentile, and that a light load takes no longer."""
+        """An epoch has ended: what its tail says about the 95th percentile."""
         self._p95_ratio += LEARNING_RATE * (measured.p95_ratio - self._p95_ratio)
-        if measured.latency * math.exp(3.0 * measured.error) < self._light_latency:
-            self._light_latency = measured.latency
 
     def waits_for_nothing(self, latency: float) -> None:
         """Requests that took so long, on the mean, waited for nothing: as long as that does the service itself take."""
@@ -133,13 +131,8 @@ class LatencyTarget:
         if before > 1.2 * self.lowest:
             self.seconds = max(self.lowest, min(self.seconds, latency))
 
-    def less_did_not_help(self, latency: float) -> None:
-        """The work was cut, and requests took as long: it is the service itself, or a rival took what was given up.
-
-        Rivals look like a slow server: as such it counts only where a light load was slow.
-        """
-        if self.is_slow_itself:
-            self.waits_for_nothing(latency)
+    def less_did_not_help(self) -> None:
+        """The work was cut, and requests took as long: it is the service itself, or a rival took what was given up."""
         self.seconds = max(self.seconds, self.highest)
 
     def fitting(self, work: float, latency: float) -> float:

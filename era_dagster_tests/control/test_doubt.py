@@ -14,7 +14,6 @@ def measured(*, samples: int = 100, flights: float = 1e9, cv: float = 0.0) -> Me
         latency=0.4,
         cv=cv,
         p95_ratio=1.2,
-        fastest=0.3,
     )
 
 

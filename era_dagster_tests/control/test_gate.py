@@ -282,10 +282,8 @@ def test_a_server_that_stood_still_once_gets_no_less_and_one_that_stays_slow_doe
     assert gate.concurrency * gate.batch_items < before[0] * before[1]
 
 
-@pytest.mark.parametrize(("probe", "cut"), [("probe down", True), ("probe up", False)])
-def test_a_server_that_slowed_down_during_a_probe_that_is_no_reason_gets_less_than_before(
-    probe: str, cut: bool
-) -> None:
+@pytest.mark.parametrize("probe", ["probe down", "probe up"])
+def test_a_server_that_slowed_down_during_a_probe_gets_less_than_before(probe: str) -> None:
     records: list[TraceRecord] = []
     gate = EndpointController(Ceilings(), patience_seconds=120.0, trace=records.append)
     now, seconds = 0.0, 0.1
@@ -297,9 +295,7 @@ def test_a_server_that_slowed_down_during_a_probe_that_is_no_reason_gets_less_th
     assert records[-1].reason == probe
     before = records[-2].concurrency * records[-2].batch_items
     flights(gate, now, 3, seconds=2.0)
-    given_up = next(each for each in records if each.reason == f"{probe} given up: requests were late")
-    after = given_up.concurrency * given_up.batch_items
-    assert after < 0.5 * before if cut else after >= 0.9 * before
+    assert f"{probe} given up: requests were late" in [each.reason for each in records]
     assert gate.concurrency * gate.batch_items < 0.5 * before, "what was sent since is late as well"
 
 

@@ -33,7 +33,6 @@ def held(latency: float, cv: float) -> Measurement:
         latency=latency,
         cv=cv,
         p95_ratio=1.2,
-        fastest=latency / 2.0,
     )
 
 

@@ -36,8 +36,9 @@ def test_a_probe_that_cost_nothing_comes_again_soon_and_a_dear_one_late() -> Non
 def test_a_probe_that_was_kept_is_tried_again_at_once() -> None:
     schedule = ProbeSchedule()
     schedule.started(10.0, "down")
-    schedule.kept(11.0, "down")
+    schedule.kept(11.0, "down", gain=0.0, step=-0.26)
     assert schedule.next(11.0, held=1) == "down"
+    assert schedule.kept_in_a_row == 1
     schedule.started(11.0, "down")
     schedule.undone(12.0, "down")
     assert schedule.kept_in_a_row == 0
@@ -63,7 +64,14 @@ def test_where_a_way_up_did_not_pay_the_other_one_takes_its_turn() -> None:
     for other_way in (True, False, True):
         schedule.undone(10.0, "up")
         assert schedule.other_way == other_way
-    schedule.kept(11.0, "down")
+    schedule.kept(11.0, "down", gain=0.0, step=-0.26)
     assert schedule.other_way
-    schedule.kept(12.0, "up")
+    schedule.kept(12.0, "up", gain=0.2, step=0.26)
     assert not schedule.other_way
+
+
+def test_more_that_only_cost_nothing_is_followed_by_no_larger_step() -> None:
+    schedule = ProbeSchedule()
+    for gain, in_a_row in ((0.2, 1), (0.05, 2), (0.03, 0), (0.05, 1)):
+        schedule.kept(10.0, "up", gain=gain, step=0.26)
+        assert schedule.kept_in_a_row == in_a_row

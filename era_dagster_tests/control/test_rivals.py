@@ -22,7 +22,6 @@ def measured(latency: float = LATENCY, *, cv: float = 0.0, samples: int = 400) -
         latency=latency,
         cv=cv,
         p95_ratio=1.2,
-        fastest=latency,
     )
 
 

@@ -1,7 +1,5 @@
 """The mean latency aimed at: what raises it, what lowers it, and what counts as late. The 95th percentile is held to 1 s."""
 
-from dataclasses import replace
-
 import pytest
 
 from era_dagster.control.ceilings import Ceilings
@@ -29,7 +27,6 @@ def tail(p95_ratio: float) -> Measurement:
         latency=0.4,
         cv=0.1,
         p95_ratio=p95_ratio,
-        fastest=0.3,
     )
 
 
@@ -194,19 +191,10 @@ def test_where_less_lost_nothing_the_shorter_latency_is_aimed_at(latency: float,
     assert found.seconds == pytest.approx(after)
 
 
-@pytest.mark.parametrize(
-    ("seconds", "light", "after"),
-    [
-        (0.4, QUICK, HIGHEST),  # a rival took it, perhaps
-        (0.4, SLOW, 1.4 * 2.0),
-        (3.0, SLOW, 3.0),
-    ],
-)
-def test_where_less_did_not_help_a_server_slow_itself_alone_is_given_more_than_the_highest(
-    seconds: float, light: float, after: float
-) -> None:
-    found = target(seconds, light=light)
-    found.less_did_not_help(2.0)
+@pytest.mark.parametrize(("seconds", "after"), [(0.4, 1.4 * SLOW), (3.0, 3.0)])
+def test_where_less_did_not_help_the_highest_is_aimed_at_and_no_less_than_before(seconds: float, after: float) -> None:
+    found = target(seconds, light=SLOW)
+    found.less_did_not_help()
     assert found.seconds == pytest.approx(after)
 
 
@@ -215,15 +203,6 @@ def test_less_work_fits_by_little_s_law_but_a_quarter_is_left_and_it_is_never_mo
     assert found.fitting(1000.0, 0.8) == pytest.approx(500.0)
     assert found.fitting(1000.0, 4.0) == 250.0
     assert found.fitting(1000.0, 0.1) == 1000.0
-
-
-@pytest.mark.parametrize(("latency", "light"), [(0.3, 0.3), (0.68, 0.7)])
-def test_a_light_load_takes_no_longer_than_what_was_clearly_seen_with_more_under_way(
-    latency: float, light: float
-) -> None:
-    found = target(0.5, light=0.7)
-    found.saw(replace(tail(1.2), latency=latency))
-    assert found.highest == pytest.approx(max(1.4 * light, HIGHEST))
 
 
 @pytest.mark.parametrize(

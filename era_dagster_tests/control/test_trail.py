@@ -19,7 +19,6 @@ def measured(*, gain: float = 0.0, longer: float = 0.0, error: float = 0.0) -> M
         latency=0.4 * math.exp(longer),
         cv=error * 10.0,
         p95_ratio=1.2,
-        fastest=0.3,
     )
 
 
