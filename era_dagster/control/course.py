@@ -25,7 +25,7 @@ MOST_MOVES = 4
 CONFIDENCE = 3.0
 """Standard errors from which a latency is taken for what it is; below, noise takes its share of it."""
 MUCH_MORE = 1.5
-"""Growth of the work by less is not why requests take twice as long as is aimed at."""
+"""Growth of the work by less is not why requests take twice as long as is aimed at, and a cut by less no cure for it."""
 AT_THE_SAME_TIME = 0.5
 """More requests that gained more than this of what they may, in ln(throughput), are worked on at the same time."""
 
@@ -284,7 +284,7 @@ class Course:
         return self._go(at, at.point, f"probe {probe} kept", measured, gain)
 
     def hurry(self, at: Situation, latency: float, measured: Measurement | None) -> Move | None:
-        """Several requests in a row were late: no epoch's end is waited for, unless to see what the last cut did.
+        """Several requests in a row were late: no epoch's end is waited for, unless to see what a large cut did.
 
         `measured`: what was seen until now, perhaps before the server changed; the `latency` of a late one was seen since."""
         probe, came_from = self._probes.running, self._came_from
@@ -292,7 +292,7 @@ class Course:
             self._probes.undone(at.now, probe, late=True)
             return self._go(at, self._origin, f"probe {probe} given up: requests were late")
         before = at.point
-        if measured is None or at.pace == "requests" or (came_from and came_from.point.work > before.work):
+        if measured is None or at.pace == "requests" or (came_from and came_from.point.work > MUCH_MORE * before.work):
             return None
         work = self.target.fitting(before.work, latency)
         if came_from is not None and MUCH_MORE * came_from.point.work < before.work:

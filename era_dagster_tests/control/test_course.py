@@ -81,6 +81,14 @@ def test_a_cut_for_late_requests_is_held_against_their_latency_and_not_against_t
     assert slower.point.work < cut.point.work, "half as long as the late ones, so that the cut was not in vain"
 
 
+def test_a_small_cut_does_not_hold_up_the_large_one_that_late_requests_ask_for() -> None:
+    course, before = begun(), epoch(latency=0.2, throughput=12_000.0)
+    small = course.judge(at(Point(4, 2_400.0), None), before)
+    assert small is not None and 1_600.0 < small.point.work < 2_400.0
+    large = course.hurry(at(small.point, None), 0.6, before)
+    assert large is not None and large.point.work < 0.5 * small.point.work
+
+
 def judged(course: Course, situation: Situation, measured: Measurement) -> Move:
     """What an epoch that is long enough says."""
     move = course.judge(situation, measured)
