@@ -136,6 +136,25 @@ def test_a_serial_server_whose_requests_cost_more_than_their_texts_gets_larger_o
     assert result.goodput >= 200.0, "single texts would be ten a second"
 
 
+@pytest.mark.parametrize(("jitter", "least"), [(0.02, 0.97), (0.1, 0.97), (0.3, 0.85)])
+def test_a_server_that_slows_down_with_what_is_inside_it_is_used_well_on_the_mean_of_many_runs(
+    jitter: float, least: float
+) -> None:
+    server = {
+        "slots": 8,
+        "seconds_per_text": 0.0125,
+        "knee": 48,
+        "inflation": 1.0,
+        "rtt_seconds": 0.01,
+        "jitter": jitter,
+    }
+    course = course_from(server)
+    runs = [alone(course, mean_tokens=50.0, seconds=9.0, warm_up=3.0, seed=seed) for seed in range(24)]
+    assert mean(result.goodput for result in runs) >= least * 640.0, (
+        "where times vary a harmful step hides in the noise"
+    )
+
+
 def seeds(name: str, count: int) -> list[Score]:
     scenario = next(each for each in SCENARIOS if each.name == name)
     best = known(scenario, BEST).goodput
