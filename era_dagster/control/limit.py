@@ -209,10 +209,7 @@ class AdaptiveLimit:
         count = self.point.concurrency
         if self._startup is not None:
             return count if self._startup.is_first else max(count, FEWEST_SAMPLES)
-        if self._course.is_probing:
-            return max(count, 4)
-        # Fewer are enough for the news that everything takes far longer.
-        return max(count // 2, 4)
+        return max(count, 4)
 
     def _judge(self, now: float, measured: Measurement) -> Judgement | None:
         if self._startup is not None:

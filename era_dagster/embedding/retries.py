@@ -4,7 +4,6 @@ Decides by the history of the batch and the policy. Sends nothing, and knows nei
 """
 
 from collections import Counter
-from collections.abc import Collection
 from random import Random
 
 from era_dagster.control.outcome import Outcome
@@ -109,7 +108,7 @@ class Retries:
             self._ledger.fail(batch, refusal)
         return bool(left)
 
-    def rejected(self, batch: Batch, error: EraError, now: float, *, url: str, open_at: Collection[str]) -> None:
+    def rejected(self, batch: Batch, error: EraError, now: float, *, url: str, open_at: frozenset[str]) -> None:
         """Its texts are refused while the server is well: halved until the text that spoils its company is alone.
 
         `open_at`: the URLs of the endpoints that take work at this moment; what one of them rejects another may take.
@@ -120,7 +119,7 @@ class Retries:
         enough = 1 if isinstance(error, TextsTooLarge) else REJECTIONS_TO_GIVE_UP
         batch.rejections += 1
         batch.rejected_by |= {url}
-        if batch.rejections >= enough and batch.rejected_by.issuperset(open_at):
+        if batch.rejections >= enough and open_at <= batch.rejected_by:
             self._ledger.fail(batch, error)
         else:
             self._queue.again(batch, now)

@@ -19,7 +19,7 @@ from era_dagster.embedding.model_profile import ModelProfile, Role, canonical_mo
 Vector = NDArray[np.float32]
 
 LEAST_COSINE = 0.9
-"""Of one text by one model: other hardware and eight bits a weight stay above .99. Unrelated models are near 0."""
+"""Of one text by one model on other hardware, or with fewer bits a weight. Unrelated models are near 0."""
 
 _NUMBERS = frozenset({float, int, type(None)})
 

@@ -6,7 +6,7 @@ Plain data structures of one event loop, no I/O and no clock; `embedding.embedde
 import asyncio
 import heapq
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count, islice
 
@@ -116,7 +116,10 @@ class Batch:
 
 
 class WorkQueue:
-    """What may be sent: batches that failed, from the time they may go again, before texts nobody has sent yet."""
+    """What may be sent: batches that failed, from the time they may go again, before texts nobody has sent yet.
+
+    Two kinds of batches wait beside: those that let another go first, and those that are for another endpoint.
+    """
 
     def __init__(self) -> None:
         self._fresh: deque[Item] = deque()
@@ -180,16 +183,16 @@ class WorkQueue:
         self.again(batch.part(batch.items[:middle]), at)
         self.again(batch.part(batch.items[middle:]), at)
 
-    def take(self, now: float, size: BatchSize, *, url: str, open_at: Collection[str]) -> Batch | None:
+    def take(self, now: float, size: BatchSize, *, url: str, open_at: frozenset[str]) -> Batch | None:
         """The next batch of at most `size` for the endpoint at `url`; None when nothing may be sent there now.
 
         A failed batch keeps its company, so that halving it isolates the text that spoils it. One that this endpoint rejected
         waits for another of those that are `open_at` their URLs and did not.
         """
-        batch = self._next(now, size, url, frozenset(open_at))
+        batch = self._next(now, size, url, open_at)
         if self._aside:
             self.nobody_aside()
-            batch = batch or self._next(now, size, url, frozenset(open_at))
+            batch = batch or self._next(now, size, url, open_at)
         return batch
 
     def _next(self, now: float, size: BatchSize, url: str, open_at: frozenset[str]) -> Batch | None:
