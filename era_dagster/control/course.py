@@ -146,6 +146,7 @@ class Course:
             if moved != at.point:
                 step = Step(at.point, measured)
                 self._moves += 1
+                self._probes.strayed()
                 move = self._go(at, moved, "towards the latency target", measured)
                 self._came_from = step if came_from is None else came_from.then(step, moved.work)
                 return move
@@ -183,6 +184,9 @@ class Course:
         news = self._rivals.news(at.now, at.point, measured, raised=target.is_raised, may_rise=free)
         if news == "others took":
             target.others_took()
+            if self._probes.is_untried("down"):
+                # Or it is our own work that slows the server down: then less loses nothing.
+                self._probes.hasten("down")
         return news is not None
 
     def _undo_width(self, at: Situation, measured: Measurement, came_from: Step) -> Move | None:
@@ -263,7 +267,8 @@ class Course:
         if gain <= threshold:
             self._probes.undone(at.now, probe, gain=gain, late=measured.latency > self._ceilings.latency_seconds)
             return self._go(at, self._origin, f"probe {probe} undone", measured, gain)
-        self._probes.kept(at.now, probe, gain=gain, step=step)
+        wider = math.log(at.point.concurrency / self._origin.concurrency)
+        self._probes.kept(at.now, probe, gain=gain, step=wider if probe == "wider" else step)
         if probe == "narrower":
             self._width = at.point.concurrency
         if probe == "up":
@@ -277,7 +282,6 @@ class Course:
                 self._most_work = at.point.work
         else:
             self._rivals.reshaped(gain)
-            wider = math.log(at.point.concurrency / self._origin.concurrency)
             if probe == "wider" and gain > AT_THE_SAME_TIME * wider and not self._rivals.known:
                 self.target.waits_for_nothing(measured.latency / max(1.0, at.point.items(at.item_tokens)))
         self._held = [measured]

@@ -23,6 +23,9 @@ HIGH_PRICE = 0.75
 WIDER_GAIN = 0.03
 NARROWER_LOSS = 0.015
 """More requests for the same work must gain this much; fewer may lose this much, for the overhead they save."""
+LITTLE = 0.33
+"""More requests that gained less than this of what they may, in ln(throughput), perhaps owe it to a server that became
+faster meanwhile."""
 
 
 def gain_wanted(
@@ -51,6 +54,7 @@ class ProbeSchedule:
         self.other_way = False
         """Whether the last "up" did not pay: the one after it takes turns, where there are two ways up."""
         self._last: Probe = "up"
+        self._gained_little = False
         self._began_at = 0.0
         self._undone: dict[Probe, int] = {"up": 0, "wider": 0, "down": 0, "narrower": 0}
         self._due: dict[Probe, float] = dict(FIRST_SECONDS)
@@ -88,11 +92,19 @@ class ProbeSchedule:
         self._began_at = now
 
     def kept(self, now: float, probe: Probe, *, gain: float, step: float) -> None:
-        """It stays. More work, by `step` in ln, that `gain`ed little only cost nothing: no larger step follows."""
+        """It stays. More work, by `step` in ln, that `gain`ed little only cost nothing: no larger step follows. Of more
+        requests `step` is their number."""
         self.running = None
+        self._gained_little = probe == "wider" and gain < LITTLE * step
         self.kept_in_a_row = 0 if probe == "up" and gain < PRICE * step else self.kept_in_a_row + 1
         self._undone[probe], self._due[probe] = 0, now
         self.other_way = self.other_way and probe != "up"
+
+    def strayed(self) -> None:
+        """The latency left the target: where the last probe gained little it was the server that changed, and it is not
+        repeated at once."""
+        if self._gained_little:
+            self.kept_in_a_row = 0
 
     def undone(self, now: float, probe: Probe, *, gain: float = 0.0, late: bool = False) -> None:
         """It did not pay, or could not be tried; next when what it cost is a small share of the time between."""

@@ -5,6 +5,7 @@ oracle itself counts only within that target, and whoever lets ten seconds of re
 """
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from statistics import mean
@@ -136,7 +137,7 @@ def test_a_serial_server_whose_requests_cost_more_than_their_texts_gets_larger_o
     assert result.goodput >= 200.0, "single texts would be ten a second"
 
 
-@pytest.mark.parametrize(("jitter", "least"), [(0.02, 0.97), (0.1, 0.97), (0.3, 0.85)])
+@pytest.mark.parametrize(("jitter", "least"), [(0.02, 0.97), (0.1, 0.97), (0.3, 0.88)])
 def test_a_server_that_slows_down_with_what_is_inside_it_is_used_well_on_the_mean_of_many_runs(
     jitter: float, least: float
 ) -> None:
@@ -155,6 +156,21 @@ def test_a_server_that_slows_down_with_what_is_inside_it_is_used_well_on_the_mea
     )
 
 
+def test_a_server_whose_speed_swings_is_used_well_whenever_the_swing_begins() -> None:
+    def slowed(at: float) -> dict[str, float]:
+        share = 1.0 + 0.8 * math.sin(2.0 * math.pi * at / 40.0)
+        return {"seconds_per_text": 0.01 * share, "seconds_per_token": 0.0001 * share}
+
+    for begins in range(0, 40, 5):
+        changes = [[at, slowed(begins + at)] for at in range(2, 120, 2)]
+        server = {"slots": 4, "seconds_per_request": 0.002, "rtt_seconds": 0.002, "jitter": 0.05, "changes": changes}
+        course = course_from({**server, **slowed(begins)})
+        result = alone(course, mean_tokens=100.0, seconds=120.0, warm_up=0.0, seed=begins)
+        assert result.goodput >= 0.93 * course.texts_limit(0.0, 120.0, 100.0) / 120.0, (
+            f"{begins} seconds into a swing: while it becomes faster, whatever is tried seems to pay"
+        )
+
+
 def seeds(name: str, count: int) -> list[Score]:
     scenario = next(each for each in SCENARIOS if each.name == name)
     best = known(scenario, BEST).goodput
@@ -167,17 +183,17 @@ def seeds(name: str, count: int) -> list[Score]:
 @pytest.mark.parametrize(
     ("name", "least"),
     [
-        ("two_clients", 0.7),
-        ("two_clients_later", 0.55),
-        ("two_clients_serial_uneven", 0.3),
-        ("two_clients_gpu", 0.4),
-        ("three_clients", 0.3),
+        ("two_clients", 0.75),
+        ("two_clients_later", 0.6),
+        ("two_clients_serial_uneven", 0.33),
+        ("two_clients_gpu", 0.45),
+        ("three_clients", 0.33),
     ],
 )
 def test_clients_that_know_nothing_of_each_other_come_to_share_a_server_on_the_mean_of_many_runs(
     name: str, least: float
 ) -> None:
-    shares = [score.fairness for score in seeds(name, 12)]
+    shares = [score.fairness for score in seeds(name, 24)]
     assert mean(share for share in shares if share is not None) >= least
 
 

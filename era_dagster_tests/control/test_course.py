@@ -270,3 +270,23 @@ def test_a_third_request_that_gained_more_than_half_of_what_it_may_waits_for_not
     assert wider == Point(3, 180.0)
     assert ended(course, wider, gain=0.3, reference=held, latency=0.25).reason == "probe wider kept"
     assert course.target.lowest == pytest.approx(1.1 * 0.25)
+
+
+def test_where_the_same_work_takes_longer_less_is_tried_at_once_until_it_was_seen_to_lose_something() -> None:
+    course, point = begun(latency=0.1), Point(4, 2_400.0)
+    judged(course, at(point, None), epoch(latency=0.2, throughput=12_000.0))
+    less = judged(course, at(point, None), epoch(latency=0.27, throughput=8_900.0))
+    assert less.reason == "probe down" and less.point.work < point.work, "perhaps no others came, and it is too much"
+    undone = judged(course, at(less.point, None), epoch(latency=0.25, throughput=7_400.0))
+    assert undone.point == point
+    more = judged(course, at(point, None), epoch(latency=0.27, throughput=8_900.0))
+    assert more.point.work > point.work, "less lost something: others came, and the highest latency is aimed at"
+
+
+def test_where_less_was_seen_to_lose_something_it_is_not_tried_because_the_same_work_takes_longer() -> None:
+    course, point = begun(latency=0.1), Point(4, 2_400.0)
+    probe = tried(course, point, "down")
+    ended(course, probe, gain=-0.2, reference=point)
+    judged(course, at(point, None), epoch(latency=0.2, throughput=12_000.0))
+    more = judged(course, at(point, None), epoch(latency=0.27, throughput=8_900.0))
+    assert more.point.work > point.work and not course.is_probing

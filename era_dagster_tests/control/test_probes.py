@@ -1,5 +1,7 @@
 """When a probe comes again: what it cost decides."""
 
+import math
+
 import pytest
 
 from era_dagster.control.probes import LONGEST_REST_SECONDS, Probe, ProbeSchedule, gain_wanted
@@ -75,3 +77,14 @@ def test_more_that_only_cost_nothing_is_followed_by_no_larger_step() -> None:
     for gain, in_a_row in ((0.2, 1), (0.05, 2), (0.03, 0), (0.05, 1)):
         schedule.kept(10.0, "up", gain=gain, step=0.26)
         assert schedule.kept_in_a_row == in_a_row
+
+
+@pytest.mark.parametrize(("probe", "gain", "in_a_row"), [("wider", 0.2, 0), ("wider", 0.25, 1), ("narrower", 0.0, 1)])
+def test_more_requests_that_gained_little_are_not_doubled_again_at_once_where_the_server_changes(
+    probe: Probe, gain: float, in_a_row: int
+) -> None:
+    schedule = ProbeSchedule()
+    schedule.kept(10.0, probe, gain=gain, step=math.log(2.0) if probe == "wider" else 0.0)
+    assert schedule.kept_in_a_row == 1
+    schedule.strayed()
+    assert schedule.kept_in_a_row == in_a_row
