@@ -9,7 +9,7 @@ import click
 from era_dagster.cli.ingest import knowledge_base_of
 from era_dagster.cli.knowledge_base import open_knowledge_base
 from era_dagster.cli.output import (
-    FAILED,
+    exit_code,
     print_json,
     print_table,
     settings_from_environment,
@@ -120,7 +120,7 @@ def redrive(names: tuple[str, ...], dry_run: bool, as_json: bool) -> int:
     failed = not dry_run and bool(left or failure)
     if as_json:
         print_json(result)
-        return FAILED if failed else 0
+        return exit_code(failed=failed, failure=failure)
     _print_letters(left)
     if dry_run:
         stdout.print(f"{len(letters):,} letters would be tried again. Dry run: nothing was changed.")
@@ -128,7 +128,7 @@ def redrive(names: tuple[str, ...], dry_run: bool, as_json: bool) -> int:
         stdout.print(f"{len(letters):,} tried again: {len(letters) - len(left):,} resolved, {len(left):,} still open.")
     if failure:
         stdout.print(failure, style="red", markup=False)
-    return FAILED if failed else 0
+    return exit_code(failed=failed, failure=failure)
 
 
 @dead_letters.command()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
-from era_dagster.cli.output import FAILED, print_json, print_table, settings_from_environment, stderr, stdout
+from era_dagster.cli.output import exit_code, print_json, print_table, settings_from_environment, stderr, stdout
 from era_dagster.domain.stages import STAGES
 from era_dagster.pipeline.drop import DropLook, look_at_drop
 from era_dagster.pipeline.ingest import refresh_combined_index, stamp_rules
@@ -182,13 +182,13 @@ def _tell(receipt: Receipt, looks: list[DropLook], failure: str | None, as_json:
             "failure": failure,
         }
         print_json(document)
-        return FAILED if failed else 0
+        return exit_code(failed=failed, failure=failure)
     print_receipt(receipt)
     for line in notices:
         stdout.print(line, markup=False)
     for line in (*problems, *([failure] if failure else [])):
         stderr.print(line, style="red", markup=False)
-    return FAILED if failed else 0
+    return exit_code(failed=failed, failure=failure)
 
 
 def print_receipt(receipt: Receipt) -> None:

@@ -47,7 +47,7 @@ class LazyGroup(click.Group):
 def era(debug: bool) -> None:
     """Turn books into a searchable knowledge base.
 
-    Exit codes: 0 all well, 1 something failed (it is named), 2 wrong use.
+    Exit codes: 0 all well, 1 something failed (it is named), 2 wrong use, 130 stopped.
     """
 
 

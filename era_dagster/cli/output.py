@@ -1,6 +1,7 @@
 """How `era` speaks: tables for people on standard output, JSON for scripts, one clear sentence for errors.
 
-The only modules that print are in this package. Exit codes: 0 all well, 1 something failed, 2 wrong use.
+The only modules that print are in this package. Exit codes: 0 all well, 1 something failed, 2 wrong use, 130
+stopped.
 """
 
 import errno
@@ -23,6 +24,7 @@ from era_dagster.settings import Settings, load_settings
 T = TypeVar("T")
 FAILED = 1
 WRONG_USE = 2
+INTERRUPTED = 130
 STOPPED = "Stopped. What was finished is kept; run again to go on."
 
 stdout = Console(soft_wrap=True, highlight=False)
@@ -53,6 +55,11 @@ def print_table(title: str, columns: tuple[str, ...], rows: list[tuple[Any, ...]
     (stdout if stdout.is_terminal else Console(width=_NO_FOLD)).print(table)
 
 
+def exit_code(*, failed: bool, failure: str | None) -> int:
+    """The code of a command that ran a job whose `failure` is told already."""
+    return INTERRUPTED if failure == STOPPED else FAILED if failed else 0
+
+
 def run_guarded(command: Callable[[], int | None], *, debug: bool) -> int:
     """Run a command at the process's top: every error becomes one sentence and an exit code."""
     try:
@@ -67,7 +74,7 @@ def run_guarded(command: Callable[[], int | None], *, debug: bool) -> int:
         return _complain(error, WRONG_USE if isinstance(error, ConfigurationError) else FAILED)
     except (KeyboardInterrupt, click.Abort):
         stderr.print(STOPPED)
-        return 130
+        return INTERRUPTED
     except OSError as error:
         if debug:
             raise

@@ -9,6 +9,7 @@ from era_dagster.cli.ingest import run_pending
 from era_dagster.cli.knowledge_base import open_knowledge_base
 from era_dagster.cli.output import (
     FAILED,
+    STOPPED,
     print_json,
     print_table,
     settings_from_environment,
@@ -56,6 +57,8 @@ def verify(fix: bool, yes: bool, recall: bool, as_json_: bool) -> int:
     with open_knowledge_base(settings) as database:
         pending = mend(settings, database, found.findings)
     failure = run_pending(settings, pending, quiet=as_json_)[1] if pending else None
+    if failure == STOPPED:
+        raise click.Abort
     with open_knowledge_base(settings) as database:
         finish(settings, database)
     if failure:

@@ -59,28 +59,46 @@ def test_an_answer_that_cannot_be_written_is_one_sentence_and_exit_code_1(shell:
     assert done.stderr == "Error: The system refused: No space left on device. Free some space, then run again.\n"
 
 
-@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for a single process")
-def test_an_ingest_that_is_stopped_says_so_and_its_chapters_add_up(shell: Shell) -> None:
-    write_book(shell.folder / "data" / "drop", "Level Book", chapters=20)
+def stopped_while_it_embeds(shell: Shell, *words: str) -> tuple[int, str, str]:
+    """A command that runs chapters, on a slow server, stopped as Ctrl-C stops it; its exit code and what it printed."""
     server = FakeEmbeddingServer()
     server.seconds_per_text = 0.1
     with serving(server) as url:
         run = subprocess.Popen(
-            [sys.executable, "-m", "era_dagster.cli", "ingest", "--json"],
+            [sys.executable, "-m", "era_dagster.cli", *words],
             cwd=shell.folder,
             env=shell.environment | {"ERA_EMBEDDING_URLS": url, "ERA_METRICS_INTERVAL_SECONDS": "0.25"},
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
         )
         until = time.monotonic() + 60
         while not (going := shell.json("status")["totals"]["cached_vectors"]) and time.monotonic() < until:
             time.sleep(0.1)
         assert going
         run.send_signal(signal.SIGINT)
-        receipt = json.loads(run.communicate(timeout=60)[0])
-    assert run.returncode == 1
+        said, complained = run.communicate(timeout=60)
+    return run.returncode, said, complained
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for a single process")
+def test_an_ingest_that_is_stopped_says_so_and_its_chapters_add_up(shell: Shell) -> None:
+    write_book(shell.folder / "data" / "drop", "Level Book", chapters=20)
+    code, said, _ = stopped_while_it_embeds(shell, "ingest", "--json")
+    assert code == 130
+    receipt = json.loads(said)
     assert receipt["failure"] == "Stopped. What was finished is kept; run again to go on."
     chapters = receipt["chapters"]
     assert chapters["left"] > 0
     assert chapters["seen"] == 20 == chapters["stored"] + chapters["unchanged"] + chapters["left"]
     assert shell.json("ingest")["chapters"]["left"] == 0
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for a single process")
+def test_a_verify_that_is_stopped_while_it_mends_compares_nothing_again(shell: Shell) -> None:
+    write_book(shell.folder / "data" / "drop", "Level Book", chapters=20)
+    code, said, complained = stopped_while_it_embeds(shell, "verify", "--fix", "--yes")
+    assert code == 130
+    assert " mended.\n" not in said
+    assert complained.endswith("Stopped. What was finished is kept; run again to go on.\n")
+    assert shell.json("verify", "--fix", "--yes")["clean"] is True
