@@ -16,6 +16,7 @@ from era_dagster.pipeline.receipt import Receipt
 from era_dagster.storage.chapters import ChapterWritten
 from era_dagster.storage.dead_letters import DeadText
 from era_dagster.storage.spaces import numbered_name
+from era_dagster.storage.vectors import Difference
 
 # Of the unusable items; all of them are in `doctrine_sources`.
 _MOST_NAMED = 20
@@ -32,6 +33,12 @@ class ChapterVectors:
     @property
     def from_cache(self) -> int:
         return 0 if self.report is None else self.report.from_cache
+
+    @property
+    def cached(self) -> Difference:
+        """How many vectors are new in the cache, and how many were there."""
+        vectors = sum(vector is not None for vector in (*(self.chunks or ()), *(self.entries or ())))
+        return Difference(written=vectors - self.from_cache, unchanged=self.from_cache)
 
 
 def dead_texts(texts: Sequence[str], report: EmbedReport) -> list[DeadText]:
@@ -73,12 +80,11 @@ def count_chapter(
             unchanged=vectors.from_cache,
             dead=len(vectors.dead),
         )
-    if not with_tables:
-        return
-    for difference in (written.chunk_vectors, written.entry_vectors, written.domain_vectors):
-        receipt.count(
-            "vector_tables", stored=difference.written, unchanged=difference.unchanged, removed=difference.removed
-        )
+    if with_tables:
+        for difference in (written.chunk_vectors, written.entry_vectors, written.domain_vectors):
+            receipt.count(
+                "vector_tables", stored=difference.written, unchanged=difference.unchanged, removed=difference.removed
+            )
     if written.items is not None:
         receipt.add_items(**asdict(written.items))
 

@@ -241,6 +241,7 @@ class ChapterRunner:
                     chunks=chunks,
                     chunk_vectors=vectors.chunks,
                     entry_vectors=vectors.entries,
+                    cached=vectors.cached,
                     write_vector_tables=with_tables,
                     dead=vectors.dead,
                     stamps={stage: expected[stage] for stage in done},

@@ -7,7 +7,7 @@ written; a stage's stamp is set in the same transaction as its rows, so a kill a
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,8 @@ class ChapterWrite:
     """Everything one transaction writes. None means: this stage is not written now.
 
     `chunk_vectors[i]` belongs to `chunks[i]`, `entry_vectors[i]` to `chapter.entries[i]`; a None in them is a dead text.
-    `space` is the model that made the vectors. `write_vector_tables` puts them into the vector tables too; `stamps`
+    `cached` tells how many vectors are new in the cache and how many were there, `space` is the model that made them.
+    `write_vector_tables` puts them into the vector tables too; `stamps`
     holds the stages that are complete with this write.
     """
 
@@ -54,6 +55,7 @@ class ChapterWrite:
     chunks: Sequence[Chunk] | None
     chunk_vectors: Sequence[np.ndarray | None] | None
     entry_vectors: Sequence[np.ndarray | None] | None
+    cached: Difference = field(default_factory=Difference)
     write_vector_tables: bool
     dead: Sequence[DeadText]
     stamps: Mapping[Stage, str]
@@ -147,7 +149,7 @@ def write_chapter(database: Database, write: ChapterWrite, *, registered_only: b
         vectors = _write_vectors(connection, write)
         if write.entry_vectors is not None:
             write_letters(connection, chapter.partition_key, write.dead)
-        items = _write_receipt(connection, write, vectors[:2])
+        items = _write_receipt(connection, write, vectors[:2] if write.write_vector_tables else [write.cached])
         _mark_changed(connection, domains)
     return ChapterWritten(
         entries=entries,
@@ -362,16 +364,16 @@ def _write_vectors(connection: psycopg.Connection, write: ChapterWrite) -> tuple
 
 
 def _write_receipt(
-    connection: psycopg.Connection, write: ChapterWrite, tables: Sequence[Difference]
+    connection: psycopg.Connection, write: ChapterWrite, vectors: Sequence[Difference]
 ) -> ItemCounts | None:
-    """Account for every item: what the chapter has on one side, what the tables and letters took on the other."""
-    if not write.write_vector_tables or write.chunks is None or write.entry_vectors is None:
+    """Account for every item: what the chapter has on one side, what the tables (or the cache) and letters took on the other."""
+    if write.chunks is None or write.entry_vectors is None:
         return None
     unusable = len(write.chapter.unusable)
     items = ItemCounts(
         seen=len(write.chunks) + len(write.chapter.entries) + unusable,
-        stored=sum(difference.written for difference in tables),
-        unchanged=sum(difference.unchanged for difference in tables),
+        stored=sum(difference.written for difference in vectors),
+        unchanged=sum(difference.unchanged for difference in vectors),
         dead=len(write.dead),
         unusable=unusable,
     )
@@ -380,15 +382,7 @@ def _write_receipt(
         " VALUES (%s, %s, %s, %s, %s, %s, %s) ON CONFLICT (partition_key, run_id) DO UPDATE SET seen = excluded.seen,"
         " stored = excluded.stored, unchanged = excluded.unchanged, dead = excluded.dead,"
         " unusable = excluded.unusable, written_at = now()",
-        (
-            write.chapter.partition_key,
-            write.run_id,
-            items.seen,
-            items.stored,
-            items.unchanged,
-            items.dead,
-            items.unusable,
-        ),
+        (write.chapter.partition_key, write.run_id, *astuple(items)),
     )
     return items
 

@@ -46,6 +46,23 @@ def test_the_receipt_of_a_changed_chapter_tells_new_from_old(bench: Workbench) -
     assert (told["embedding"]["texts_embedded"], told["embedding"]["texts_from_cache"]) == (2, 2)
 
 
+def test_the_receipt_of_a_run_that_stops_at_the_vectors_accounts_for_every_item(bench: Workbench) -> None:
+    """`--select embeddings` counted none, so that nobody could see that they add up."""
+    bench.server.poison = {"Cast off"}
+    bench.drop("ferry", chapter(1, rules=["Count twice.", "", "Cast off late."]))
+    bench.look()
+    first = bench.run(["embeddings"], run_id="first").as_json()
+    assert first["items"] == {"seen": 4, "stored": 2, "unchanged": 0, "dead": 1, "unusable": 1, "adds_up": True}
+    bench.drop("ferry", chapter(1, rules=["Count twice.", "", "Cast off late.", "Wait."]))
+    bench.look()
+    second = bench.run(["embeddings"], run_id="second").as_json()
+    assert second["items"] == {"seen": 5, "stored": 1, "unchanged": 2, "dead": 1, "unusable": 1, "adds_up": True}
+    kept = bench.rows("SELECT run_id, seen, stored, unchanged, dead, unusable FROM chapter_receipts ORDER BY 1")
+    assert kept == [("first", 4, 2, 0, 1, 1), ("second", 5, 1, 2, 1, 1)]
+    # None of it was in the tables yet.
+    assert bench.run(run_id="third").items.stored == 3
+
+
 def test_the_receipt_of_a_removed_book_counts_its_chapters_and_domains(bench: Workbench) -> None:
     bench.drop("ferry", chapter(1, rules=["Count twice."]))
     bench.ingest()
