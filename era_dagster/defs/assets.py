@@ -32,7 +32,7 @@ from era_dagster.pipeline.watch import RunReport
 from era_dagster.settings import Settings
 from era_dagster.storage.chapters import set_recorded
 from era_dagster.storage.database import Database
-from era_dagster.storage.drops import KnownChapter, find_chapters, pending_chapters
+from era_dagster.storage.drops import KnownChapter, find_chapters, pending_chapters, retired_chapter
 from era_dagster.storage.map_rows import DomainCount, domain_counts
 
 COMBINED_INDEX = "combined_index"
@@ -156,7 +156,7 @@ def _run(
     keys = list(config.chapters) or _partition_keys(context)
     note_taken(context.instance, context.run.run_id, keys, everything=not keys)
     if keys:
-        chapters, problems = _named(database, keys)
+        chapters, problems = _named(context, database, keys)
     else:
         chapters, problems = _everything_pending(context, config, settings, database, selected)
     for problem in problems:
@@ -236,25 +236,37 @@ def _run_metadata(report: RunReport | None, counts: Sequence[DomainCount]) -> di
 
 
 def _forget_retired(instance: dg.DagsterInstance, database: Database, chapters: Sequence[KnownChapter]) -> None:
-    """Remove the partitions of the chapters that left the input and whose rows are gone."""
-    gone = [chapter.partition_key for chapter in chapters if chapter.gone]
-    remaining = {chapter.partition_key for chapter in find_chapters(database, gone)} if gone else set[str]()
-    forget(instance, [key for key in gone if key not in remaining])
+    """Remove the partitions of the chapters that left the input, before the run or meanwhile, and whose rows are gone."""
+    keys = [chapter.partition_key for chapter in chapters]
+    remaining = {chapter.partition_key for chapter in find_chapters(database, keys)}
+    forget(instance, [key for key in keys if key not in remaining])
 
 
 def _partition_keys(context: dg.AssetExecutionContext) -> list[str]:
     return list(context.partition_keys) if context.has_partition_key or context.has_partition_key_range else []
 
 
-def _named(database: Database, keys: Sequence[str]) -> tuple[list[KnownChapter], list[str]]:
-    """The chapters a run names, and one sentence for those that nobody dropped (or that have left since)."""
+def _named(
+    context: dg.AssetExecutionContext, database: Database, keys: Sequence[str]
+) -> tuple[list[KnownChapter], list[str]]:
+    """The chapters a run names, and one sentence for those that nobody dropped (or that left before they were stored).
+
+    Those that another run removed since this one was requested are done already.
+    """
     found = find_chapters(database, keys)
-    missing = sorted(set(keys) - {chapter.partition_key for chapter in found})
+    missing = set(keys) - {chapter.partition_key for chapter in found}
     if not missing:
         return found, []
-    more = f" and {len(missing) - 10} more" if len(missing) > 10 else ""
-    return found, [
-        f"Not in the drop folder: {', '.join(missing[:10])}{more}; drop the book again, or remove the partition."
+    removed = missing & context.instance.get_materialized_partitions(dg.AssetKey(STAGES[0]))
+    for key in sorted(removed):
+        context.log.info(f"{key} has left the drop folder and is removed.")
+    chapters = [*found, *map(retired_chapter, sorted(removed))]
+    unknown = sorted(missing - removed)
+    if not unknown:
+        return chapters, []
+    more = f" and {len(unknown) - 10} more" if len(unknown) > 10 else ""
+    return chapters, [
+        f"Not in the drop folder: {', '.join(unknown[:10])}{more}; drop the book again, or remove the partition."
     ]
 
 

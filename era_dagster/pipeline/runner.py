@@ -17,6 +17,7 @@ from era_dagster.domain.doctrine import Chapter, Chunk, SourceChapter
 from era_dagster.domain.errors import (
     ChaptersFailed,
     ConfigurationError,
+    CorruptInput,
     EndpointRefused,
     EraError,
     PermanentError,
@@ -38,7 +39,7 @@ from era_dagster.storage.chapters import (
     write_chapter,
 )
 from era_dagster.storage.database import Database
-from era_dagster.storage.drops import KnownChapter
+from era_dagster.storage.drops import KnownChapter, find_chapters
 from era_dagster.storage.spaces import ensure_domain_tables
 
 T = TypeVar("T")
@@ -185,10 +186,21 @@ class ChapterRunner:
     async def _one(
         self, known: KnownChapter, stamps: Mapping[str, str | None] | None, work: Work, outcome: Outcome
     ) -> None:
-        if known.gone:
-            await self._in_thread(self._writers, lambda: retire_chapter(self._database, known.partition_key))
+        key = known.partition_key
+        if not known.gone:
+            try:
+                await self._bring(known, stamps, work, outcome)
+                return
+            except CorruptInput:
+                # Another run may have seen meanwhile that it left: then there is nothing wrong.
+                if not await self._in_thread(self._writers, lambda: _has_left(self._database, key)):
+                    raise
+        if await self._in_thread(self._writers, lambda: retire_chapter(self._database, key)) is not None:
             outcome.receipt.chapters_retired += 1
-            return
+
+    async def _bring(
+        self, known: KnownChapter, stamps: Mapping[str, str | None] | None, work: Work, outcome: Outcome
+    ) -> None:
         expected = work.rules.stamps(known.content_hash)
         stale = stale_stages(work.stages, expected, stamps)
         if not stale - {"minister_files"}:
@@ -339,6 +351,11 @@ def raise_failures(outcome: Outcome) -> None:
             f"{len(failed)} of {outcome.receipt.chapters_seen} chapters failed, the others are stored: {named}{more}",
             failures=failed,
         )
+
+
+def _has_left(database: Database, key: str) -> bool:
+    """Whether a look at the drop folder, by any run, has missed the chapter."""
+    return all(chapter.gone for chapter in find_chapters(database, [key]))
 
 
 def _concerns_every_chapter(error: EraError) -> bool:

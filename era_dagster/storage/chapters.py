@@ -132,7 +132,7 @@ def write_chapter(database: Database, write: ChapterWrite, *, registered_only: b
     chapter = write.chapter
     with database.connection() as connection:
         lock_chapter(connection, chapter.partition_key)
-        if registered_only and not _is_registered(connection, chapter.partition_key):
+        if registered_only and not _is_in_the_drop(connection, chapter.partition_key):
             raise CorruptInput(
                 f"{chapter.partition_key} left {write.path} while it was being worked on, so it is not stored.",
                 path=Path(write.path),
@@ -163,10 +163,15 @@ def write_chapter(database: Database, write: ChapterWrite, *, registered_only: b
     )
 
 
-def retire_chapter(database: Database, key: str) -> frozenset[str]:
-    """Remove a chapter that left the input from all tables; returns the domains whose files are due."""
+def retire_chapter(database: Database, key: str) -> frozenset[str] | None:
+    """Remove a chapter that left the input from all tables; returns the domains whose files are due.
+
+    None, and nothing is removed, when it has come back meanwhile.
+    """
     with database.connection() as connection:
         lock_chapter(connection, key)
+        if _is_in_the_drop(connection, key):
+            return None
         domains = {
             domain
             for (domain,) in connection.execute(
@@ -193,8 +198,8 @@ def lock_chapter(connection: psycopg.Connection, key: str) -> None:
     )
 
 
-def _is_registered(connection: psycopg.Connection, key: str) -> bool:
-    return connection.execute("SELECT FROM drop_chapters WHERE partition_key = %s", (key,)).rowcount > 0
+def _is_in_the_drop(connection: psycopg.Connection, key: str) -> bool:
+    return connection.execute("SELECT FROM drop_chapters WHERE partition_key = %s AND NOT gone", (key,)).rowcount > 0
 
 
 def _has_vector_tables(connection: psycopg.Connection) -> bool:

@@ -12,6 +12,7 @@ from typing import Any, Literal, LiteralString
 import psycopg
 from psycopg import sql
 
+from era_dagster.domain.identity import parse_partition_key
 from era_dagster.domain.stages import Stage
 from era_dagster.storage.chapters import STAMP_COLUMNS
 from era_dagster.storage.database import Database
@@ -32,6 +33,20 @@ class KnownChapter:
     attempts: int
     requested_at: float | None
     priority: int | None
+
+
+def retired_chapter(key: str) -> KnownChapter:
+    """A chapter that the register holds no longer; raises `ConfigurationError` for what is no partition key."""
+    return KnownChapter(
+        partition_key=key,
+        chapter=parse_partition_key(key)[1],
+        source_path="",
+        content_hash=b"",
+        gone=True,
+        attempts=0,
+        requested_at=None,
+        priority=None,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -40,6 +40,19 @@ def test_a_book_dropped_a_moment_before_is_waited_for_and_taken(desk: Desk) -> N
     assert desk.marked("minister_files") == {"level/0001", "level/0002"}
 
 
+def test_a_run_over_chapters_that_another_run_removed_before_it_began_is_a_success(desk: Desk) -> None:
+    """Two ingests at once after a book was taken away: the second failed over what the first had done."""
+    book = desk.drop("level", [1, 2])
+    desk.tick()
+    assert desk.execute().success
+    book.unlink()
+    desk.tick()
+    (request,) = desk.requested
+    assert desk.execute(request).success
+    assert desk.execute(request).success
+    assert desk.partitions() == []
+
+
 def test_a_file_that_cannot_be_read_fails_the_run_by_name_after_all_else_is_done(desk: Desk) -> None:
     broken = desk.drop("level", [1]).with_name("broken.json")
     broken.write_text('[{"chapter_index": 1,', encoding="utf-8")
