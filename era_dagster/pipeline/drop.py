@@ -6,7 +6,7 @@ all look through here, so that they agree on what there is.
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from era_dagster.domain.errors import ConfigurationError, CorruptInput
@@ -77,8 +77,9 @@ def look_at_drop(
     settling: Mapping[str, tuple[str, int]] | None = None,
     patient: bool = True,
     record: bool = True,
+    afresh: bool = False,
 ) -> DropLook:
-    """Look at `root` and record what is there; `record=False` only tells.
+    """Look at `root` and record what is there; `record=False` only tells, `afresh` reads unchanged sources too.
 
     `patient` leaves files alone that changed less than `settle_seconds` ago; `settling` is that of the previous look.
     The default drop folder is made when nothing was ever dropped into it. Raises `ConfigurationError` for a folder that
@@ -90,7 +91,7 @@ def look_at_drop(
     snapshot = scan_drop(root)
     plan = plan_drop(
         snapshot,
-        known,
+        {path: replace(source, signature="") for path, source in known.items()} if afresh else known,
         now_ns=time.time_ns(),
         settle_seconds=settings.settle_seconds if patient else 0.0,
         unsettled={path: Look(signature=seen, since_ns=since) for path, (seen, since) in (settling or {}).items()},

@@ -113,7 +113,7 @@ def mend(settings: Settings, database: Database, findings: Sequence[Finding]) ->
     forget_vectors(database, [bytes.fromhex(key) for key in _subjects(findings, "forget")])
     redo_chapters(database, _subjects(findings, "ingest"))
     for root in _roots(settings, database):
-        look_at_drop(settings, database, root, patient=False)
+        look_at_drop(settings, database, root, patient=False, afresh=True)
     return pending_chapters(database, stages=STAGES, suffixes=stamp_rules(settings, database).suffixes, root=None)
 
 
@@ -147,9 +147,9 @@ def _roots(settings: Settings, database: Database) -> list[Path]:
 
 def _new_in_the_drop(settings: Settings, database: Database) -> Iterable[Finding]:
     for root in _roots(settings, database):
-        look = look_at_drop(settings, database, root, patient=False, record=False)
+        look = look_at_drop(settings, database, root, patient=False, record=False, afresh=True)
         for said, keys in (
-            ("it is in the drop folder and was never looked at", look.new),
+            ("it is in the drop folder and not in the register", look.new),
             ("its source has changed since", look.changed),
             ("it left the drop folder", look.gone),
         ):

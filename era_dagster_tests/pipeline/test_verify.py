@@ -1,6 +1,7 @@
 """Every fault that verify knows is planted here; it must be named, and mending must make all agree again."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,6 +32,11 @@ def file(domain: str, name: str, content: bytes | None) -> Plant:
             path.write_bytes(content)
 
     return plant
+
+
+def never_dropped(bench: Workbench) -> None:
+    shutil.rmtree(bench.settings.drop_dir / "harbour")
+    sql("DELETE FROM drop_sources WHERE source_path LIKE '%harbour'")(bench)
 
 
 def filled(bench: Workbench) -> Workbench:
@@ -143,9 +149,17 @@ FAULTS: dict[str, tuple[Plant, set[str]]] = {
         sql("DELETE FROM chapter_chunks WHERE partition_key = 'ferry/0002'"),
         {"different_chunks", "orphan_vector", "different_count"},
     ),
-    "a chapter nobody dropped": (
+    "a chapter nobody dropped": (never_dropped, {"chapter_without_source"}),
+    "a chapter that the register forgot": (
         sql("DELETE FROM drop_chapters WHERE partition_key = 'harbour/0001'"),
-        {"chapter_without_source"},
+        {"not_ingested_yet"},
+    ),
+    "a chapter that all tables forgot": (
+        sql(
+            "WITH forgotten AS (DELETE FROM doctrine_sources WHERE partition_key = 'ferry/0002')"
+            " DELETE FROM drop_chapters WHERE partition_key = 'ferry/0002'"
+        ),
+        {"not_ingested_yet", "different_file"},
     ),
     "a letter about nothing": (
         sql(
