@@ -15,6 +15,7 @@ from typing import Any, Literal
 import platformdirs
 
 from era_dagster.domain.errors import ConfigurationError
+from era_dagster.domain.identity import safe_name
 
 Profile = Literal["local", "standard", "high_throughput"]
 ProviderName = Literal["ollama", "openai", "local"]
@@ -164,8 +165,16 @@ def without_secrets(url: str) -> str:
 
 
 def absolute(path: Path) -> Path:
-    """The path from the root without `..`, so that a folder has one name in the register; links keep theirs."""
-    return Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would rename linked folders
+    """The path from the root without `..`, so that a folder has one name in the register; links keep theirs.
+
+    Raises `ConfigurationError` for a name that is no Unicode, which no table and no message can hold.
+    """
+    name = os.path.abspath(path)  # noqa: PTH100 - resolve() would rename linked folders
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigurationError(f"The name {safe_name(name)} is not valid Unicode.", hint="Rename it.") from error
+    return Path(name)
 
 
 def _path(text: str) -> Path:

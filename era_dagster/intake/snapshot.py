@@ -7,6 +7,7 @@ input (raw text, checkpoints, logs, minister folders) is not in the snapshot, so
 import errno
 import os
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -51,8 +52,14 @@ def scan_drop(root: Path) -> tuple[SourceStat, ...]:
     """The sources under `root`, by name: its sub-folders and its `.json` files; `root` itself when it is a book or file.
 
     One level deep. Hidden and temporary names, by-products and links that lead back above themselves are passed over.
-    Raises `ConfigurationError` naming a root that is not there or cannot be listed: never an empty answer for it.
+    Raises `ConfigurationError` naming a root that is not there or cannot be listed: never an empty answer for it. The same
+    where this process would see other names than those that were recorded, and take every book for another.
     """
+    if sys.getfilesystemencoding() != "utf-8":
+        raise ConfigurationError(
+            f"File names are read as {sys.getfilesystemencoding()} here, not as UTF-8.",
+            hint="Set PYTHONUTF8=1, or a UTF-8 locale such as LC_ALL=C.UTF-8.",
+        )
     root = absolute(root)
     try:
         if root.is_file():

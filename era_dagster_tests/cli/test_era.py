@@ -97,6 +97,25 @@ def test_a_path_that_does_not_exist_is_named_with_exit_code_2(shell: Shell) -> N
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="there a name is Unicode")
+def test_a_path_whose_name_is_no_unicode_is_named_with_exit_code_2(shell: Shell) -> None:
+    (shell.folder / "caf\udce9.json").write_text("[]", encoding="utf-8")
+    done = shell.era("ingest", "caf\udce9.json")
+    assert done.returncode == 2
+    assert "caf\\udce9.json is not valid Unicode" in done.stderr
+
+
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="there names are UTF-8 in any locale")
+def test_a_locale_that_spells_names_otherwise_is_refused_and_removes_nothing(shell: Shell) -> None:
+    """In LC_ALL=C the same book had another name: it counted as gone, and its chapters were removed."""
+    write_book(shell.folder / "data" / "drop", "Café")
+    shell.json("ingest")
+    done = shell.era("ingest", LC_ALL="C", PYTHONUTF8="0")
+    assert done.returncode == 2
+    assert "PYTHONUTF8=1" in done.stderr
+    assert shell.json("ingest")["chapters"]["unchanged"] == 2
+
+
 def test_a_wrong_setting_is_named_with_exit_code_2(shell: Shell) -> None:
     done = shell.era("status", ERA_CHUNK_MAX_CHARS="many")
     assert done.returncode == 2
