@@ -22,6 +22,9 @@ class RepeatedKeys(dict[str, Any]):
 def read_bytes(file: Path) -> bytes:
     """The content of a file; raises `CorruptInput` when the system does not hand it out."""
     try:
+        # A pipe would be waited for, and a device read without end.
+        if file.exists() and not file.is_file():
+            raise CorruptInput(f"{file} is no regular file.", path=file, hint="Put a file in its place.")
         return file.read_bytes()
     except OSError as error:
         raise CorruptInput(

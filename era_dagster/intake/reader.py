@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from era_dagster.domain.doctrine import Note, SourceChapter
+from era_dagster.domain.errors import CorruptInput
 from era_dagster.domain.identity import DOCTRINE_FIELDS, LAST_CHAPTER, book_slug, partition_key, safe_name
 from era_dagster.intake.json_files import RepeatedKeys, as_list, kind_of, parse_json, read_bytes
 
@@ -309,12 +310,12 @@ def _priority(record: Any) -> int | None:
 
 
 def _priority_file(file: Path) -> tuple[Note | None, int | None]:
-    try:
-        content = file.read_bytes()[:64].decode("utf-8-sig", "replace").strip()
-    except FileNotFoundError:
+    if not file.exists():
         return None, None
-    except OSError as error:
-        return Note(code="bad_priority", message=f"{file.name} cannot be read, so it is ignored: {error}"), None
+    try:
+        content = read_bytes(file)[:64].decode("utf-8-sig", "replace").strip()
+    except CorruptInput as error:
+        return Note(code="bad_priority", message=f"{file.name} is ignored: {error.message}"), None
     sign = -1 if content.startswith("-") else 1
     number = _priority({"priority": content.removeprefix("-")})
     if number is None:

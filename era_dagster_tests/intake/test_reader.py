@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -192,6 +193,23 @@ def test_the_priority_file_is_read_or_noted(write_book: WriteBook, content: str,
     book = read_one(path)
     assert book.priority == priority
     assert [note.code for note in book.notes] == ([] if priority is not None else ["bad_priority"])
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes among the files")
+def test_what_is_no_regular_file_is_named_and_not_waited_for(write_book: WriteBook) -> None:
+    """A pipe that nobody writes to held up the look at the whole drop folder."""
+    book = write_book("Ferry", [text_record(1)], [doctrine_record(1, "B.")])
+    os.mkfifo(book / "priority")
+    (note,) = read_one(book).notes
+    assert (note.code, "priority is no regular file" in note.message) == ("bad_priority", True)
+    (book / "01_chapters.json").unlink()
+    os.mkfifo(book / "01_chapters.json")
+    with pytest.raises(CorruptInput, match=r"01_chapters\.json is no regular file"):
+        read_source(book)
+    (book / "01_chapters.json").unlink()
+    (book / "01_chapters.json").symlink_to("/dev/zero")
+    with pytest.raises(CorruptInput, match=r"01_chapters\.json is no regular file"):
+        read_source(book)
 
 
 def test_a_name_that_no_store_takes_is_written_with_escapes(drop: Path) -> None:
