@@ -182,7 +182,8 @@ def _path(text: str) -> Path:
 
 
 def _urls(text: str) -> tuple[str, ...]:
-    return tuple(part.strip().rstrip("/") for part in text.split(",") if part.strip())
+    # One server named twice would be two to the embedder, and get twice the requests.
+    return tuple(dict.fromkeys(part.strip().rstrip("/") for part in text.split(",") if part.strip()))
 
 
 def _choice(*allowed: str) -> Callable[[str], str]:

@@ -45,6 +45,11 @@ def test_a_latency_target_that_makes_no_sense_is_refused_by_name(value: str) -> 
         load_settings({"ERA_LATENCY_TARGET_SECONDS": value})
 
 
+def test_a_server_named_twice_is_one_server() -> None:
+    settings = load_settings({"ERA_EMBEDDING_URLS": "http://one:1, http://two, http://one:1/"})
+    assert settings.embedding_urls == ("http://one:1", "http://two")
+
+
 def test_settings_are_shown_without_the_secrets_inside_their_urls() -> None:
     urls = "http://user:s3cret@one:1/v1, user:s3@cret@two, http://three/?key=s3cret, http://four:4"
     shown = load_settings({"ERA_EMBEDDING_URLS": urls}).public()

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from era_dagster.cli.bench_search import bench_search
+from era_dagster.cli.options import Seconds
 from era_dagster.cli.output import FAILED, print_json, stderr, stdout
 from era_dagster.domain.errors import ConfigurationError
 
@@ -28,8 +29,8 @@ _TABLE_WIDTH = 150
     "--scenario", "names", multiple=True, metavar="NAME", help="Only this one, or a .json file of your own; repeatable."
 )
 @click.option("--list", "list_only", is_flag=True, help="Say which scenarios there are.")
-@click.option("--seconds", type=click.FloatRange(0.5), default=8.0, show_default=True, help="Measured time of each.")
-@click.option("--warm-up", type=click.FloatRange(0.0), default=3.0, show_default=True, help="Seconds before it.")
+@click.option("--seconds", type=Seconds(0.5), default=8.0, show_default=True, help="Measured time of each.")
+@click.option("--warm-up", type=Seconds(0.0), default=3.0, show_default=True, help="Seconds before it.")
 @click.option("--texts", type=click.IntRange(1), help="Measure so many texts instead of so many seconds.")
 @click.option(
     "--client",

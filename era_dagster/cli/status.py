@@ -5,6 +5,7 @@ from dataclasses import asdict
 import click
 
 from era_dagster.cli.knowledge_base import open_knowledge_base
+from era_dagster.cli.options import Seconds
 from era_dagster.cli.output import print_json, print_table, settings_from_environment, stdout
 from era_dagster.pipeline.checks import Check, Verdict, run_checks
 from era_dagster.storage.overview import Overview, overview
@@ -13,7 +14,7 @@ from era_dagster.storage.spaces import live_space
 
 @click.command()
 @click.option("--watch", is_flag=True, help="Show the runs that go now, until Ctrl-C; with --json a line each time.")
-@click.option("--every", type=click.FloatRange(0.1), default=2.0, show_default=True, help="Seconds between two looks.")
+@click.option("--every", type=Seconds(0.1), default=2.0, show_default=True, help="Seconds between two looks.")
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 def status(watch: bool, every: float, as_json: bool) -> int:
     """Show books, counts, the model, and everything that waits for attention."""

@@ -93,7 +93,15 @@ def test_a_sweep_names_the_best_fixed_setting(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [("--scenario", "nothing"), ("--client", "fixed"), ("--scenario", "missing.json"), ("--seconds", "0")]
+    "words",
+    [
+        ("--scenario", "nothing"),
+        ("--client", "fixed"),
+        ("--scenario", "missing.json"),
+        ("--seconds", "0"),
+        ("--seconds", "nan"),
+        ("--warm-up", "inf"),
+    ],
 )
 def test_wrong_use_is_named_with_exit_code_2(words: tuple[str, ...]) -> None:
     done = era_bench(*words)
