@@ -18,7 +18,7 @@ from era_dagster.pipeline.receipt import Receipt
 from era_dagster.pipeline.watch import chapters_done
 from era_dagster.settings import Settings, absolute
 from era_dagster.storage.database import Database, database_url
-from era_dagster.storage.drops import KnownChapter, pending_chapters
+from era_dagster.storage.drops import KnownChapter, count_chapters, pending_chapters
 from era_dagster.storage.migrations import migrate
 from era_dagster.storage.minister_files import render_due
 
@@ -51,7 +51,7 @@ def ingest_paths(settings: Settings, paths: list[Path], *, dry_run: bool = False
         if dry_run:
             return _tell_plan(looks, domain_moves(settings, database), as_json)
         pending = _pending(settings, database, roots)
-        known = sum(look.chapters for look in looks)
+        known = count_chapters(database, roots)
         if not pending:
             # Files that somebody deleted or that a killed run left behind need no run of the graph.
             render_due(database, settings.ministers_dir, None)

@@ -258,6 +258,17 @@ def registered_chapters(database: Database) -> list[KnownChapter]:
         return _chapters(connection, sql.SQL("true"), {})
 
 
+def count_chapters(database: Database, roots: Sequence[Path]) -> int:
+    """How many chapters the register holds of sources in these folders, each once, wherever the folders overlap."""
+    with database.connection() as connection:
+        row = connection.execute(
+            "SELECT count(*) FROM drop_chapters AS d JOIN drop_sources AS f USING (source_path)"
+            " WHERE NOT d.gone AND (f.folder = ANY(%(roots)s) OR f.source_path = ANY(%(roots)s))",
+            {"roots": [str(root) for root in roots]},
+        ).fetchone()
+    return row[0] if row else 0
+
+
 def source_paths(database: Database) -> list[Path]:
     """Where every recorded source lies, or lay."""
     with database.connection() as connection:

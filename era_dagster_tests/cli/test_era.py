@@ -67,6 +67,13 @@ def test_a_folder_named_by_way_of_its_parent_is_the_folder_it_is(shell: Shell) -
     assert shell.json("ingest", ERA_DROP_DIR="data/../shelf")["chapters"]["retired"] == 2
 
 
+def test_chapters_that_are_named_by_several_paths_are_counted_once(shell: Shell) -> None:
+    book = write_book(shell.folder / "shelf", "Level Book")
+    for stored, unchanged in ((2, 0), (0, 2)):
+        chapters = shell.json("ingest", "shelf", str(book), str(book))["chapters"]
+        assert (chapters["seen"], chapters["stored"], chapters["unchanged"]) == (2, stored, unchanged)
+
+
 def test_a_dry_run_tells_what_would_happen_and_changes_nothing(shell: Shell) -> None:
     write_book(shell.folder / "data" / "drop", "Level Book")
     plan = shell.json("ingest", "--dry-run")
