@@ -1,11 +1,13 @@
 """What one run of the graph leaves behind when not all of it goes well, and whom it names."""
 
+import asyncio
 import os
 from pathlib import Path
 
 import dagster as dg
 import pytest
 
+from era_dagster.defs.failures import as_dagster_failures
 from era_dagster.defs.instance import open_instance
 from era_dagster.defs.runs import EVERYTHING_PENDING, TAKES_TAG
 from era_dagster.domain.errors import ConfigurationError
@@ -21,6 +23,20 @@ def failure_of(result: dg.ExecuteInProcessResult) -> str:
     assert data.user_failure_data is not None
     assert data.user_failure_data.description is not None
     return data.user_failure_data.description
+
+
+def test_an_interrupt_that_reaches_a_task_of_the_run_is_still_an_interrupt() -> None:
+    """Ctrl-C while a text was being prepared ended as "unhandled errors in a TaskGroup", with the exit code of a failure."""
+
+    async def interrupted() -> None:
+        raise dg.DagsterExecutionInterruptedError
+
+    async def run() -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(interrupted())
+
+    with pytest.raises(dg.DagsterExecutionInterruptedError), as_dagster_failures():
+        asyncio.run(run())
 
 
 def test_everything_pending_looks_at_the_drop_folder_first(desk: Desk) -> None:
