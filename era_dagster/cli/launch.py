@@ -55,12 +55,18 @@ def _execute(instance: dg.DagsterInstance, defs: dg.Definitions, job: str, confi
     )
     if result.success:
         return LaunchResult(run_id=result.run_id, failure=None)
+    # A run may be interrupted before its first step too.
+    if any(
+        event.is_job_failure
+        and event.job_failure_data.error is not None
+        and event.job_failure_data.error.cls_name == dg.DagsterExecutionInterruptedError.__name__
+        for event in result.all_events
+    ):
+        return LaunchResult(run_id=result.run_id, failure=STOPPED)
     for event in result.get_step_failure_events():
         data = event.step_failure_data
         if data.user_failure_data is not None and data.user_failure_data.description:
             return LaunchResult(run_id=result.run_id, failure=data.user_failure_data.description)
-        if data.error is not None and data.error.cls_name == dg.DagsterExecutionInterruptedError.__name__:
-            return LaunchResult(run_id=result.run_id, failure=STOPPED)
         if data.error is not None:
             return LaunchResult(run_id=result.run_id, failure=data.error.message.strip())
     return LaunchResult(run_id=result.run_id, failure="The run failed before its first step.")
