@@ -203,7 +203,7 @@ class EndpointController:
         self._heard_at, self._silence_broken = now, False
         if headers:
             self._pacer.announced(now, ticket.sent, announced_allowances(headers))
-        if tokens is not None:
+        if tokens is not None and not ticket.probe:
             self._pacer.counted(estimated=ticket.tokens, counted=tokens)
         if outcome is Outcome.SUCCESS and not ticket.probe and not late:
             self._tell(now, self._limit.succeeded(now, ticket.number, items=ticket.items))

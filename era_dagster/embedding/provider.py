@@ -49,9 +49,6 @@ SPARE_ANSWER_BYTES = 1 << 20
 LONGEST_ERROR_BYTES = 16_384
 """So much of an error is read. Only its first words are kept, and some servers echo the whole request in it."""
 
-MOST_TOKENS = 2**31
-"""No request has as many: a larger count is none, and an account that believed it would overflow."""
-
 LIMITS_PREFIX = "x-ratelimit-"
 
 LOADING_FACTOR = 3.0
@@ -84,9 +81,13 @@ class Identified:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
-    """A JSON object that a server answered, and those of its headers that tell its limits (`x-ratelimit-*`)."""
+    """A JSON object that a server answered, and those of its headers that tell its limits (`x-ratelimit-*`).
+
+    `asked_bytes`: the length of the request's body.
+    """
 
     content: Mapping[str, Any]
+    asked_bytes: int
     limits: Mapping[str, str]
 
 
@@ -115,14 +116,17 @@ def first_dimension(answer: Answer | Verdict) -> int | Verdict:
 
 
 def answered(asked: Asked, reply: Reply, rows: Any, count: int, tokens: Any) -> Answer | Verdict:
-    """The rows of a reply as an `Answer`. Where they are no vectors the server failed: that says nothing of one text."""
+    """The rows of a reply as an `Answer`. Where they are no vectors the server failed: that says nothing of one text.
+
+    A count of more `tokens` than the request has bytes is none: the pace would follow it.
+    """
     try:
         vectors = matrix(rows, count)
     except BadVectors as error:
         said = reply.content.get("error")
         words = f" It says: {said_of({'error': said}, asked.key).text}." if said else ""
         return Verdict(error=EndpointUnavailable(f"{asked}: {error.message}{words}"), outcome=Outcome.FAILED)
-    tokens = tokens if type(tokens) is int and 0 < tokens < MOST_TOKENS else None
+    tokens = tokens if type(tokens) is int and 0 < tokens <= reply.asked_bytes else None
     return Answer(vectors=vectors, tokens=tokens, limits=reply.limits)
 
 
@@ -197,7 +201,7 @@ class HttpEndpoint:
         if parsed is None:
             return unreadable(self.asked, body)
         limits = {name: value for name, value in response.headers.items() if name.startswith(LIMITS_PREFIX)}
-        return Reply(content=parsed, limits=limits)
+        return Reply(content=parsed, limits=limits, asked_bytes=0 if content is None else len(content))
 
     def _new_client(self) -> httpx.AsyncClient:
         try:

@@ -11,6 +11,8 @@ from era_dagster.control.outcome import Outcome
 from era_dagster.control.retry import RetryPolicy
 from era_dagster.control.trace import TraceRecord
 
+TOKEN_HEADERS = [f"x-ratelimit-{part}-tokens" for part in ("limit", "remaining", "reset")]
+
 
 def controller(*, limit: int = 4, items: int = 8, rate: float | None = None) -> EndpointController:
     return EndpointController(Ceilings(concurrency=limit, items=items), patience_seconds=120.0, items_per_second=rate)
@@ -170,6 +172,18 @@ def test_a_pause_longer_than_the_patience_gives_the_endpoint_up_at_once() -> Non
     gate = controller()
     gate.completed(1.0, send(gate, 0.0), Outcome.RATE_LIMITED, retry_after_seconds=3600.0)
     assert gate.given_up_at == -math.inf
+
+
+def test_what_a_probe_counts_does_not_change_what_is_thought_of_other_texts() -> None:
+    rates: list[float | None] = []
+    for counted in (None, 11):
+        gate, headers = controller(), dict(zip(TOKEN_HEADERS, ("1000", "900", "10s"), strict=True))
+        gate.completed(0.1, gate.started(0.0, items=1, tokens=1, probe=True), Outcome.SUCCESS, tokens=counted)
+        gate.completed(0.2, send(gate, 0.1), Outcome.SUCCESS, headers=headers)
+        send(gate, 0.2)
+        rates.append(gate.rate)
+    assert rates[0] is not None
+    assert rates[0] == rates[1]
 
 
 def test_time_nobody_tried_is_not_held_against_the_endpoint() -> None:

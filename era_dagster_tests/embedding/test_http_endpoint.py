@@ -204,7 +204,7 @@ def test_a_connection_half_closed_inside_a_body_is_a_failure_at_once() -> None:
     assert connections == 2
 
 
-@pytest.mark.parametrize("count", ["9" * 400, "-5", "0", "true", "1e400", '"7"', "[7]"])
+@pytest.mark.parametrize("count", ["9" * 400, "-5", "0", "true", "1e400", '"7"', "[7]", "1000"])
 def test_a_count_of_tokens_that_cannot_be_meant_is_none_and_the_vectors_stay(count: str) -> None:
     (answer,), _ = ask(whole(GOOD[:-1] + b',"prompt_eval_count":' + count.encode() + b"}"))
     assert isinstance(answer, Answer)
