@@ -10,6 +10,7 @@ import ssl
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from typing import Any, Protocol, cast
 
 import httpx
@@ -194,7 +195,7 @@ class HttpEndpoint:
         finally:
             self._idle.append(client)
         if not response.is_success:
-            return classify(self.asked, response.status_code, response.headers, body)
+            return classify(self.asked, response.status_code, response.headers, body, datetime.now(UTC))
         if len(body) > most_bytes:
             return oversized(self.asked, most_bytes)
         parsed = json_object(body)

@@ -138,11 +138,16 @@ class Said:
         return _MISSING_CODE in self.codes or _MODEL_MISSING.search(self.words) is not None
 
 
-def classify(asked: Asked, status: int, headers: Mapping[str, str], body: bytes) -> Verdict:
-    """The verdict on an answer that is not 2xx. `headers` must compare names without case, as httpx's do."""
+def classify(
+    asked: Asked, status: int, headers: Mapping[str, str], body: bytes, received_at: datetime | None = None
+) -> Verdict:
+    """The verdict on an answer that is not 2xx. `headers` must compare names without case, as httpx's do.
+
+    `received_at`, by the clock of this machine, is what a date is compared with where the answer has none of its own.
+    """
     said = said_in(body, asked.key)
     answer = f"{asked} answered {status}{': ' + said.text if said.text else ''}"
-    wait = retry_after_seconds(headers)
+    wait = retry_after_seconds(headers, received_at)
     kind = _kind(status, said)
     if status == 429 and ("retry-after" in headers or "retry-after-ms" in headers):
         kind = EndpointBusy  # whoever says when to come back is no refusal for good
@@ -351,11 +356,12 @@ def excerpt(text: str, key: str = "") -> str:
     return line.rstrip(".") if not line.endswith("...") else line
 
 
-def retry_after_seconds(headers: Mapping[str, str]) -> float | None:
+def retry_after_seconds(headers: Mapping[str, str], received_at: datetime | None = None) -> float | None:
     """How long the server asks to wait; None where it does not say, or not legibly.
 
     Read from `retry-after-ms`, or from `Retry-After` as seconds or as an HTTP date. A date is taken relative to the
-    answer's own `Date`: no clock of ours, and no skew between the two machines. Of a header that came twice the first counts.
+    answer's own `Date`, so that the two machines may have different clocks; to `received_at` where it has none. Of a header
+    that came twice the first counts.
     """
     milliseconds = _seconds(headers.get("retry-after-ms", ""))
     if milliseconds is not None:
@@ -364,7 +370,7 @@ def retry_after_seconds(headers: Mapping[str, str]) -> float | None:
     seconds = _seconds(value)
     if seconds is not None:
         return seconds
-    until, now = _date(value), _date(headers.get("date", ""))
+    until, now = _date(value), _date(headers.get("date", "")) or received_at
     if until is None or now is None:
         return None
     return max(0.0, (until - now).total_seconds())

@@ -6,6 +6,7 @@ import time
 import tracemalloc
 import zlib
 from collections.abc import Awaitable, Callable
+from email.utils import formatdate
 
 import httpx
 import orjson
@@ -202,6 +203,15 @@ def test_a_connection_half_closed_inside_a_body_is_a_failure_at_once() -> None:
     assert "closed connection" in failure(first)[2]
     assert isinstance(second, Answer)
     assert connections == 2
+
+
+def test_a_moment_to_come_back_is_read_also_in_an_answer_without_a_date() -> None:
+    headers = [f"Retry-After: {formatdate(time.time() + wait, usegmt=True)}" for wait in (3600.0, -3600.0)]
+    later, before = ask(whole(b"", headers[0], status=429), whole(b"", headers[1], status=503))[0]
+    assert isinstance(later, Verdict)
+    assert later.retry_after_seconds == pytest.approx(3600.0, abs=600.0)
+    assert isinstance(before, Verdict)
+    assert before.retry_after_seconds == 0.0
 
 
 @pytest.mark.parametrize("count", ["9" * 400, "-5", "0", "true", "1e400", '"7"', "[7]", "1000"])

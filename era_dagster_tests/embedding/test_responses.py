@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable
+from datetime import UTC, datetime
 
 import httpx
 import orjson
@@ -352,3 +353,13 @@ def test_an_error_that_echoes_the_input_is_cut() -> None:
 )
 def test_the_wait_a_server_asks_for_is_read_in_every_form(headers: dict[str, str], seconds: float | None) -> None:
     assert retry_after_seconds(httpx.Headers(headers)) == seconds
+
+
+@pytest.mark.parametrize(
+    ("date", "seconds"),
+    [({}, 10.0), ({"Date": "soon"}, 10.0), ({"Date": "Wed, 21 Oct 2026 07:28:07 GMT"}, 3.0)],
+)
+def test_a_date_is_compared_with_our_clock_where_the_answer_has_none(date: dict[str, str], seconds: float) -> None:
+    headers = httpx.Headers({"Retry-After": "Wed, 21 Oct 2026 07:28:10 GMT", **date})
+    received_at = datetime(2026, 10, 21, 7, 28, 0, tzinfo=UTC)
+    assert classify(ASKED, 429, headers, b"", received_at).retry_after_seconds == seconds
