@@ -50,7 +50,7 @@ _STRING_OR_FIELD = re.compile(
     re.DOTALL,
 )
 _WORDS_FIELDS = frozenset({"msg", "message", "error", "detail"})
-_CODE_FIELDS = ("code", "type")
+_CODE_FIELDS = ("code", "type", "status")
 _ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|(.))", re.DOTALL)
 
 _TOO_LONG = re.compile(
@@ -89,6 +89,9 @@ _OUR_FAULT = re.compile(
 )
 _MISSING_CODE = "model_not_found"
 _REFUSING_CODES = frozenset({_MISSING_CODE, "invalid_api_key"})
+
+_FOR_NOW_CODES = frozenset({"rate_limit_exceeded", "rate_limit_error", "too_many_requests", "RESOURCE_EXHAUSTED"})
+"""A rate limit, in the words of OpenAI, Anthropic, gateways and Google. Some send it with 400 or 403."""
 
 _NO_MONEY = "insufficient_quota"
 """OpenAI's code for an account without money. Words tell nothing: Gemini says "exceeded your current quota, please check your
@@ -148,13 +151,12 @@ def classify(
     said = said_in(body, asked.key)
     answer = f"{asked} answered {status}{': ' + said.text if said.text else ''}"
     wait = retry_after_seconds(headers, received_at)
-    kind = _kind(status, said)
-    if status == 429 and ("retry-after" in headers or "retry-after-ms" in headers):
-        kind = EndpointBusy  # whoever says when to come back is no refusal for good
+    limited = _is_rate_limit(status, said, back="retry-after" in headers or "retry-after-ms" in headers)
+    kind = EndpointBusy if limited else _kind(status, said)
     if kind is EndpointRefused:
         return Verdict(error=EndpointRefused(f"{answer}.", hint=_hint(asked, status, said)), outcome=Outcome.TEXTS)
     if kind is EndpointBusy:
-        outcome = Outcome.RATE_LIMITED if status == 429 else Outcome.OVERLOADED
+        outcome = Outcome.RATE_LIMITED if limited else Outcome.OVERLOADED
         error = EndpointBusy(f"{answer}.", retry_after_seconds=wait)
         return Verdict(error=error, outcome=outcome, retry_after_seconds=wait, headers=headers)
     if kind is EndpointUnavailable:
@@ -163,9 +165,14 @@ def classify(
     return Verdict(error=kind(f"{answer}."), outcome=Outcome.TOO_LARGE if too_large else Outcome.TEXTS)
 
 
-def _kind(status: int, said: Said) -> type[EraError]:
+def _is_rate_limit(status: int, said: Said, *, back: bool) -> bool:
+    """`back`: it says when to come back, as no refusal for good does."""
     if status == 429:
-        return EndpointRefused if _NO_MONEY in said.codes else EndpointBusy
+        return back or _NO_MONEY not in said.codes
+    return status in (400, 403) and (back or not _FOR_NOW_CODES.isdisjoint(said.codes))
+
+
+def _kind(status: int, said: Said) -> type[EraError]:
     if status == 503:
         return EndpointBusy
     if status == 413:

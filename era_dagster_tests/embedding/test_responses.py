@@ -284,6 +284,45 @@ def test_a_429_that_says_when_to_come_back_is_a_rate_limit_whatever_else_it_says
     assert (type(verdict.error), verdict.outcome) == (EndpointBusy, Outcome.RATE_LIMITED)
 
 
+LIMITED = [
+    {"error": {"message": "Rate limit reached for requests", "type": "requests", "code": "rate_limit_exceeded"}},
+    [{"error": {"code": 403, "message": "Quota exceeded", "status": "RESOURCE_EXHAUSTED"}}],
+    {"type": "error", "error": {"type": "rate_limit_error", "message": "slow down"}},
+    {
+        "error": {
+            "message": f"litellm.RateLimitError: XException - { ({'error': {'message': 'slow', 'code': 'too_many_requests'}}) }"
+        }
+    },
+]
+
+
+@pytest.mark.parametrize("status", [400, 403])
+@pytest.mark.parametrize("content", LIMITED)
+def test_a_rate_limit_that_comes_with_400_or_403_is_told_by_its_code(status: int, content: object) -> None:
+    verdict = classify(ASKED, status, httpx.Headers(), orjson.dumps(content))
+    assert (type(verdict.error), verdict.outcome) == (EndpointBusy, Outcome.RATE_LIMITED)
+
+
+@pytest.mark.parametrize("status", [400, 403])
+def test_a_400_or_403_that_says_when_to_come_back_is_a_rate_limit(status: int) -> None:
+    verdict = classify(ASKED, status, httpx.Headers({"Retry-After": "7"}), b'{"message":"a secondary rate limit"}')
+    assert (type(verdict.error), verdict.outcome) == (EndpointBusy, Outcome.RATE_LIMITED)
+    assert verdict.retry_after_seconds == 7.0
+
+
+@pytest.mark.parametrize("status", [401, 402, 404, 405])
+def test_no_other_refusal_becomes_a_rate_limit_by_a_code_or_by_saying_when_to_come_back(status: int) -> None:
+    for content in LIMITED:
+        verdict = classify(ASKED, status, httpx.Headers({"Retry-After": "7"}), orjson.dumps(content))
+        assert type(verdict.error) is EndpointRefused
+
+
+def test_the_words_of_a_rate_limit_are_no_code() -> None:
+    for status, kind in ((403, EndpointRefused), (400, TextsRejected)):
+        body = orjson.dumps({"error": {"message": "rate_limit_exceeded RESOURCE_EXHAUSTED", "code": "other"}})
+        assert type(classify(ASKED, status, httpx.Headers(), body).error) is kind
+
+
 def test_an_error_in_a_list_is_read_like_one_alone() -> None:
     body = orjson.dumps([{"error": {"code": 429, "message": "Quota exceeded", "status": "RESOURCE_EXHAUSTED"}}])
     assert said_in(body).text == "Quota exceeded, 429"
