@@ -13,6 +13,10 @@ from era_dagster.domain.errors import ConfigurationError
 from era_dagster.embedding.model_profile import ModelProfile, model_profile
 from era_dagster.settings import ProviderName, Settings
 
+LOADING_FACTOR = 3.0
+"""A request that may have to wait until the server has loaded the model gets this many ordinary time-outs: a cold load
+takes 10 to 20 s, minutes on a slow disk."""
+
 _IN_A_HEADER = re.compile(r"[!-~]+( [!-~]+)*")
 
 
@@ -66,6 +70,12 @@ class EmbedderConfig:
             raise ConfigurationError("The ceilings of the embedder must be at least 1.")
         if self.latency_target_seconds <= 0:
             raise ConfigurationError("The latency target must be above 0.")
+
+    @property
+    def loading_timeout_seconds(self) -> float:
+        """The time-out of a request that may have to wait for the model: no longer than the patience with a silent server."""
+        longest = min(LOADING_FACTOR * self.request_timeout_seconds, self.retry_budget_seconds)
+        return max(self.request_timeout_seconds, longest)
 
     @property
     def profile(self) -> ModelProfile:

@@ -178,7 +178,7 @@ class Embedder:
         """Start every request the controllers allow; returns when to look again if nothing happens before."""
         if not len(self._ledger):
             return math.inf
-        wake_at = max(endpoint.controller.given_up_at for endpoint in self._endpoints)
+        wake_at = self._given_up_at
         if now >= wake_at:
             if wake_at == -math.inf and (self._requests or not self._queue.pending):
                 return math.inf  # what is under way, or in the cache's hands, may be all that is left
@@ -245,7 +245,9 @@ class Embedder:
         elif batch.doubled and not isinstance(answer.error, EndpointRefused):
             pass  # its texts are on their way once more
         elif isinstance(answer.error, TransientError):
-            self._retries.failed(batch, answer, self._now(), url=endpoint.provider.url, alone=ticket.alone)
+            now, url = self._now(), endpoint.provider.url
+            over = now >= self._given_up_at
+            self._retries.failed(batch, answer, now, url=url, alone=ticket.alone, patience_is_over=over)
         elif isinstance(answer.error, EndpointRefused):
             self._stop(answer.error)
         else:
@@ -344,6 +346,11 @@ class Embedder:
             self._retries.rejected(text, error, self._now(), url=url, open_at=self._open_at)
         else:
             self._queue.again(text, self._now())
+
+    @property
+    def _given_up_at(self) -> float:
+        """When the patience with the last endpoint ends."""
+        return max(endpoint.controller.given_up_at for endpoint in self._endpoints)
 
     @property
     def _open_at(self) -> frozenset[str]:

@@ -18,7 +18,7 @@ from era_dagster.embedding.config import EmbedderConfig
 from era_dagster.embedding.local import LocalProvider
 from era_dagster.embedding.ollama import OllamaProvider
 from era_dagster.embedding.openai import OpenAIProvider
-from era_dagster.embedding.provider import LOADING_FACTOR, Answer, Provider
+from era_dagster.embedding.provider import Answer, Provider
 from era_dagster.embedding.report import EndpointStats
 from era_dagster.embedding.responses import Verdict
 from era_dagster.embedding.work import Batch
@@ -30,14 +30,14 @@ class Endpoint:
     `last_error` is the last failure's message. `travelling`: the batches under way, by the number of their ticket.
     """
 
-    def __init__(self, provider: Provider, controller: EndpointController, *, request_timeout_seconds: float) -> None:
+    def __init__(self, config: EmbedderConfig, provider: Provider, controller: EndpointController) -> None:
         self.provider = provider
         self.controller = controller
         self.loading = True
         self.delivered = False
         self.last_error = ""
         self.travelling: dict[int, Batch] = {}
-        self._request_timeout_seconds = request_timeout_seconds
+        self._config = config
 
     @property
     def why_not(self) -> str:
@@ -49,7 +49,7 @@ class Endpoint:
     @property
     def timeout_seconds(self) -> float:
         """How long the next request may take."""
-        return self._request_timeout_seconds * (LOADING_FACTOR if self.loading else 1.0)
+        return self._config.loading_timeout_seconds if self.loading else self._config.request_timeout_seconds
 
     def learn(self, now: float, ticket: Ticket, answer: Answer | Verdict) -> None:
         """Tell the controller how a request ended."""
@@ -104,6 +104,7 @@ def open_endpoints(
     pace = config.max_items_per_second
     return [
         Endpoint(
+            config,
             provider,
             EndpointController(
                 ceilings,
@@ -111,7 +112,6 @@ def open_endpoints(
                 items_per_second=None if pace is None else pace / len(providers),
                 trace=None if trace is None else partial(trace, provider.url),
             ),
-            request_timeout_seconds=config.request_timeout_seconds,
         )
         for provider in providers
     ]

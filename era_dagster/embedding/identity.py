@@ -86,7 +86,7 @@ async def _ask(
     found: Identified | None = None
     while True:
         if found is None:
-            answer = await endpoint.provider.identify(config.request_timeout_seconds)
+            answer = await endpoint.provider.identify(config.request_timeout_seconds, config.loading_timeout_seconds)
             if isinstance(answer, Identified):
                 found = answer
                 continue

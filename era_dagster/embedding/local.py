@@ -48,7 +48,7 @@ class LocalProvider:
         vectors, tokens = await asyncio.to_thread(embed_whole, await self._model(), texts)
         return Answer(vectors=vectors, tokens=tokens)
 
-    async def identify(self, timeout_seconds: float) -> Identified | Verdict:
+    async def identify(self, timeout_seconds: float, loading_timeout_seconds: float) -> Identified | Verdict:
         """Its dimension; the digest is that of its weights."""
         answer = await self.embed([CANARY], timeout_seconds)
         if isinstance(answer, Verdict):

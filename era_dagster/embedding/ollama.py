@@ -12,7 +12,6 @@ from era_dagster.domain.errors import EndpointUnavailable
 from era_dagster.embedding.model_profile import canonical_model_name
 from era_dagster.embedding.provider import (
     CANARY,
-    LOADING_FACTOR,
     Answer,
     HttpEndpoint,
     Identified,
@@ -60,12 +59,12 @@ class OllamaProvider:
         rows, tokens = reply.content.get("embeddings"), reply.content.get("prompt_eval_count")
         return answered(self._endpoint.asked, reply, rows, len(texts), tokens)
 
-    async def identify(self, timeout_seconds: float) -> Identified | Verdict:
+    async def identify(self, timeout_seconds: float, loading_timeout_seconds: float) -> Identified | Verdict:
         """Version, digest and dimension. The embedding decides: a server may hide its lists behind a proxy."""
         version = await self._endpoint.get("/api/version", timeout_seconds)
         if isinstance(version, Verdict) and isinstance(version.error, EndpointUnavailable):
             return version
-        dimension = first_dimension(await self.embed([CANARY], LOADING_FACTOR * timeout_seconds))
+        dimension = first_dimension(await self.embed([CANARY], loading_timeout_seconds))
         if isinstance(dimension, Verdict):
             return dimension
         listed = await self._endpoint.get("/api/tags", timeout_seconds)

@@ -11,7 +11,6 @@ import httpx
 
 from era_dagster.embedding.provider import (
     CANARY,
-    LOADING_FACTOR,
     Answer,
     HttpEndpoint,
     Identified,
@@ -49,9 +48,9 @@ class OpenAIProvider:
         tokens = usage.get("total_tokens") if isinstance(usage, dict) else None
         return answered(self._endpoint.asked, reply, _rows(reply.content.get("data")), len(texts), tokens)
 
-    async def identify(self, timeout_seconds: float) -> Identified | Verdict:
+    async def identify(self, timeout_seconds: float, loading_timeout_seconds: float) -> Identified | Verdict:
         """The dimension, by one short text; this dialect tells neither digest nor version."""
-        dimension = first_dimension(await self.embed([CANARY], LOADING_FACTOR * timeout_seconds))
+        dimension = first_dimension(await self.embed([CANARY], loading_timeout_seconds))
         if isinstance(dimension, Verdict):
             return dimension
         return Identified(dimension=dimension, digest=None, server_version=None)

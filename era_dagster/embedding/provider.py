@@ -52,10 +52,6 @@ LONGEST_ERROR_BYTES = 16_384
 
 LIMITS_PREFIX = "x-ratelimit-"
 
-LOADING_FACTOR = 3.0
-"""A request that may have to wait until the server has loaded the model gets this many ordinary time-outs: a cold load
-takes 10 to 20 s, minutes on a slow disk."""
-
 _GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
 
 
@@ -104,8 +100,8 @@ class Provider(Protocol):
         """Ask once for the vectors of `texts`, as they are."""
         ...
 
-    async def identify(self, timeout_seconds: float) -> Identified | Verdict:
-        """Ask which model answers; `timeout_seconds` for each ordinary request, longer for the first vector."""
+    async def identify(self, timeout_seconds: float, loading_timeout_seconds: float) -> Identified | Verdict:
+        """Ask which model answers; `timeout_seconds` for each ordinary request, the other for the first vector."""
         ...
 
     async def close(self) -> None: ...

@@ -49,10 +49,12 @@ class Retries:
         else:
             self._refusals.pop(url, None)
 
-    def failed(self, batch: Batch, verdict: Verdict, now: float, *, url: str, alone: bool) -> None:
+    def failed(
+        self, batch: Batch, verdict: Verdict, now: float, *, url: str, alone: bool, patience_is_over: bool
+    ) -> None:
         """The endpoint failed or refused: later, in halves when its company may be what fails; at last it is given up.
 
-        `alone`: it was the only request that was allowed to go.
+        `alone`: it was the only request that was allowed to go. `patience_is_over`: with every endpoint, by no text's fault.
         """
         self.said_no(url, verdict)
         if isinstance(verdict.error, EndpointBusy):
@@ -64,7 +66,7 @@ class Retries:
             self._refused(batch, verdict, first_sent_at, seconds, url=url, alone=alone)
             return
         batch.failures += 1
-        exhausted = self._policy.is_exhausted(failures=batch.failures, seconds=seconds)
+        exhausted = not patience_is_over and self._policy.is_exhausted(failures=batch.failures, seconds=seconds)
         again_at = now + self._policy.delay_seconds(batch.failures, self._random.random())
         if len(batch.items) > 1 and (exhausted or batch.failures >= FAILURES_TO_SPLIT):
             self._queue.again_in_halves(batch, again_at)
