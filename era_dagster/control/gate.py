@@ -16,6 +16,7 @@ from era_dagster.control.evidence import Sent
 from era_dagster.control.limit import AdaptiveLimit, Judgement
 from era_dagster.control.measure import Measurement
 from era_dagster.control.outcome import Outcome
+from era_dagster.control.patience import Patience
 from era_dagster.control.rate import Load, Pacer, Throttle
 from era_dagster.control.trace import Mode, TraceRecord
 
@@ -81,10 +82,8 @@ class EndpointController:
         self._crowded = False
         self._throttle = Throttle()
         self._breaker = Breaker()
-        self._patience_seconds = patience_seconds
+        self._patience = Patience(patience_seconds)
         self._trace = trace
-        self._failing_since: float | None = None
-        self._well_at = -math.inf
         self._probing = False
         self._probes = 0
         self._tickets: dict[int, Ticket] = {}
@@ -223,9 +222,8 @@ class EndpointController:
         if outcome in (Outcome.SUCCESS, Outcome.TEXTS, Outcome.TOO_LARGE):
             self._answered(now, ticket)
             return
-        if self._failing_since is None:
-            # Others may have been answered while this one was under way.
-            self._failing_since = max(ticket.sent_at, self._well_at)
+        hungry = not ticket.probe and outcome is not Outcome.RATE_LIMITED
+        self._patience.failed(sent_at=ticket.sent_at, hungry=hungry)
         if outcome is Outcome.RATE_LIMITED or retry_after_seconds is not None:
             self._refused(now, ticket, outcome, retry_after_seconds)
         if outcome is Outcome.RATE_LIMITED:
@@ -245,7 +243,7 @@ class EndpointController:
         self._breaker.succeeded()
         if self._throttle.succeeded(sent_at=ticket.sent_at):
             self._record(now, "it takes requests again")
-        self._failing_since, self._well_at = None, now
+        self._patience.answered(now, text=not ticket.probe)
 
     def _refused(self, now: float, ticket: Ticket, outcome: Outcome, retry_after_seconds: float | None) -> None:
         first = self._throttle.refused(now, sent_at=ticket.sent_at, retry_after_seconds=retry_after_seconds)
@@ -317,24 +315,19 @@ class EndpointController:
 
     def woken(self, now: float) -> None:
         """Work came after a rest: the time nobody tried does not count as the endpoint's failure."""
-        self._well_at = now
-        if self._failing_since is not None:
-            self._failing_since = now
+        self._patience.woken(now)
 
     @property
     def given_up_at(self) -> float:
         """When its patience ends; minus infinite if it announced a longer pause, infinite while it answers."""
         if self.announces_long_wait:
             return -math.inf
-        if self._failing_since is None:
-            return math.inf
-        end = self._failing_since + self._patience_seconds
-        return -math.inf if self._throttle.announced_until > end else end
+        return self._patience.ends_at(self._throttle.announced_until)
 
     @property
     def announces_long_wait(self) -> bool:
         """Whether the server's own account of its limits gives nothing for longer than its patience."""
-        return self._pacer.announced_empty_until > self._well_at + self._patience_seconds
+        return self._pacer.announced_empty_until > self._patience.well_at + self._patience.seconds
 
     @property
     def mode(self) -> Mode:

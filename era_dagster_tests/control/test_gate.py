@@ -152,6 +152,19 @@ def test_patience_does_not_count_from_before_others_were_answered() -> None:
     assert gate.given_up_at == 170.0 + 120.0
 
 
+def test_texts_of_our_own_that_are_answered_do_not_hold_a_server_that_takes_no_other_for_longer_than_twice() -> None:
+    gate, now = controller(), 0.0
+    while now < gate.given_up_at:
+        ticket = send(gate, now)
+        gate.completed(now + 0.5, ticket, Outcome.SUCCESS if ticket.probe else Outcome.FAILED)
+        decision = gate.admit(now + 0.5, 100)
+        now = decision.at if isinstance(decision, WaitUntil) else now + 0.5
+    assert 240.0 <= now <= 241.0
+    gate.completed(now, send(gate, now), Outcome.SUCCESS)
+    gate.completed(now, send(gate, now), Outcome.SUCCESS)
+    assert gate.given_up_at == math.inf
+
+
 @pytest.mark.parametrize(("reset", "given_up"), [("24h0m0s", True), ("15m", False)])
 def test_an_announced_limit_that_gives_nothing_for_longer_than_the_patience_gives_the_endpoint_up(
     reset: str, given_up: bool
