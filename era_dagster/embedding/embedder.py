@@ -233,7 +233,7 @@ class Embedder:
         return True
 
     async def _request(self, endpoint: Endpoint, batch: Batch, ticket: Ticket) -> None:
-        endpoint.travelling[ticket.number] = batch
+        endpoint.travelling[ticket.number], url = batch, endpoint.provider.url
         try:
             answer = await self._exchange(endpoint, [item.text for item in batch.items], ticket, batch)
         finally:
@@ -245,13 +245,11 @@ class Embedder:
         elif batch.doubled and not isinstance(answer.error, EndpointRefused):
             pass  # its texts are on their way once more
         elif isinstance(answer.error, TransientError):
-            now, url = self._now(), endpoint.provider.url
-            over = now >= self._given_up_at
-            self._retries.failed(batch, answer, now, url=url, alone=ticket.alone, patience_is_over=over)
+            over = self._now() >= self._given_up_at
+            self._retries.failed(batch, answer, self._now(), url=url, alone=ticket.alone, patience_is_over=over)
         elif isinstance(answer.error, EndpointRefused):
             self._stop(answer.error)
         else:
-            url = endpoint.provider.url
             self._retries.rejected(batch, answer.error, self._now(), url=url, open_at=self._open_at)
 
     async def _probe(self, endpoint: Endpoint, ticket: Ticket) -> None:
@@ -286,6 +284,7 @@ class Embedder:
                 if control is None:
                     return None
                 own = await self._ask(endpoint, [CANARY], control, retried=False)
+                self._retries.checked(endpoint.provider.url, doubt=isinstance(own, Verdict))
                 answer = own if isinstance(own, Verdict) else answer
             ended = True
         finally:
@@ -325,7 +324,7 @@ class Embedder:
             return
         tokens = batch.tokens if answer.tokens is None else answer.tokens
         url = endpoint.provider.url
-        self._retries.accepted(url)
+        self._retries.accepted(url, after_all=url in batch.rejected_by)
         self._ledger.counters.answered(seconds, tokens)
         for call, texts in batch.calls().items():
             call.counters.answered(seconds, round(tokens * texts / len(batch.items)))

@@ -3,7 +3,8 @@
 Decides by the history of the batch and the policy. Sends nothing, and knows neither endpoints nor clock.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict, deque
+from functools import partial
 from random import Random
 
 from era_dagster.control.outcome import Outcome
@@ -16,7 +17,9 @@ from era_dagster.embedding.work import Batch, WorkQueue
 FAILURES_TO_SPLIT = 3
 """From its third failure on a batch goes in halves: one text may crash the server, or be too much for its time-out."""
 REJECTIONS_TO_GIVE_UP = 2
-"""A server that recovers between a text and the text of our own that follows makes one look rejected, but hardly twice."""
+"""A server that recovers between a text and the text of our own that follows makes one look rejected, but hardly twice. One that
+fails by chance does: so many more are needed as there were `doubts` among its last checks."""
+CHECKS_KEPT = 20
 PASSES_TO_GIVE_UP = 20
 """A text that is refused alone while others are accepted is too large for the server's whole allowance, or it was its turn at
 the wrong moment: hardly so often, since what has waited longest goes first."""
@@ -36,11 +39,18 @@ class Retries:
         self._queue = queue
         self._ledger = ledger
         self._accepted: Counter[str] = Counter()
+        self._doubts: dict[str, deque[bool]] = defaultdict(partial(deque, maxlen=CHECKS_KEPT))
         self._refusals: dict[str, EraError] = {}
 
-    def accepted(self, url: str) -> None:
-        """A request to `url` was answered with vectors."""
+    def accepted(self, url: str, *, after_all: bool = False) -> None:
+        """A request to `url` was answered with vectors; `after_all`: that of a text it had rejected."""
         self._accepted[url] += 1
+        if after_all:
+            self.checked(url, doubt=True)
+
+    def checked(self, url: str, *, doubt: bool) -> None:
+        """Whether what `url` says of texts is to be doubted: it failed with a text of our own too, or takes one after all."""
+        self._doubts[url].append(doubt)
 
     def said_no(self, url: str, verdict: Verdict) -> None:
         """A request to `url` failed. Its last refusal is what texts are given up with, unless it fails otherwise since."""
@@ -118,7 +128,9 @@ class Retries:
         if len(batch.items) > 1:
             self._queue.again_in_halves(batch, now)
             return
-        enough = 1 if isinstance(error, TextsTooLarge) else REJECTIONS_TO_GIVE_UP
+        enough = min(self._policy.attempts, REJECTIONS_TO_GIVE_UP + sum(self._doubts[url]))
+        if isinstance(error, TextsTooLarge):
+            enough = 1
         batch.rejections += 1
         batch.rejected_by |= {url}
         if batch.rejections >= enough and open_at <= batch.rejected_by:

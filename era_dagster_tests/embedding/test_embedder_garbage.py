@@ -4,8 +4,10 @@ import asyncio
 import math
 import threading
 from collections.abc import Mapping, Sequence
+from random import Random
 from typing import Literal
 
+import httpx
 import numpy as np
 import pytest
 
@@ -182,6 +184,41 @@ def test_the_text_that_checks_the_server_is_told_as_a_probe_and_counted_for_no_c
     assert [(record.probe, record.outcome) for record in told] == 2 * [(False, Outcome.TEXTS), (True, Outcome.SUCCESS)]
     assert [record.seconds for record in told] == [0.5] * 4
     assert [record.texts for record in told] == [1] * 4
+
+
+class ByChance(FakeTransport):
+    """Half of all requests for vectors get the fault, whatever is in them."""
+
+    def __init__(self, server: FakeEmbeddingServer, fault: Fault, seed: int) -> None:
+        super().__init__(server)
+        self._server, self._fault, self._random = server, fault, Random(seed)
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/api/embed":
+            self._server.faults.append(self._fault if self._random.random() < 0.5 else None)
+        return await super().handle_async_request(request)
+
+
+@pytest.mark.parametrize("garbage", ["vectors that are not finite", "400 about numbers", "400 of a proxy"])
+def test_a_server_that_fails_every_other_request_by_chance_costs_hardly_a_text(garbage: str) -> None:
+    lost = 0
+    for seed in range(4):
+        server = quick_server()
+        transport = ByChance(server, GARBAGE[garbage], seed)
+        report = run_virtually(embed_texts(texts(300), urls=URL, model=server.model, transport=transport))
+        lost += len(report.failures)
+    assert lost <= 1
+
+
+def test_texts_at_fault_are_told_from_a_server_that_fails_by_chance_within_the_attempts_of_any_other() -> None:
+    server, clean = quick_server(), quick_server()
+    server.poison = {f"number {number}0." for number in range(1, 10)}
+    for each in (server, clean):
+        wanted = [f"a text number {number}." for number in range(100)]
+        transport = ByChance(each, GARBAGE["400 about numbers"], 1)
+        report = run_virtually(embed_texts(wanted, urls=URL, model=each.model, transport=transport))
+        assert_all_but(report, [number for number in range(100) if any(part in wanted[number] for part in each.poison)])
+    assert server.requests - clean.requests < 9 * 2 * 10 * 3
 
 
 def test_a_server_that_refuses_the_check_for_good_stops_the_run() -> None:
