@@ -106,6 +106,25 @@ class Bucket:
         return now if missing <= 1e-9 else now + missing / self.rate
 
 
+class Window(Bucket):
+    """Lets through `size` units until `ends_at`, then as many again: what a server gives by the minute or by the second."""
+
+    def __init__(self, now: float, *, seconds: float, size: float, level: float, ends_at: float) -> None:
+        super().__init__(now, rate=size / seconds, size=size, level=level)
+        self._seconds = seconds
+        self._ends_at = ends_at
+
+    def level(self, now: float) -> float:
+        """What may be sent at `now`; negative: a debt."""
+        if now >= self._ends_at:
+            self._level, self._ends_at = self.size, now + self._seconds
+        return self._level
+
+    def ready_at(self, now: float, units: float) -> float:
+        """When `units` may be sent; more than its whole size counts as its size."""
+        return now if min(units, self.size) <= self.level(now) + 1e-9 else self._ends_at
+
+
 class Pacer:
     """The pace of one endpoint. `items_per_second` is somebody's decision and is never exceeded; None leaves it open.
 
@@ -118,6 +137,8 @@ class Pacer:
         self._learnt: Bucket | None = None
         self._counts: Counted = "requests"
         self._announced: dict[str, Bucket] = {}
+        self._said: dict[str, Allowance] = {}
+        self._windows: dict[str, float] = {}
         self.announced_empty_until = -math.inf
         """Until when the server's own account, as it came last, gives nothing at all."""
         self._sent = self._refused = NOTHING
@@ -207,15 +228,34 @@ class Pacer:
         if allowances:
             self.announced_empty_until = -math.inf
         for kind, said in allowances.items():
-            known = self._announced.get(kind)
-            spent = said.limit - said.remaining
-            rate = spent / said.reset_seconds if spent > 0 and said.reset_seconds > 0 else 0.0
-            if rate == 0.0:
-                rate = known.rate / MARGIN if known else said.limit
+            size, level = max(1.0, said.limit), said.remaining - since[kind]
+            length = self._window_seconds(kind, said)
+            if length is None:
+                rate = self._announced_rate(kind, said)
+                bucket = Bucket(now, rate=MARGIN * rate, size=size, level=level)
+                gives_at = now + (1.0 - said.remaining) / rate
+            else:
+                gives_at = now + said.reset_seconds
+                bucket = Window(now, seconds=length, size=size, level=level, ends_at=gives_at)
             if said.remaining < 1.0:
-                self.announced_empty_until = max(self.announced_empty_until, now + (1.0 - said.remaining) / rate)
-            level = said.remaining - since[kind]
-            self._announced[kind] = Bucket(now, rate=MARGIN * rate, size=max(1.0, said.limit), level=level)
+                self.announced_empty_until = max(self.announced_empty_until, gives_at)
+            self._announced[kind] = bucket
+
+    def _window_seconds(self, kind: str, said: Allowance) -> float | None:
+        """How long a window is: its longest reset. None for a bucket, that takes longer to be full when more of it is spent."""
+        before = self._said.get(kind, said)
+        self._said[kind] = said
+        opposite = (before.remaining - said.remaining) * (said.reset_seconds - before.reset_seconds) < 0.0
+        if kind in self._windows or (opposite and said.limit == before.limit):
+            self._windows[kind] = max(self._windows.get(kind, before.reset_seconds), said.reset_seconds)
+        return self._windows.get(kind)
+
+    def _announced_rate(self, kind: str, said: Allowance) -> float:
+        """What a bucket brings in a second, as far as it tells: nothing can be told of a full one."""
+        spent, known = said.limit - said.remaining, self._announced.get(kind)
+        if spent > 0.0 and said.reset_seconds > 0.0:
+            return spent / said.reset_seconds
+        return known.rate / MARGIN if known else said.limit
 
     def refused(self, now: float, *, sent_at: float, sent: Sent, items: int, first: bool) -> None:
         """A 429 to a request sent at `sent_at`; `first`: the first one of its flight."""

@@ -218,6 +218,41 @@ def test_the_server_s_own_account_is_followed_without_a_single_refusal() -> None
     assert accepted >= 0.9 * 20.0 * 30
 
 
+@pytest.mark.parametrize(("limit", "length"), [(5.0, 1.0), (60.0, 60.0)])
+def test_a_window_that_is_announced_is_used_up_and_waited_for_without_a_single_refusal(
+    limit: float, length: float
+) -> None:
+    pacer, now, ends_at, left, accepted = Pacer(None), 0.3 * length, length, limit, 0
+    while now < 10.0 * length:
+        ready = pacer.ready_at(now)
+        if ready > now:
+            now = ready
+            continue
+        if now >= ends_at:
+            ends_at, left = (now // length + 1.0) * length, limit
+        assert left > 0
+        left -= 1
+        accepted += 1
+        sent = pacer.sent(now, items=8, tokens=160.0)
+        pacer.announced(now, sent, {"requests": Allowance(limit=limit, remaining=left, reset_seconds=ends_at - now)})
+        now += 1e-3
+    assert accepted == 10 * limit
+    assert pacer.rate == pytest.approx(8.0 * limit / length, rel=0.02)
+
+
+def test_a_window_gives_as_much_again_after_its_end_though_no_answer_tells_so() -> None:
+    pacer = Pacer(None)
+    for number, reset in enumerate((10.0, 9.0)):
+        sent = pacer.sent(float(number), items=1, tokens=20.0)
+        said = Allowance(limit=2.0, remaining=1.0 - number, reset_seconds=reset)
+        pacer.announced(float(number), sent, {"requests": said})
+    for start in (10.0, 20.0):
+        assert pacer.ready_at(start - 1.0) == start
+        for _ in range(2):
+            assert pacer.ready_at(start) <= start
+            pacer.sent(start, items=1, tokens=20.0)
+
+
 @pytest.mark.parametrize(
     ("reset", "seconds"),
     [("12", 12.0), ("0.5", 0.5), ("1.5s", 1.5), ("20ms", 0.02), ("6m0s", 360.0), ("1h2m3s", 3723.0)],

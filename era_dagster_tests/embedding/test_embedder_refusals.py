@@ -280,3 +280,26 @@ def test_a_server_that_dies_after_a_refusal_ends_the_run_and_gives_no_text_up() 
 
     with pytest.raises(EndpointUnavailable, match="cannot be reached"):
         run(Answers(answer), ["a", "x" * 4000, "b"])
+
+
+@pytest.mark.parametrize(("limit", "length"), [(5, 1.0), (60, 60.0)])
+def test_a_window_that_a_server_announces_is_never_overrun(limit: int, length: float) -> None:
+    ends_at, left, refused = 0.0, 0, 0
+
+    async def answer(_: str, wanted: list[str]) -> httpx.Response:
+        nonlocal ends_at, left, refused
+        await asyncio.sleep(0.02)
+        now = asyncio.get_running_loop().time()
+        if now >= ends_at:
+            ends_at, left = (now // length + 1.0) * length, limit
+        if left == 0:
+            refused += 1
+            return refusal(None)
+        left -= 1
+        said = {"limit": str(limit), "remaining": str(left), "reset": f"{ends_at - now:.3f}s"}
+        return vectors(wanted, **{f"x-ratelimit-{part}-requests": value for part, value in said.items()})
+
+    report = run(Answers(answer), [f"text {number}" for number in range(8 * limit)], batch_items=2)
+    assert report.failures == ()
+    assert refused == 0
+    assert report.seconds < 5.0 * length
