@@ -22,6 +22,19 @@ NOT_A_NUMBER = "embedding contains NaN or Inf values"
 POISONED = "failed to tokenize the input"
 CHARACTERS_A_TOKEN = 4
 _DURATION = re.compile(r"[-+]?(0|((\d+\.?\d*|\.\d+)(ns|us|µs|ms|s|m|h))+)")
+# Go's names of what JSON holds, and of the fields of each request with what they are read into.
+_GO_VALUES = {str: "string", bool: "bool", int: "number", float: "number", list: "array", dict: "object"}
+_GO_MAP = "map[string]interface {}"
+_GO_FIELDS: Mapping[Dialect, Mapping[str, tuple[type, str]]] = {
+    "ollama": {
+        "model": (str, "string"),
+        "truncate": (bool, "bool"),
+        "dimensions": (int, "int"),
+        "options": (dict, _GO_MAP),
+    },
+    "openai": {"model": (str, "string"), "dimensions": (int, "int"), "encoding_format": (str, "string")},
+}
+_GO_UNREADABLE_DURATIONS = {bool: "bool", list: "[]interface {}", dict: _GO_MAP}
 _KINDS = {400: "invalid_request_error", 401: "invalid_request_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 
@@ -70,33 +83,58 @@ def read_ask(dialect: Dialect, body: bytes, model: str) -> Ask | Reply:
         given = orjson.loads(body)
     except orjson.JSONDecodeError as error:
         return error_reply(dialect, 400, f"invalid JSON: {error}")
-    if not isinstance(given, dict):
-        return error_reply(dialect, 400, "json: cannot unmarshal the request into an object")
+    given = {} if given is None else given
+    unreadable = _unreadable(dialect, given)
+    if unreadable:
+        return error_reply(dialect, 400, unreadable)
     asked = given.get("model")
-    if not isinstance(asked, str) or not asked:
+    if not asked:
         return error_reply(dialect, 400, "model is required")
     if asked.removesuffix(":latest") != model.removesuffix(":latest"):
         return error_reply(dialect, 404, f'model "{asked}" not found, try pulling it first')
     texts = given.get("input")
+    if dialect == "openai" and texts in (None, []):
+        return error_reply(dialect, 400, "invalid input")
     if isinstance(texts, str):
-        texts = [texts] if texts else []
+        texts = [texts] if texts or dialect == "openai" else []
     texts = [] if texts is None else texts
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         return error_reply(dialect, 400, "invalid input type")
-    keep = given.get("keep_alive")
-    if isinstance(keep, str) and not _DURATION.fullmatch(keep):
-        bare = re.fullmatch(r"[-+]?\d+\.?\d*", keep)
-        return error_reply(dialect, 400, f'time: {"missing unit in" if bare else "invalid"} duration "{keep}"')
-    dimensions = given.get("dimensions")
+    dimensions, encoding = given.get("dimensions"), given.get("encoding_format") or "float"
+    if dialect == "openai" and encoding.lower() not in ("float", "base64"):
+        words = f"Invalid value for 'encoding_format' = {encoding}. Supported values: ['float', 'base64']."
+        return error_reply(dialect, 400, words)
     return Ask(
         dialect=dialect,
         texts=texts,
         tokens=[-(-len(text) // CHARACTERS_A_TOKEN) or 1 for text in texts],
         # OpenAI's route never cuts a text: what is too long is refused.
         truncate=dialect == "ollama" and given.get("truncate", True) is not False,
-        dimensions=dimensions if isinstance(dimensions, int) and dimensions > 0 else None,
-        base64=dialect == "openai" and given.get("encoding_format") == "base64",
+        dimensions=dimensions if dimensions and dimensions > 0 else None,
+        base64=dialect == "openai" and encoding.lower() == "base64",
     )
+
+
+def _unreadable(dialect: Dialect, given: Any) -> str | None:
+    """Why Go cannot read this JSON into its record, in Go's words; null is no value, and fields it does not know are left out.
+
+    A duration reads itself, and its error comes before that of any other field.
+    """
+    if not isinstance(given, dict):
+        package = "api" if dialect == "ollama" else "openai"
+        return f"json: cannot unmarshal {_GO_VALUES[type(given)]} into Go value of type {package}.EmbedRequest"
+    keep = given.get("keep_alive")
+    if type(keep) in _GO_UNREADABLE_DURATIONS:
+        return f"Unsupported type: '{_GO_UNREADABLE_DURATIONS[type(keep)]}'"
+    if isinstance(keep, str) and not _DURATION.fullmatch(keep):
+        bare = re.fullmatch(r"[-+]?\d+\.?\d*", keep)
+        return f'time: {"missing unit in" if bare else "invalid"} duration "{keep}"'
+    for name, value in given.items():
+        kind, go_kind = _GO_FIELDS[dialect].get(name, (type(value), ""))
+        if value is not None and type(value) is not kind:
+            found = f"number {value}" if type(value) is float and kind is int else _GO_VALUES[type(value)]
+            return f"json: cannot unmarshal {found} into Go struct field EmbedRequest.{name} of type {go_kind}"
+    return None
 
 
 def answer(ask: Ask, pool: VectorPool, *, model: str, tokens: int, seconds: float) -> Reply:

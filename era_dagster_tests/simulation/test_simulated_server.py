@@ -74,6 +74,69 @@ def test_a_refusal_has_the_words_of_its_dialect(
     assert (openai.status_code, openai.json()["error"]["message"]) == (status, words)
 
 
+GO_MAP = "map[string]interface {}"
+
+
+@pytest.mark.parametrize(
+    ("more", "found", "field"),
+    [
+        ({"truncate": "false"}, "string", "truncate of type bool"),
+        ({"truncate": 0}, "number", "truncate of type bool"),
+        ({"options": [1]}, "array", f"options of type {GO_MAP}"),
+        ({"options": "x", "truncate": 1}, "string", f"options of type {GO_MAP}"),
+        ({"model": 1}, "number", "model of type string"),
+        ({"model": {"name": "simulated"}}, "object", "model of type string"),
+        ({"dimensions": "64"}, "string", "dimensions of type int"),
+        ({"dimensions": 64.5}, "number 64.5", "dimensions of type int"),
+        ({"dimensions": True}, "bool", "dimensions of type int"),
+    ],
+)
+def test_a_field_of_another_type_is_refused_in_the_words_of_go(
+    simulation: Simulation, more: dict[str, object], found: str, field: str
+) -> None:
+    answer = simulation.client.post("/api/embed", json={"model": "simulated", "input": "a", **more})
+    words = f"json: cannot unmarshal {found} into Go struct field EmbedRequest.{field}"
+    assert (answer.status_code, answer.json()) == (400, {"error": words})
+
+
+@pytest.mark.parametrize(("keep", "kind"), [(True, "bool"), ([1], "[]interface {}"), ({"s": 1}, GO_MAP)])
+def test_a_keep_alive_that_is_no_duration_is_refused_before_any_other_field(
+    simulation: Simulation, keep: object, kind: str
+) -> None:
+    answer = simulation.embed("a", truncate="no", keep_alive=keep)
+    assert (answer.status_code, answer.json()) == (400, {"error": f"Unsupported type: '{kind}'"})
+
+
+def test_what_is_no_object_is_refused_in_the_words_of_go(simulation: Simulation) -> None:
+    for path, record in (("/api/embed", "api.EmbedRequest"), ("/v1/embeddings", "openai.EmbedRequest")):
+        answer = simulation.client.post(path, json=["a"])
+        assert answer.status_code == 400
+        assert f"json: cannot unmarshal array into Go value of type {record}" in answer.text
+
+
+def test_null_is_no_value_and_a_field_that_openai_does_not_know_is_left_out(simulation: Simulation) -> None:
+    nothing = dict.fromkeys(("truncate", "options", "keep_alive", "dimensions"))
+    assert simulation.embed("a", **nothing).status_code == 200
+    assert simulation.openai("a", truncate="no", options=7, dimensions=None).status_code == 200
+
+
+@pytest.mark.parametrize(("texts", "status"), [([], 400), (None, 400), ("", 200), ([""], 200)])
+def test_openai_s_route_refuses_a_request_without_input(simulation: Simulation, texts: object, status: int) -> None:
+    answer = simulation.openai(texts)
+    assert answer.status_code == status
+    if status == 400:
+        assert answer.json()["error"]["message"] == "invalid input"
+    else:
+        assert len(answer.json()["data"]) == 1
+
+
+def test_openai_s_route_knows_two_encodings(simulation: Simulation) -> None:
+    assert simulation.openai("a", encoding_format="FLOAT").status_code == 200
+    refused = simulation.openai("a", encoding_format="hex")
+    assert refused.status_code == 400
+    assert "Supported values: ['float', 'base64']" in refused.json()["error"]["message"]
+
+
 @pytest.mark.parametrize("good", [-1, 300, "5m", "1h30m", "-1s", "0"])
 def test_a_duration_that_ollama_reads_is_taken(simulation: Simulation, good: object) -> None:
     assert simulation.embed("a", keep_alive=good).status_code == 200
