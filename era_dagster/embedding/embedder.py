@@ -17,17 +17,12 @@ from era_dagster.control.batch import BatchSize
 from era_dagster.control.gate import Decision, Ticket, WaitUntil
 from era_dagster.control.retry import RetryPolicy
 from era_dagster.control.trace import TraceRecord
-from era_dagster.domain.errors import (
-    BadVectors,
-    EndpointRefused,
-    EndpointUnavailable,
-    TransientError,
-)
+from era_dagster.domain.errors import BadVectors, EndpointRefused, EndpointUnavailable, EraError, TransientError
 from era_dagster.embedding.cache_front import CacheFront
 from era_dagster.embedding.canary import blames_the_text, of_one_text, of_the_canary
 from era_dagster.embedding.config import EmbedderConfig
 from era_dagster.embedding.endpoint import Endpoint, open_endpoints
-from era_dagster.embedding.identity import ask_identity, of_another_model
+from era_dagster.embedding.identity import Identification, of_another_model
 from era_dagster.embedding.ledger import Ledger
 from era_dagster.embedding.model_profile import Role
 from era_dagster.embedding.observer import RequestObserver, ended_request
@@ -35,7 +30,7 @@ from era_dagster.embedding.provider import CANARY, Answer
 from era_dagster.embedding.report import EmbedReport, EmbedStats, stats_of
 from era_dagster.embedding.responses import Verdict
 from era_dagster.embedding.retries import Retries
-from era_dagster.embedding.vectors import ModelIdentity, Vector, VectorCache, checked, of_one_model
+from era_dagster.embedding.vectors import ModelIdentity, Vector, VectorCache, checked
 from era_dagster.embedding.work import Batch, Call, Item, WorkQueue
 
 
@@ -63,9 +58,9 @@ class Embedder:
         self._random = Random(0) if random is None else random
         self._policy = RetryPolicy(attempts=config.retry_attempts, budget_seconds=config.retry_budget_seconds)
         self._endpoints = open_endpoints(config, transport, trace)
-        self._identity: ModelIdentity | None = None
-        self._own: Vector | None = None
-        self._identifying = asyncio.Lock()
+        self._identification = Identification(
+            config, self._endpoints, self._policy, self._random, start=self._in_background, joined=self._joined
+        )
         self._dimension: int | None = None
         self._queue = WorkQueue()
         self._ledger = Ledger(config.profile, queue_limit=config.queue_limit, accept=self._accept)
@@ -115,18 +110,14 @@ class Embedder:
         return call.report(self._now() - started)
 
     async def identify(self) -> ModelIdentity:
-        """Which model answers; asked once, all endpoints at a time.
+        """Which model answers; all endpoints are asked once, those that say it late take no text until then.
 
         Raises `EndpointRefused` for a missing model or key, `EndpointUnavailable` when no endpoint can be reached,
-        `ConfigurationError` when two endpoints hold different models.
+        `ConfigurationError` when two endpoints hold different models; late ones end the run with the same.
         """
-        async with self._identifying:
-            if self._identity is None:
-                self._identity, self._own = await ask_identity(
-                    self._config, self._endpoints, self._policy, self._random
-                )
-                self._dimension = self._identity.dimension
-            return self._identity
+        identity = await self._identification.ask()
+        self._dimension = identity.dimension
+        return identity
 
     @property
     def urls(self) -> tuple[str, ...]:
@@ -187,14 +178,14 @@ class Embedder:
             return math.inf
         for endpoint in self._endpoints:
             wake_at = min(wake_at, self._send_again_what_is_late(endpoint, now))
-        open_to_work = list(self._endpoints)
+        open_to_work = [endpoint for endpoint in self._endpoints if not endpoint.unknown]
         while open_to_work:
             endpoint = min(open_to_work, key=lambda each: each.controller.in_flight)
             decision = endpoint.controller.admit(now, -(-self._queue.pending // len(self._endpoints)))
             if isinstance(decision, WaitUntil):
                 wake_at = min(wake_at, decision.at)
                 open_to_work.remove(endpoint)
-            elif decision.probe or self._is_ours_to_go_first(endpoint):
+            elif decision.probe or self._is_ours_to_go_first(endpoint) or self._identification.doubts(endpoint):
                 ticket = endpoint.controller.started(now, items=1, tokens=1, probe=True)
                 self._start(self._probe(endpoint, ticket))
             elif not self._send_batch(endpoint, decision, now):
@@ -257,14 +248,9 @@ class Embedder:
         answer = await self._exchange(endpoint, [CANARY], ticket, None)
         if isinstance(answer, Answer):
             self._retries.accepted(endpoint.provider.url)
-            if self._own is not None and not endpoint.delivered and not of_one_model(self._own, answer.vectors[0]):
-                # It was away when all were asked for their model.
-                self._stop(
-                    of_another_model(endpoint.provider.url, f"other vectors than {self._config.model} makes elsewhere")
-                )
         elif isinstance(answer, Verdict):
             self._retries.said_no(endpoint.provider.url, answer)
-            if isinstance(answer.error, EndpointRefused):
+            if isinstance(answer.error, (EndpointRefused, BadVectors)):
                 self._stop(answer.error)
         self._queue.nobody_aside()
 
@@ -302,7 +288,7 @@ class Embedder:
         try:
             answer = await endpoint.provider.embed(texts, endpoint.timeout_seconds)
             if ticket.probe:
-                answer = of_the_canary(asked, answer, dimension)
+                answer = self._identification.verified(endpoint, of_the_canary(asked, answer, dimension))
             elif len(texts) == 1:
                 answer = of_one_text(asked, answer, dimension)
             return answer
@@ -356,7 +342,9 @@ class Embedder:
         """The endpoints that take work, or will when a pause of theirs is over."""
         now = self._now()
         taking = (
-            each for each in self._endpoints if each.controller.mode != "down" and now < each.controller.given_up_at
+            each
+            for each in self._endpoints
+            if not each.unknown and each.controller.mode != "down" and now < each.controller.given_up_at
         )
         return frozenset(each.provider.url for each in taking)
 
@@ -380,6 +368,15 @@ class Embedder:
         if error is not None:
             self._broken = self._broken or error
             self._stop(error)
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        self._background.append(self._task(work))
+
+    def _joined(self, error: EraError | None) -> None:
+        """An endpoint that was asked for its model has answered at last."""
+        if error is not None:
+            self._stop(error)
+        self._wake.set()
 
     def _stop(self, error: BaseException) -> None:
         """End every call that waits, and every request; vectors on their way into the cache still get there."""

@@ -26,6 +26,7 @@ from era_dagster.embedding.work import Batch
 
 class Endpoint:
     """`loading`: the next request may have to wait for the model to load. `delivered`: it has given a right vector.
+    `unknown`: it was asked who it is and has not said so yet; nothing goes there.
 
     `last_error` is the last failure's message. `travelling`: the batches under way, by the number of their ticket.
     """
@@ -35,6 +36,7 @@ class Endpoint:
         self.controller = controller
         self.loading = True
         self.delivered = False
+        self.unknown = False
         self.last_error = ""
         self.travelling: dict[int, Batch] = {}
         self._config = config

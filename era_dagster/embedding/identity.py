@@ -4,11 +4,20 @@ Two questions to each endpoint, since one wrong answer must not decide for a run
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from random import Random
+from typing import Any
 
+from era_dagster.control.outcome import Outcome
 from era_dagster.control.retry import RetryPolicy
-from era_dagster.domain.errors import BadVectors, ConfigurationError, EndpointBusy, EndpointRefused, TransientError
+from era_dagster.domain.errors import (
+    BadVectors,
+    ConfigurationError,
+    EndpointBusy,
+    EndpointRefused,
+    EraError,
+    TransientError,
+)
 from era_dagster.embedding.canary import not_by_its_text, of_the_canary
 from era_dagster.embedding.config import EmbedderConfig
 from era_dagster.embedding.endpoint import Endpoint
@@ -19,52 +28,144 @@ from era_dagster.embedding.vectors import ModelIdentity, Vector, of_one_model
 # One broken connection is no reason to give up; somebody who named a wrong URL wants to hear it soon.
 _TRIES_WHEN_AWAY = 4
 _PATIENCE_WHEN_AWAY_SECONDS = 5.0
+# So that two models under one name are found out before a text is embedded, where both are there.
+_WAIT_FOR_OTHERS_SECONDS = 1.0
+
+_Said = tuple[Identified, Vector]
+_First = tuple[str, ModelIdentity]
 
 
-async def ask_identity(
-    config: EmbedderConfig, endpoints: Sequence[Endpoint], policy: RetryPolicy, random: Random
-) -> tuple[ModelIdentity, Vector]:
-    """The identity all reachable endpoints agree on, and the vector of our own text; one that is away is only probed.
+class Identification:
+    """Which model answers. One endpoint is enough to begin with: the others join when they have said the same.
 
-    Raises the error of the first endpoint that refuses, or of the first one when none can be reached;
-    `ConfigurationError` when two of them hold different models.
+    `own` is the vector of our own text. `start` runs what waits for an endpoint that comes later; `joined` is told when it
+    has come, with the error that must end the run if there is one: then it stays out.
     """
-    answers = await asyncio.gather(*(_ask(config, endpoint, policy, random) for endpoint in endpoints))
-    known: list[tuple[str, Identified, Vector]] = []
-    verdicts: list[tuple[Endpoint, Verdict]] = []
-    for endpoint, answer in zip(endpoints, answers, strict=True):
-        if isinstance(answer, Verdict):
-            verdicts.append((endpoint, answer))
+
+    def __init__(
+        self,
+        config: EmbedderConfig,
+        endpoints: Sequence[Endpoint],
+        policy: RetryPolicy,
+        random: Random,
+        *,
+        start: Callable[[Coroutine[Any, Any, None]], None],
+        joined: Callable[[EraError | None], None],
+    ) -> None:
+        self.own: Vector | None = None
+        self._config = config
+        self._endpoints = endpoints
+        self._policy = policy
+        self._random = random
+        self._start = start
+        self._joined = joined
+        self._lock = asyncio.Lock()
+        self._first: _First | None = None
+
+    async def ask(self) -> ModelIdentity:
+        """The identity on which the first endpoint and all that answer within a second of it agree; asked once.
+
+        Raises the error of an endpoint that refuses, or of the first one when none can be reached; `ConfigurationError` when
+        two of them hold different models.
+        """
+        async with self._lock:
+            if self._first is None:
+                self._first = await self._ask_all()
+        return self._first[1]
+
+    def doubts(self, endpoint: Endpoint) -> bool:
+        """Whether it was away or busy when all were asked, and has not shown since that it holds their model."""
+        return self.own is not None and not endpoint.delivered
+
+    def verified(self, endpoint: Endpoint, answer: Answer | Verdict) -> Answer | Verdict:
+        """The answer to our own text, unless another model than that of the others made it."""
+        if isinstance(answer, Verdict) or self.own is None or endpoint.delivered:
+            return answer
+        if of_one_model(self.own, answer.vectors[0]):
+            endpoint.delivered = True
+            return answer
+        made = f"other vectors than {self._config.model} makes elsewhere"
+        return Verdict(error=of_another_model(endpoint.provider.url, made), outcome=Outcome.FAILED)
+
+    async def _ask_all(self) -> _First:
+        asked: dict[Endpoint, asyncio.Task[_Said | Verdict]] = {}
+        try:
+            for endpoint in self._endpoints:
+                endpoint.unknown = True
+                asked[endpoint] = asyncio.create_task(_ask(self._config, endpoint, self._policy, self._random))
+            waiting = set(asked.values())
+            while waiting and not any(_decides(task.result()) for task in asked.values() if task.done()):
+                _, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            if waiting:
+                _, waiting = await asyncio.wait(waiting, timeout=_WAIT_FOR_OTHERS_SECONDS)
+            answers = [(endpoint, task.result()) for endpoint, task in asked.items() if task.done()]
+            known = [(endpoint, answer) for endpoint, answer in answers if not isinstance(answer, Verdict)]
+            for _, answer in answers:
+                if isinstance(answer, Verdict) and (not known or _decides(answer)):
+                    raise answer.error
+            endpoint, (identified, self.own) = known[0]
+            first = (endpoint.provider.url, _identity(self._config, identified))
+            for endpoint, answer in answers:
+                self._take_in(endpoint, answer, first)
+        except BaseException:
+            for endpoint, task in asked.items():
+                endpoint.unknown = False
+                task.cancel()
+            await asyncio.gather(*asked.values(), return_exceptions=True)
+            raise
+        for endpoint, task in asked.items():
+            if endpoint.unknown:
+                self._start(self._join(endpoint, task, first))
+        return first
+
+    async def _join(self, endpoint: Endpoint, asked: asyncio.Task[_Said | Verdict], first: _First) -> None:
+        try:
+            self._take_in(endpoint, await asked, first)
+        except EraError as error:
+            self._joined(error)
         else:
-            known.append((endpoint.provider.url, *answer))
-    for endpoint, verdict in verdicts:
-        if not known or not isinstance(verdict.error, TransientError):
-            raise verdict.error
-        if not isinstance(verdict.error, EndpointBusy):
-            endpoint.is_away(asyncio.get_running_loop().time(), verdict)
-    url, first, own = known[0]
-    for other_url, other, vector in known[1:]:
-        same = of_one_model(own, vector)
-        if not same or other.digest != first.digest:
+            self._joined(None)
+
+    def _take_in(self, endpoint: Endpoint, answer: _Said | Verdict, first: _First) -> None:
+        """Let work go to an endpoint of the same model; one that is away is only probed."""
+        if isinstance(answer, Verdict):
+            if _decides(answer):
+                raise answer.error
+            endpoint.is_away(asyncio.get_running_loop().time(), answer)
+        else:
+            self._compare(endpoint.provider.url, *answer, first)
+        endpoint.unknown = False
+
+    def _compare(self, other_url: str, other: Identified, vector: Vector, first: _First) -> None:
+        url, one = first
+        same = self.own is not None and of_one_model(self.own, vector)
+        if not same or other.digest != one.digest:
             raise ConfigurationError(
-                f"{url} and {other_url} hold different models under the name {config.model}:"
-                f" digest {first.digest} with {first.dimension} dimensions,"
+                f"{url} and {other_url} hold different models under the name {self._config.model}:"
+                f" digest {one.digest} with {one.dimension} dimensions,"
                 f" digest {other.digest} with {other.dimension}"
                 f"{'' if same else ', and other vectors for one text'}.",
                 hint="Pull the same model on both, or leave one out of ERA_EMBEDDING_URLS.",
             )
+
+
+def _decides(answer: _Said | Verdict) -> bool:
+    """Whether there is nothing to wait for: it said who it is, or refuses for good."""
+    return not isinstance(answer, Verdict) or not isinstance(answer.error, TransientError)
+
+
+def _identity(config: EmbedderConfig, found: Identified) -> ModelIdentity:
     profile = config.profile
-    identity = ModelIdentity(
+    return ModelIdentity(
         provider=config.provider,
         model=config.model,
-        digest=first.digest,
-        dimension=first.dimension,
+        digest=found.digest,
+        dimension=found.dimension,
         document_prefix=profile.document_prefix,
         query_prefix=profile.query_prefix,
-        server_version=first.server_version,
+        server_version=found.server_version,
         uncased=profile.uncased,
     )
-    return identity, own
 
 
 def of_another_model(url: str, what: str) -> BadVectors:
@@ -72,9 +173,7 @@ def of_another_model(url: str, what: str) -> BadVectors:
     return BadVectors(f"{url} answers {what}.", hint="Check which model that server holds.")
 
 
-async def _ask(
-    config: EmbedderConfig, endpoint: Endpoint, policy: RetryPolicy, random: Random
-) -> tuple[Identified, Vector] | Verdict:
+async def _ask(config: EmbedderConfig, endpoint: Endpoint, policy: RetryPolicy, random: Random) -> _Said | Verdict:
     """Its identity and its vector of our own text, believed when a second answer has the same dimension.
 
     A busy server is asked again within the retry bounds; one that is away, or answers no vector, a few times in a few

@@ -2,12 +2,13 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import httpx
 import pytest
 
-from era_dagster.domain.errors import EndpointUnavailable
+from era_dagster.domain.errors import BadVectors, ConfigurationError, EndpointRefused, EndpointUnavailable
 from era_dagster.embedding.config import EmbedderConfig
 from era_dagster.embedding.embedder import Embedder
 from era_dagster.embedding.provider import CANARY
@@ -92,3 +93,110 @@ def test_a_few_texts_that_a_server_fails_at_end_in_the_dead_letters_before_that(
     assert len(found.failures) == failed == 50
     assert {failure.message for failure in found.failures} == {f"{URL} (model test-model) answered 500: boom."}
     assert seconds < 120.0
+
+
+# --- one of two is slow to say who it is --------------------------------------------------------------------------------
+
+
+class Late(FakeTransport):
+    """Host `two` answers nothing before `ready_at`."""
+
+    def __init__(self, servers: Mapping[str, FakeEmbeddingServer], *, ready_at: float) -> None:
+        super().__init__(servers)
+        self._ready_at = ready_at
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        now = asyncio.get_running_loop().time()
+        if request.url.host == "two" and now < self._ready_at:
+            await asyncio.sleep(self._ready_at - now)
+        return await super().handle_async_request(request)
+
+
+def two_servers() -> dict[str, FakeEmbeddingServer]:
+    servers = {"one": FakeEmbeddingServer(), "two": FakeEmbeddingServer()}
+    for server in servers.values():
+        server.seconds_per_text = 0.1
+    return servers
+
+
+class OtherModel(FakeEmbeddingServer):
+    """Vectors as wide as the others' that mean something else."""
+
+    def _encoded_vector(self, text: str, dimension: int) -> bytes:
+        return super()._encoded_vector(f"otherwise {text}", dimension)
+
+
+def began(server: FakeEmbeddingServer) -> float:
+    """When its first text came that is not our own."""
+    return next(at for at, batch in zip(server.times, server.batches, strict=True) if batch != (CANARY,))
+
+
+TWO = EmbedderConfig(urls=("http://one", "http://two"), model="test-model")
+
+
+def test_work_begins_with_the_first_server_that_says_who_it_is_and_the_other_joins() -> None:
+    servers = two_servers()
+
+    async def main() -> EmbedReport:
+        async with Embedder(TWO, transport=Late(servers, ready_at=20.0), cache=Forgets()) as one:
+            return await one.embed(texts(400))
+
+    report = run_virtually(main())
+    assert report.failures == ()
+    begun = [began(server) for server in servers.values()]
+    assert begun[0] < 2.0
+    assert 20.0 < begun[1] < 21.0
+    assert len(servers["two"].texts) > 80
+
+
+@pytest.mark.parametrize("what", ["digest", "vectors", "key"])
+def test_a_late_server_that_must_not_take_part_ends_the_run_and_never_gets_a_text(what: str) -> None:
+    servers = two_servers()
+    if what == "digest":
+        servers["two"].digest = "another"
+    elif what == "vectors":
+        servers["two"] = OtherModel()
+    else:
+        servers["two"].api_key = "secret"
+
+    async def main() -> float:
+        async with Embedder(TWO, transport=Late(servers, ready_at=20.0), cache=Forgets()) as one:
+            with pytest.raises(EndpointRefused if what == "key" else ConfigurationError, match="http://two"):
+                await one.embed(texts(400))
+            ended_at = asyncio.get_running_loop().time()
+            assert (await one.embed(texts(30))).failures == ()
+            return ended_at
+
+    assert run_virtually(main()) == pytest.approx(20.0, abs=1.0)
+    assert set(servers["two"].texts) <= {CANARY}
+
+
+def test_the_end_of_a_run_does_not_wait_for_a_server_that_has_not_said_who_it_is() -> None:
+    async def main() -> float:
+        async with Embedder(TWO, transport=Late(two_servers(), ready_at=100.0), cache=Forgets()) as one:
+            assert (await one.embed(texts(20))).failures == ()
+        return asyncio.get_running_loop().time()
+
+    assert run_virtually(main()) < 5.0
+
+
+@pytest.mark.parametrize(
+    "first", [Fault(stall=True), Fault(status=429, headers={"Retry-After": "9"}), Fault(status=503)]
+)
+def test_a_server_of_another_model_that_was_away_or_busy_at_first_never_gets_a_text_in_any_later_call(
+    first: Fault,
+) -> None:
+    servers = two_servers()
+    servers["two"] = OtherModel()
+    servers["two"].always = first
+    config = replace(TWO, request_timeout_seconds=2.0, retry_budget_seconds=8.0)
+
+    async def main() -> None:
+        asyncio.get_running_loop().call_at(15.0, setattr, servers["two"], "always", None)
+        async with Embedder(config, transport=FakeTransport(servers), cache=Forgets()) as one:
+            for _ in range(3):
+                with pytest.raises(BadVectors, match="http://two answers other vectors"):
+                    await one.embed(texts(400))
+
+    run_virtually(main())
+    assert set(servers["two"].texts) == {CANARY}
