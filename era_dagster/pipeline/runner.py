@@ -15,6 +15,7 @@ from era_dagster.domain.chunking import cut_chunks
 from era_dagster.domain.cleaning import clean_chapter
 from era_dagster.domain.doctrine import Chapter, Chunk, SourceChapter
 from era_dagster.domain.errors import (
+    BadVectors,
     ChaptersFailed,
     ConfigurationError,
     CorruptInput,
@@ -359,7 +360,8 @@ def _has_left(database: Database, key: str) -> bool:
 
 
 def _concerns_every_chapter(error: EraError) -> bool:
-    return isinstance(error, TransientError | ConfigurationError | EndpointRefused | StorageError)
+    """Whether it would end every other chapter too; `BadVectors` that are raised are those of another model."""
+    return isinstance(error, TransientError | ConfigurationError | EndpointRefused | BadVectors | StorageError)
 
 
 def _prepare(source: SourceChapter, work: Work) -> tuple[Chapter, tuple[Chunk, ...] | None]:

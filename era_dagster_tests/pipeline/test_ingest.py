@@ -14,6 +14,7 @@ import pytest
 
 from era_dagster.control.startup import FIRST_CONCURRENCY
 from era_dagster.domain.errors import (
+    BadVectors,
     ChaptersFailed,
     ConfigurationError,
     EndpointRefused,
@@ -21,7 +22,8 @@ from era_dagster.domain.errors import (
     StorageError,
 )
 from era_dagster.domain.stages import STAGES
-from era_dagster_tests.fakes.embedding_server import FakeEmbeddingServer, Fault
+from era_dagster.embedding.provider import CANARY
+from era_dagster_tests.fakes.embedding_server import FakeEmbeddingServer, Fault, serving
 from era_dagster_tests.pipeline.workbench import CATEGORIES, PER_RUN, Workbench, chapter, one_file, timeless
 
 FERRY = (
@@ -362,6 +364,26 @@ def test_a_model_that_vanishes_in_mid_run_is_not_hammered(bench: Workbench) -> N
     with pytest.raises(EndpointRefused, match="test-model"):
         bench.ingest()
     assert bench.server.requests <= 3 + FIRST_CONCURRENCY
+
+
+class OtherModel(FakeEmbeddingServer):
+    """Vectors as wide as those of the model of that name, that mean something else."""
+
+    def _encoded_vector(self, text: str, dimension: int) -> bytes:
+        return super()._encoded_vector(f"otherwise {text}", dimension)
+
+
+def test_a_server_that_comes_in_mid_run_with_another_model_stops_the_run_and_gets_no_text(bench: Workbench) -> None:
+    bench.drop("Ferry Notes", *(chapter(index, f"The ferry left on day {index}.") for index in range(1, 121)))
+    bench.look()
+    bench.server.seconds_per_text = 0.02
+    other = OtherModel(dimension=16)
+    other.faults.extend([Fault(reset=True)] * 2)  # away when it is asked who it is
+    with serving(bench.server) as url, serving(other) as other_url:
+        bench.settings = replace(bench.settings, embedding_urls=(url, other_url))
+        with pytest.raises(BadVectors, match=f"{other_url} answers other vectors"):
+            bench.run(with_fake_server=False)
+    assert set(other.texts) == {CANARY}
 
 
 def test_embeddings_alone_fill_the_cache_and_leave_the_vector_tables_empty(bench: Workbench) -> None:
