@@ -250,7 +250,7 @@ class Embedder:
             self._retries.accepted(endpoint.provider.url)
         elif isinstance(answer, Verdict):
             self._retries.said_no(endpoint.provider.url, answer)
-            if isinstance(answer.error, (EndpointRefused, BadVectors)):
+            if isinstance(answer.error, EndpointRefused):
                 self._stop(answer.error)
         self._queue.nobody_aside()
 
@@ -289,6 +289,8 @@ class Embedder:
             answer = await endpoint.provider.embed(texts, endpoint.timeout_seconds)
             if ticket.probe:
                 answer = self._identification.verified(endpoint, of_the_canary(asked, answer, dimension))
+                if isinstance(answer, Verdict) and isinstance(answer.error, BadVectors):
+                    self._stop(answer.error)
             elif len(texts) == 1:
                 answer = of_one_text(asked, answer, dimension)
             return answer

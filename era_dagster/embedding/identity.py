@@ -78,13 +78,13 @@ class Identification:
         return self.own is not None and not endpoint.delivered
 
     def verified(self, endpoint: Endpoint, answer: Answer | Verdict) -> Answer | Verdict:
-        """The answer to our own text, unless another model than that of the others made it."""
-        if isinstance(answer, Verdict) or self.own is None or endpoint.delivered:
+        """The answer to our own text, unless another model than at first made it: one that was loaded since, or always there."""
+        if isinstance(answer, Verdict) or self.own is None:
             return answer
         if of_one_model(self.own, answer.vectors[0]):
             endpoint.delivered = True
             return answer
-        made = f"other vectors than {self._config.model} makes elsewhere"
+        made = f"other vectors than {self._config.model} makes elsewhere, or made before"
         return Verdict(error=of_another_model(endpoint.provider.url, made), outcome=Outcome.FAILED)
 
     async def _ask_all(self) -> _First:

@@ -120,10 +120,12 @@ def two_servers() -> dict[str, FakeEmbeddingServer]:
 
 
 class OtherModel(FakeEmbeddingServer):
-    """Vectors as wide as the others' that mean something else."""
+    """Vectors as wide as the others' that mean something else, from the time `loaded` on."""
+
+    loaded = True
 
     def _encoded_vector(self, text: str, dimension: int) -> bytes:
-        return super()._encoded_vector(f"otherwise {text}", dimension)
+        return super()._encoded_vector(f"otherwise {text}" if self.loaded else text, dimension)
 
 
 def began(server: FakeEmbeddingServer) -> float:
@@ -178,6 +180,32 @@ def test_the_end_of_a_run_does_not_wait_for_a_server_that_has_not_said_who_it_is
         return asyncio.get_running_loop().time()
 
     assert run_virtually(main()) < 5.0
+
+
+@pytest.mark.parametrize("noticed", ["when it is back", "when it rejects a text"])
+def test_a_server_that_holds_another_model_all_of_a_sudden_ends_the_run_when_it_is_asked_for_our_own_text(
+    noticed: str,
+) -> None:
+    server = OtherModel()
+    server.loaded, server.seconds_per_text = False, 0.05
+
+    def changes() -> None:
+        server.loaded = True
+        if noticed == "when it rejects a text":
+            server.faults.append(Fault(status=400, message="hm"))
+        else:
+            server.down = True
+            asyncio.get_running_loop().call_later(1.0, setattr, server, "down", False)
+
+    async def main() -> float:
+        asyncio.get_running_loop().call_at(3.0, changes)
+        config = EmbedderConfig(urls=(URL,), model=server.model, batch_items=1)
+        async with Embedder(config, transport=FakeTransport(server), cache=Forgets()) as one:
+            with pytest.raises(BadVectors, match=f"{URL} answers other vectors"):
+                await one.embed(texts(400))
+            return asyncio.get_running_loop().time()
+
+    assert run_virtually(main()) < 6.0
 
 
 @pytest.mark.parametrize(
