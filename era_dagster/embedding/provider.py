@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any, Protocol, cast
 
 import httpx
@@ -51,6 +52,9 @@ LONGEST_ERROR_BYTES = 16_384
 """So much of an error is read. Only its first words are kept, and some servers echo the whole request in it."""
 
 LIMITS_PREFIX = "x-ratelimit-"
+
+_NO_COOKIES = DefaultCookiePolicy(allowed_domains=())
+"""A client would remember, and send along, whatever cookies a server or what is before it sets with each answer."""
 
 _GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
 
@@ -214,6 +218,7 @@ class HttpEndpoint:
                 transport=self._transport,
                 verify=self._tls or True,
                 trust_env=self._trust_env,
+                cookies=CookieJar(_NO_COOKIES),
                 limits=httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=30.0),
             )
         except (httpx.InvalidURL, ValueError, ImportError):

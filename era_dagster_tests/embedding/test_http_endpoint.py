@@ -221,6 +221,22 @@ def test_a_count_of_tokens_that_cannot_be_meant_is_none_and_the_vectors_stay(cou
     assert answer.tokens is None
 
 
+def test_cookies_are_neither_kept_nor_sent_back() -> None:
+    sent: list[str | None] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        sent.append(request.headers.get("cookie"))
+        return httpx.Response(200, headers={"Set-Cookie": f"place{len(sent)}=x; Path=/"}, content=GOOD)
+
+    async def main() -> None:
+        provider = OllamaProvider("http://host.example", "m", transport=httpx.MockTransport(answer))
+        for _ in range(3):
+            assert isinstance(await provider.embed(["text"], 5.0), Answer)
+
+    asyncio.run(main())
+    assert sent == [None] * 3
+
+
 def test_an_empty_answer_is_called_so() -> None:
     (answer, no_content), _ = ask(whole(b""), head(status=204))
     for each in (answer, no_content):
