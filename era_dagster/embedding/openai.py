@@ -68,7 +68,7 @@ def _rows(data: Any) -> list[Any] | None:
     seen: set[int] = set()
     for place, each in enumerate(data):
         index = each.get("index", place)
-        if not isinstance(index, int) or not 0 <= index < len(data) or index in seen:
+        if type(index) is not int or not 0 <= index < len(data) or index in seen:
             return None
         seen.add(index)
         rows[index] = each.get("embedding")

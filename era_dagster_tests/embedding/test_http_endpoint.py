@@ -305,3 +305,21 @@ def test_a_short_key_may_be_a_word_like_any_other() -> None:
 )
 def test_an_error_in_whatever_json_is_read_beside_vectors_that_are_none(error: bytes, told: str) -> None:
     assert f"It says: {told}" in message_of(200, b'{"x":NaN,"error":%b}' % error)
+
+
+@pytest.mark.parametrize(
+    ("places", "first"),
+    [([1, 0], 0.8), ([0, 0], None), ([True, False], None), (["0", "1"], None), ([1, 2], None), ([-1, 0], None)],
+)
+def test_vectors_of_the_openai_dialect_are_placed_by_whole_numbers_that_come_once(
+    places: list[object], first: float | None
+) -> None:
+    rows = [[0.6, 0.8], [0.8, 0.6]]
+    data = [{"index": place, "embedding": row} for place, row in zip(places, rows, strict=True)]
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, json={"data": data}))
+    answer = asyncio.run(OpenAIProvider("http://host.example", "m", transport=transport).embed(["a", "b"], 5.0))
+    if first is None:
+        assert failure(answer)[:2] == (EndpointUnavailable, Outcome.FAILED)
+    else:
+        assert isinstance(answer, Answer)
+        assert answer.vectors[0, 0] == pytest.approx(first)
