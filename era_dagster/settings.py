@@ -5,6 +5,7 @@ A setting is resolved in this order: its `ERA_*` variable, an older name the use
 by `ERA_PROFILE`, the default. `Settings.sources` remembers which, for `era doctor`.
 """
 
+import difflib
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -340,6 +341,17 @@ def load_settings(environment: Mapping[str, str], **overrides: Any) -> Settings:
             hint="Choose a smaller overlap.",
         )
     return Settings(**values, sources=sources)
+
+
+def misspelt(environment: Mapping[str, str]) -> Mapping[str, str]:
+    """Variables that nothing reads though their names are nearly those of settings -> those settings."""
+    known = [variable.name for variable in _VARIABLES]
+    near = {
+        name: difflib.get_close_matches(name, known, n=1, cutoff=0.85)
+        for name in sorted(environment)
+        if name.startswith("ERA_") and name not in known
+    }
+    return {name: found[0] for name, found in near.items() if found}
 
 
 def _parsed(variable: _Variable, name: str, text: str) -> Any:

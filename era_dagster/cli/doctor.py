@@ -1,5 +1,6 @@
 """`era doctor`: is everything there that an ingest needs, and what to do where it is not. Looks, and changes nothing."""
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 
@@ -9,7 +10,7 @@ from era_dagster.cli.output import FAILED, print_json, print_table, settings_fro
 from era_dagster.domain.errors import EraError
 from era_dagster.pipeline import health
 from era_dagster.pipeline.health import Finding
-from era_dagster.settings import Settings
+from era_dagster.settings import Settings, misspelt
 from era_dagster.storage.database import Database, database_url
 from era_dagster.storage.inspection import inspect_database
 from era_dagster.storage.spaces import live_space
@@ -32,7 +33,8 @@ def doctor(as_json: bool, show_settings: bool) -> int:
         findings.append(finding)
         if not as_json:
             stdout.print(f"{_MARKS[finding.level]} {finding.name}: ", end="")
-            stdout.print(f"{finding.found} {finding.next_step}".strip(), markup=False)
+            stop = "." if finding.next_step and not finding.found.endswith(".") else ""
+            stdout.print(f"{finding.found}{stop} {finding.next_step}".strip(), markup=False)
     well = all(finding.level != "failed" for finding in findings)
     if as_json:
         print_json({"ok": well, "checks": [asdict(finding) for finding in findings], "settings": shown})
@@ -47,9 +49,13 @@ def doctor(as_json: bool, show_settings: bool) -> int:
 def _look(settings: Settings) -> Iterator[Finding]:
     """One finding after the other, so that a slow one does not hold back the rest."""
     yield from health.versions()
+    yield from health.names_of_settings(misspelt(os.environ))
     for name, path in (("home", settings.home), ("data", settings.data_dir), ("model", settings.model_dir)):
         yield health.folder(f"{name} folder", path)
+    if settings.log_file is not None:
+        yield health.folder("log folder", settings.log_file.parent)
     yield health.drop_folder(settings.drop_dir)
+    yield from health.aliases(settings)
     try:
         url = database_url(settings)
         facts = inspect_database(url)

@@ -8,14 +8,16 @@ import os
 import platform
 import shutil
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-from era_dagster.domain.errors import EraError
+from era_dagster.domain.errors import ConfigurationError, DatabaseUnavailable, EraError
 from era_dagster.domain.space import Space
 from era_dagster.embedding.factory import open_embedder
+from era_dagster.intake.aliases import domain_aliases
 from era_dagster.settings import Settings, configured_model
 from era_dagster.storage.database import Database
 from era_dagster.storage.inspection import DatabaseFacts
@@ -29,6 +31,8 @@ _LEAST_POSTGRES = 160000
 # 0.8.0 has iterative index scans, without which a filtered search comes back short; 0.8.4 is the oldest we measured.
 _LEAST_VECTOR, _MEASURED_VECTOR = (0, 8, 0), (0, 8, 4)
 _CLOCK_TOLERANCE_SECONDS = 2.0
+# The hint of other commands sends to the doctor.
+_DATABASE_AWAY = "Is it started, and do host, port, user, password (PGPASSWORD) and database of its address fit?"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +50,8 @@ class Finding:
 
 def failed(name: str, error: EraError) -> Finding:
     """A look that ended with one of our errors, which say what to do."""
-    return Finding(name=name, level="failed", found=error.message, next_step=error.hint)
+    circular = isinstance(error, DatabaseUnavailable) and "era doctor" in error.hint
+    return Finding(name=name, level="failed", found=error.message, next_step=_DATABASE_AWAY if circular else error.hint)
 
 
 def versions() -> list[Finding]:
@@ -61,6 +66,14 @@ def versions() -> list[Finding]:
             found=f"Python {platform.python_version()} on {platform.system()}, {found}",
             next_step="" if enough else "Use Python 3.11 or newer.",
         )
+    ]
+
+
+def names_of_settings(misspelt: Mapping[str, str]) -> list[Finding]:
+    """Variables that nothing reads, with the settings that were probably meant."""
+    return [
+        Finding(name="settings", level="warning", found=f"{name} is no setting.", next_step=f"Did you mean {meant}?")
+        for name, meant in misspelt.items()
     ]
 
 
@@ -107,6 +120,18 @@ def drop_folder(path: Path) -> Finding:
             next_step="Set ERA_DROP_DIR to a folder this user may read.",
         )
     return Finding(name="drop folder", level="ok", found=f"{path}, {entries:,} entries")
+
+
+def aliases(settings: Settings) -> list[Finding]:
+    """Can the alias table be read? Nothing to say where none is set."""
+    if settings.domain_aliases is None:
+        return []
+    name = "domain aliases"
+    try:
+        table = domain_aliases(settings)
+    except ConfigurationError as error:
+        return [failed(name, error)]
+    return [Finding(name=name, level="ok", found=f"{settings.domain_aliases}, {len(table):,} names")]
 
 
 def judge_database(facts: DatabaseFacts, *, embedded: bool) -> list[Finding]:
@@ -217,7 +242,18 @@ def model(settings: Settings, live: Space | None) -> list[Finding]:
             check_same_model(live, found)
     except EraError as error:
         return [failed("model", error)]
-    findings = [Finding(name="model", level="ok", found=f"{name} by {found.provider} answers")]
+    unused = found.provider == "local" and bool(settings.embedding_urls)
+    findings = [
+        Finding(
+            name="model",
+            level="warning" if unused else "ok",
+            found=f"{name} by {found.provider} answers"
+            + (", and ERA_EMBEDDING_URLS is set and not used" if unused else ""),
+            next_step="Set ERA_EMBEDDING_PROVIDER and ERA_EMBEDDING_MODEL to use that server, or unset it."
+            if unused
+            else "",
+        )
+    ]
     if live is not None and live.dimension != dimension:
         return [
             *findings,

@@ -256,6 +256,32 @@ def test_doctor_tells_by_its_exit_code_what_is_wrong(shell: Shell) -> None:
     assert shell.era("doctor", ERA_SETTLE_SECONDS="soon").returncode == 2
 
 
+def test_the_doctor_does_not_send_to_the_doctor(shell: Shell) -> None:
+    away = shell.era("doctor", ERA_DATABASE_URL="postgresql://127.0.0.1:9/era")
+    database = next(line for line in away.stdout.splitlines() if " database: " in line)
+    assert "PGPASSWORD" in database
+    assert "Run `era doctor`" not in away.stdout
+    # Another command still does.
+    assert "era doctor" in shell.era("status", ERA_DATABASE_URL="postgresql://127.0.0.1:9/era").stderr
+
+
+def test_the_doctor_names_an_alias_table_and_a_log_folder_that_no_command_could_use(shell: Shell) -> None:
+    (shell.folder / "torn.json").write_text("{", encoding="utf-8")
+    (shell.folder / "file").write_text("", encoding="utf-8")
+    done = shell.era("doctor", ERA_DOMAIN_ALIASES="torn.json", ERA_LOG_FILE="file/era.jsonl")
+    assert done.returncode == 1
+    named = {line.split(":")[0].split(maxsplit=1)[1]: line for line in done.stdout.splitlines() if "failed" in line[:7]}
+    assert "torn.json is not valid JSON" in named["domain aliases"]
+    assert "file is no folder. Move it" in named["log folder"]
+
+
+def test_the_doctor_notices_a_setting_that_is_written_wrongly(shell: Shell) -> None:
+    done = shell.era("doctor", ERA_EMBEDDING_URL="http://127.0.0.1:9", ERA_IMAGE_TAG="1", ERA_DATA_FOLDER="data")
+    assert done.returncode == 0
+    (said,) = (line for line in done.stdout.splitlines() if line.startswith("warning settings"))
+    assert said.endswith("ERA_EMBEDDING_URL is no setting. Did you mean ERA_EMBEDDING_URLS?")
+
+
 def test_db_stop_refuses_a_server_it_did_not_start(shell: Shell) -> None:
     done = shell.era("db", "stop")
     assert done.returncode == 2

@@ -147,3 +147,14 @@ def test_a_server_that_is_away_is_named_with_its_address(with_server: Callable[[
     (finding,) = health.model(with_server("http://127.0.0.1:9", "test-model"), None)
     assert finding.level == "failed"
     assert "http://127.0.0.1:9" in finding.found
+
+
+def test_an_embedding_server_that_the_local_model_leaves_unused_is_told(
+    with_server: Callable[[str, str], Settings],
+) -> None:
+    settings = replace(with_server("http://127.0.0.1:9", "all-minilm-l6-v2"), embedding_provider="local")
+    model, dimension = health.model(settings, None)
+    assert (model.level, dimension.level) == ("warning", "ok")
+    assert "ERA_EMBEDDING_URLS is set and not used" in model.found
+    (model, _) = health.model(replace(settings, embedding_urls=()), None)
+    assert model.level == "ok"
