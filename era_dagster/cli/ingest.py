@@ -10,7 +10,9 @@ import click
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
 from era_dagster.cli.output import exit_code, print_json, print_table, settings_from_environment, stderr, stdout
+from era_dagster.domain.errors import ConfigurationError
 from era_dagster.domain.stages import STAGES
+from era_dagster.intake.snapshot import INPUTS
 from era_dagster.pipeline.drop import DropLook, look_at_drop
 from era_dagster.pipeline.ingest import refresh_combined_index, stamp_rules
 from era_dagster.pipeline.moves import DomainMove, domain_moves
@@ -44,6 +46,9 @@ def ingest(paths: tuple[Path, ...], dry_run: bool, as_json: bool) -> int:
 def ingest_paths(settings: Settings, paths: list[Path], *, dry_run: bool = False, as_json: bool = False) -> int:
     """What the command does; returns the exit code."""
     roots = [absolute(path) for path in paths] or [settings.drop_dir]
+    for root in roots:
+        if root.name in INPUTS and root.is_file():
+            raise ConfigurationError(f"{root} is half of a book.", hint=f"Name its folder: era ingest '{root.parent}'.")
     url = database_url(settings)
     migrate(url)
     with Database(url, pool_size=settings.database_pool) as database:
@@ -151,7 +156,7 @@ def _tell_plan(looks: list[DropLook], moves: list[DomainMove], as_json: bool) ->
         "gone": [key for look in looks for key in look.gone],
     }
     if as_json:
-        problems = [line for look in looks for line in look.messages()]
+        problems = [line for look in looks for line in (*look.messages(), *look.nothing_there())]
         print_json({"dry_run": True, **plan, "domain_moves": [asdict(move) for move in moves], "problems": problems})
         return 0
     for name, keys in plan.items():
@@ -163,7 +168,7 @@ def _tell_plan(looks: list[DropLook], moves: list[DomainMove], as_json: bool) ->
             markup=False,
         )
     for look in looks:
-        for line in look.messages():
+        for line in (*look.messages(), *look.nothing_there()):
             stdout.print(line, markup=False)
     stdout.print("Dry run: nothing was changed.")
     return 0
@@ -171,7 +176,7 @@ def _tell_plan(looks: list[DropLook], moves: list[DomainMove], as_json: bool) ->
 
 def _tell(receipt: Receipt, looks: list[DropLook], failure: str | None, as_json: bool) -> int:
     problems = [line for look in looks for line in look.problems()]
-    notices = [line for look in looks for line in look.notices()]
+    notices = [line for look in looks for line in (*look.notices(), *look.nothing_there())]
     failed = bool(failure or problems or receipt.items.dead or not receipt.items.adds_up)
     if as_json:
         document: dict[str, Any] = {

@@ -288,7 +288,7 @@ def _everything_pending(
             time.sleep(seconds)
             look = look_at_drop(settings, database, settings.drop_dir, settling=look.settling)
         problems = look.problems()
-        for notice in look.notices():
+        for notice in (*look.notices(), *look.nothing_there()):
             context.log.info(notice)
     stages = with_upstream(selected)
     suffixes = stamp_rules(settings, database).suffixes

@@ -17,7 +17,7 @@ from era_dagster.domain.identity import safe_name
 from era_dagster.intake.reader import CHAPTERS_FILE, DOCTRINE_FILE
 from era_dagster.settings import absolute
 
-_INPUTS = (CHAPTERS_FILE, DOCTRINE_FILE)
+INPUTS = (CHAPTERS_FILE, DOCTRINE_FILE)
 _NOT_BOOKS = frozenset({"ministers", "__MACOSX", "System Volume Information", "$RECYCLE.BIN"})
 _TEMPORARY = re.compile(r"^\.|^~\$|~$|\.(?:part|partial|tmp|temp|crdownload|download|swp|filepart)$", re.IGNORECASE)
 # What the extractor writes beside its two output files; in a folder of single-file drops it is not a book.
@@ -71,7 +71,7 @@ def scan_drop(root: Path) -> tuple[SourceStat, ...]:
             hint="Make it, or set ERA_DROP_DIR to the folder the books are dropped into.",
         ) from error
     found = [stat for stat in (_child(root, path) for path in paths) if stat is not None]
-    if any((root / name).is_file() for name in _INPUTS):
+    if any((root / name).is_file() for name in INPUTS):
         holds_books = any(stat.kind == "folder" and stat.files for stat in found)
         own = _folder(root, ".")
         if not holds_books:
@@ -90,7 +90,7 @@ def scan_drop(root: Path) -> tuple[SourceStat, ...]:
 
 def is_source(path: Path) -> bool:
     """Is this a file, or a folder with a book's input in it?"""
-    return path.is_file() or any((path / name).is_file() for name in _INPUTS)
+    return path.is_file() or any((path / name).is_file() for name in INPUTS)
 
 
 def _child(root: Path, path: Path) -> SourceStat | None:
@@ -127,7 +127,7 @@ def _file(path: Path, name: str) -> SourceStat:
 def _folder(path: Path, name: str) -> SourceStat:
     files: list[FileStat] = []
     missing: list[str] = []
-    for wanted in _INPUTS:
+    for wanted in INPUTS:
         try:
             files.append(_stat(path / wanted))
         except FileNotFoundError:

@@ -13,7 +13,7 @@ from era_dagster.domain.errors import ConfigurationError, CorruptInput
 from era_dagster.domain.identity import partition_key
 from era_dagster.intake.plan import ChapterPlan, DropPlan, Look, plan_chapters, plan_drop, signature
 from era_dagster.intake.reader import BookRead, read_source
-from era_dagster.intake.snapshot import SourceStat, scan_drop
+from era_dagster.intake.snapshot import INPUTS, SourceStat, scan_drop
 from era_dagster.settings import Settings
 from era_dagster.storage.database import Database
 from era_dagster.storage.drops import (
@@ -56,6 +56,12 @@ class DropLook:
     def notices(self) -> list[str]:
         """One sentence for each thing that is not ready or odd."""
         return [*(f"Waiting: {path}: {reason}" for path, reason in self.waiting), *self.notes]
+
+    def nothing_there(self) -> list[str]:
+        """One sentence when the folder holds no book, which may be the wrong folder; for whoever asked, not for each tick."""
+        if self.chapters or self.gone or self.troubles or self.waiting:
+            return []
+        return [f"No book lies in {self.root}: no folder with {' and '.join(INPUTS)}, and no other JSON file."]
 
     def messages(self) -> list[str]:
         """Problems and notices."""

@@ -212,6 +212,31 @@ def test_an_unknown_domain_finds_nothing_and_is_no_error(shell: Shell) -> None:
     assert "Nothing found" in done.stdout
 
 
+def test_a_folder_without_a_book_is_told_from_one_without_changes(shell: Shell) -> None:
+    drop = shell.folder / "data" / "drop"
+    (drop / "notes.txt").write_text("x", encoding="utf-8")
+    for words in (["ingest"], ["ingest", "--dry-run"], ["ingest", str(drop)]):
+        done = shell.era(*words)
+        assert done.returncode == 0
+        assert f"No book lies in {drop}: no folder with 01_chapters.json and 02_doctrine.json" in done.stdout
+    write_book(drop, "Level Book")
+    assert "No book" not in shell.era("ingest").stdout
+    assert "No book" not in shell.era("ingest").stdout
+    shutil.rmtree(drop / "Level Book")
+    # What leaves is told as removed; from then on the folder is empty again.
+    assert "No book" not in shell.era("ingest").stdout
+    assert "No book" in shell.era("ingest").stdout
+
+
+@pytest.mark.parametrize("half", ["01_chapters.json", "02_doctrine.json"])
+def test_half_of_a_book_is_no_book_of_that_name(shell: Shell, half: str) -> None:
+    book = write_book(shell.folder / "books", "Level Book")
+    done = shell.era("ingest", str(book / half))
+    assert done.returncode == 2
+    assert f"Name its folder: era ingest '{book}'." in done.stderr
+    assert shell.json("status")["books"] == []
+
+
 def test_doctor_is_content_when_all_is_there_and_names_what_is_not(shell: Shell) -> None:
     well = shell.json("doctor")
     assert well["ok"] is True
