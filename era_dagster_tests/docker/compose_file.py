@@ -56,6 +56,13 @@ def interpolated(value: str, variables: dict[str, str]) -> str:
     return re.sub(r"\$\{(\w+)(?::([?-][^}]*))?\}", filled, value)
 
 
+def environment(service: str, variables: dict[str, str]) -> dict[str, str]:
+    """What the service's processes see of `docker/.env`, which holds `variables`; what compose itself names goes first."""
+    of_file = variables if services()[service].get("env_file") == [".env"] else {}
+    named = services()[service]["environment"]
+    return of_file | {name: interpolated(value, variables) for name, value in named.items()}
+
+
 @dataclass(frozen=True)
 class Machine:
     """Where on this machine the things are that the containers know by other names.

@@ -24,7 +24,7 @@ import yaml
 
 from era_dagster.storage.database import with_database
 from era_dagster_tests.docker import compose_file
-from era_dagster_tests.docker.compose_file import BIN, DOCKER, Machine, interpolated
+from era_dagster_tests.docker.compose_file import BIN, DOCKER, Machine
 from era_dagster_tests.e2e.project import write_book
 from era_dagster_tests.fakes.embedding_server import FakeEmbeddingServer, serving
 
@@ -64,8 +64,8 @@ class System:
     def environment(self, service: str) -> dict[str, str]:
         """The service's own variables and nothing else of ours; where the database stands is this machine's."""
         named = {
-            name: self.machine.adapted(interpolated(value, self.variables))
-            for name, value in compose_file.services()[service]["environment"].items()
+            name: self.machine.adapted(value)
+            for name, value in compose_file.environment(service, self.variables).items()
         }
         image = {"DAGSTER_HOME": str(self.machine.folders["/opt/dagster"]), "PATH": f"{BIN}:{os.environ['PATH']}"}
         here = {"ERA_DATABASE_URL": self.variables["DATABASE"], "ERA_DAGSTER_POSTGRES_HOST": ""}

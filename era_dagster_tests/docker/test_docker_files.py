@@ -1,7 +1,6 @@
 """The container files as far as a machine without containers can check them: they parse and agree with each other. What the
 containers run is run by test_container_commands; building the image is not tested here."""
 
-import os
 import re
 import shutil
 import subprocess
@@ -14,6 +13,7 @@ import pytest
 import yaml
 
 from era_dagster.settings import load_settings
+from era_dagster_tests.docker import compose_file
 from era_dagster_tests.docker.compose_file import DOCKER, image_command, interpolated, read
 
 ROOT = Path(__file__).parents[2]
@@ -65,6 +65,18 @@ def test_the_settings_take_the_environment_of_the_code_server() -> None:
     assert settings.embedding_urls == ()
     assert settings.sources["drop_dir"] == "ERA_DROP_DIR"
     assert settings.sources["model_dir"] == "ERA_MODEL_DIR"
+
+
+def test_every_setting_of_the_env_file_reaches_the_containers() -> None:
+    given = {"POSTGRES_PASSWORD": "secret", "ERA_EMBEDDING_PROVIDER": "local", "ERA_DROP_DIR": "/elsewhere"}
+    given |= {"ERA_LATENCY_TARGET_SECONDS": "2", "ERA_CHAPTERS_PER_RUN": "50", "ERA_LOG_LEVEL": "DEBUG"}
+    for service in OURS:
+        settings = load_settings(compose_file.environment(service, given))
+        assert settings.latency_target_seconds == 2
+        assert (settings.chapters_per_run, settings.log_level) == (50, "DEBUG")
+        # What the containers' own folders and database are is not for the file to say.
+        assert settings.sources["drop_dir"] == "ERA_DROP_DIR"
+        assert str(settings.drop_dir) == "/data/drop"
 
 
 def test_an_empty_profile_leaves_the_embedding_client_without_a_ceiling() -> None:
@@ -156,11 +168,12 @@ def test_services_start_when_what_they_need_is_well_and_are_started_again_when_t
         assert service["restart"] == ("on-failure" if name in ONE_SHOT else "unless-stopped"), name
 
 
-def test_the_compose_plugin_accepts_the_file() -> None:
+def test_the_compose_plugin_accepts_the_file(tmp_path: Path) -> None:
     docker = shutil.which("docker")
     if docker is None or subprocess.run([docker, "compose", "version"], capture_output=True, check=False).returncode:
         pytest.skip("docker compose is not installed")
-    environment = {**os.environ, "POSTGRES_PASSWORD": "secret", "ERA_EMBEDDING_PROVIDER": "local"}
-    command = [docker, "compose", "-f", str(DOCKER / "docker-compose.yml"), "config", "--quiet"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    folder = shutil.copytree(DOCKER, tmp_path / "docker")
+    (folder / ".env").write_text("POSTGRES_PASSWORD=secret\nERA_EMBEDDING_PROVIDER=local\n", encoding="utf-8")
+    command = [docker, "compose", "-f", str(folder / "docker-compose.yml"), "config", "--quiet"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
