@@ -150,7 +150,8 @@ def _empty_doctrine(settings: Settings, database: Database) -> Verdict:
     return Verdict(
         passed=not books,
         said=(
-            f"{len(chapters):,} long chapters of {len(books):,} books have no doctrine: the extractor probably failed there."
+            f"{len(books):,} books have no doctrine at all, or none for a long chapter ({len(chapters):,} of these):"
+            " the extractor probably failed there."
             if books
             else "No long chapter is without doctrine."
         ),

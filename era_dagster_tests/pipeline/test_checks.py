@@ -83,6 +83,9 @@ TROUBLES: dict[str, Trouble] = {
     "a book without doctrine": Trouble(
         book(chapter(1)), {"doctrine_is_not_suspiciously_empty"}, "harbour", book(chapter(1, rules=["Wait."]))
     ),
+    "a book without doctrine, which has no long chapter": Trouble(
+        book(chapter(1)), {"doctrine_is_not_suspiciously_empty"}, "at all", book(chapter(1, rules=["Wait."]))
+    ),
     "doctrine for a blank chapter": Trouble(
         book(chapter(1, "\f", rules=["Wait."])),
         {"doctrine_has_its_text"},
