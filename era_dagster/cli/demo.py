@@ -1,6 +1,8 @@
 """`era demo`: the sample books through the whole system, ending with answers."""
 
+import os
 import shutil
+import sys
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
@@ -40,8 +42,21 @@ def demo() -> int:
         stdout.print(f"? {question}", style="bold", markup=False)
         show_results(settings, question, top_k=3)
     stdout.print()
-    stdout.print('Next: era search "your question", era status, or `dagster dev` for the UI at http://127.0.0.1:3000')
+    folder = _folder_of_commands()
+    stdout.print(
+        f'Next: {folder}era search "your question", {folder}era status, or {folder}dagster dev for the UI at'
+        " http://127.0.0.1:3000",
+        markup=False,
+    )
     return 0
+
+
+def _folder_of_commands() -> str:
+    """What must stand before `era` to be found: nothing where the shell finds it, else the folder it was started from."""
+    started = Path(sys.argv[0])
+    if shutil.which("era") or started.stem != "era":
+        return ""
+    return f"{started.parent}{os.sep}"
 
 
 def _with_local_model(settings: Settings) -> Settings:

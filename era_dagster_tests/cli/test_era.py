@@ -1,6 +1,7 @@
 """The `era` command as a user types it: real processes, a real database, a real loopback embedding server."""
 
 import json
+import os
 import random
 import re
 import shutil
@@ -345,6 +346,18 @@ def test_a_demo_whose_ingest_failed_asks_nothing(shell: Shell) -> None:
     assert done.returncode == 1
     assert "http://127.0.0.1:9" in done.stderr
     assert "? " not in done.stdout
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the folder is called Scripts there")
+def test_what_the_demo_says_comes_next_can_be_typed(shell: Shell) -> None:
+    environment = Path(sys.executable).parent.parent
+    (shell.folder / ".venv").symlink_to(environment)
+    demo = [".venv/bin/era", "demo"]
+    for path, before in ((os.defpath, ".venv/bin/"), (f"{environment / 'bin'}:{os.defpath}", "")):
+        variables = shell.environment | {"PATH": path}
+        done = subprocess.run(demo, cwd=shell.folder, env=variables, capture_output=True, encoding="utf-8", check=True)
+        said = done.stdout.splitlines()[-1]
+        assert said.startswith(f'Next: {before}era search "your question", {before}era status, or {before}dagster dev')
 
 
 def test_the_demo_answers_three_questions_and_a_second_one_embeds_only_them(
