@@ -73,7 +73,7 @@ def doctrine_id(book: str, chapter: int, category: str, text: str) -> UUID:
 
 
 def text_hash(text: str) -> bytes:
-    """SHA-256 of a text, 32 bytes; equal texts share one embedding."""
+    """SHA-256 of a text, 32 bytes: what tells whether a stored text is another one."""
     return hashlib.sha256(_utf8(text)).digest()
 
 

@@ -61,10 +61,8 @@ class ServerPhysics:
         self._engine_busy = False
         self._buckets = {name: _Bucket() for name in ("requests", "texts", "tokens")}
         self._warm_at: float | None = None
-        self.requests_inside = 0
         self.texts_inside = 0
         self._starts: list[float] = []
-        self.answered_texts = 0
         self.refused = 0
         for at, _ in course.changes:
             self._push(at, "change", None)
@@ -149,7 +147,6 @@ class ServerPhysics:
         self._engine_busy = False
         self._warm_at = None
         for request in inside:
-            self.requests_inside -= 1
             self.texts_inside -= len(request.tokens)
             self._reply(at, Finished(request=request.number, status=0))
         for finished in stalled:
@@ -178,9 +175,7 @@ class ServerPhysics:
             lot -= share
         if lot < spec.share_stall:
             self._reply(at + spec.stall_seconds, Finished(request=request.number, status=200))
-            self.answered_texts += len(request.tokens)
             return
-        self.requests_inside += 1
         self.texts_inside += len(request.tokens)
         if spec.frozen or spec.discipline == "batching":
             self._waiting.append(request)
@@ -295,9 +290,7 @@ class ServerPhysics:
         self._reply(at, Finished(request=request.number, status=200, headers=self.announced()))
 
     def _leave(self, request: _Request) -> None:
-        self.requests_inside -= 1
         self.texts_inside -= len(request.tokens)
-        self.answered_texts += len(request.tokens)
 
     def _start_step(self, at: float) -> None:
         spec = self.spec

@@ -4,7 +4,6 @@ What is equal stays untouched (no new row version, no WAL); what is gone leaves.
 written; a stage's stamp is set in the same transaction as its rows, so a kill at any moment leaves whole chapters only.
 """
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, field
@@ -19,6 +18,7 @@ from psycopg import sql
 
 from era_dagster.domain.doctrine import Chapter, Chunk
 from era_dagster.domain.errors import CorruptInput
+from era_dagster.domain.identity import text_hash
 from era_dagster.domain.language import language_of
 from era_dagster.domain.receipt import ItemCounts
 from era_dagster.domain.space import Space
@@ -272,7 +272,7 @@ def _write_entries(connection: psycopg.Connection, chapter: Chapter, language: s
         [entry.category for entry, _ in pairs],
         [entry.position for entry, _ in pairs],
         [entry.text for entry, _ in pairs],
-        [hashlib.sha256(entry.text.encode("utf-8")).digest() for entry, _ in pairs],
+        [text_hash(entry.text) for entry, _ in pairs],
         [json.dumps(dict(entry.details), ensure_ascii=False, sort_keys=True) for entry, _ in pairs],
     )
     removed = connection.execute(
@@ -323,7 +323,7 @@ def _write_chunks(
             [chunk.start for chunk in chunks],
             [chunk.end for chunk in chunks],
             [chunk.text for chunk in chunks],
-            [hashlib.sha256(chunk.text.encode("utf-8")).digest() for chunk in chunks],
+            [text_hash(chunk.text) for chunk in chunks],
         ),
     ).rowcount
     return Difference(written, len(chunks) - written, removed)
