@@ -80,7 +80,10 @@ def dagster_url(settings: Settings) -> str:
 
 
 def storage_is_there(settings: Settings) -> bool:
-    """Has Dagster's storage been made? Only looks, where `dagster_url` and opening an instance would make it."""
+    """Has Dagster's storage been made? Only looks, where `dagster_url` and opening an instance would make it.
+
+    Raises `ConfigurationError` where they could not.
+    """
     url = settings.dagster_database_url
     with driver_errors():
         if url is None:
@@ -88,6 +91,8 @@ def storage_is_there(settings: Settings) -> bool:
             with psycopg.connect(url, autocommit=True, connect_timeout=10) as connection:
                 name = _name_beside(connection)
                 if not _exists(connection, name):
+                    if not _may_make_databases(connection):
+                        raise _needs_a_database(name)
                     return False
             url = with_database(url, name)
         else:
@@ -117,8 +122,17 @@ def _beside(url: str) -> str:
             except (psycopg.errors.DuplicateDatabase, psycopg.errors.UniqueViolation):
                 pass  # another process was faster
             except psycopg.errors.InsufficientPrivilege as error:
-                raise ConfigurationError(
-                    f"Dagster needs a database of its own, and this user may not create {name}.",
-                    hint="Create it, or set ERA_DAGSTER_DATABASE_URL to a database it may use.",
-                ) from error
+                raise _needs_a_database(name) from error
     return with_database(url, name)
+
+
+def _may_make_databases(connection: psycopg.Connection) -> bool:
+    asked = "SELECT rolcreatedb OR rolsuper FROM pg_roles WHERE rolname = current_user"
+    return connection.execute(asked).fetchone() == (True,)
+
+
+def _needs_a_database(name: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"Dagster needs a database of its own, and this user may not create {name}.",
+        hint="Create it, or set ERA_DAGSTER_DATABASE_URL to a database it may use.",
+    )

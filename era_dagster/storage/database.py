@@ -75,9 +75,10 @@ def driver_errors() -> Iterator[None]:
     try:
         yield
     except (pg_errors.DiskFull, pg_errors.InsufficientPrivilege) as error:
+        full = isinstance(error, pg_errors.DiskFull)
         raise StorageError(
             f"PostgreSQL refuses to write: {_first_line(error)}.",
-            hint="Free space or grant the rights, then run again.",
+            hint=f"{'Free space' if full else 'Grant this user the rights'}, then run again.",
         ) from error
     except (pg_errors.DeadlockDetected, pg_errors.SerializationFailure, pg_errors.LockNotAvailable) as error:
         raise TransientError(

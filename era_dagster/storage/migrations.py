@@ -4,6 +4,8 @@ A file that was applied and later edited is an error, not a silent difference: t
 """
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import resources
 
 import psycopg
@@ -18,11 +20,11 @@ _ADVISORY_LOCK = 0x65726164  # "erad"
 def migrate(url: str) -> list[str]:
     """Bring the database at `url` to the current schema; returns the names of the files applied now (usually none).
 
-    Safe when several processes call it at once. Raises `ConfigurationError` when an applied file differs from ours or
-    the server has no pgvector, `DatabaseUnavailable` when it cannot be reached.
+    Safe when several processes call it at once. Raises `ConfigurationError` when an applied file differs from ours, the
+    server has no pgvector or this user lacks the rights, `DatabaseUnavailable` when it cannot be reached.
     """
     files = _files()
-    with driver_errors(), psycopg.connect(url, connect_timeout=10) as connection:
+    with driver_errors(), _lacking_rights(), psycopg.connect(url, connect_timeout=10) as connection:
         applied = _applied(connection)
         if applied is not None and all(name in applied for name, _ in files):
             _check_unchanged(files, applied)
@@ -48,6 +50,17 @@ def migrate(url: str) -> list[str]:
             connection.execute("INSERT INTO schema_migrations (name, sha256) VALUES (%s, %s)", (name, _sha256(text)))
             done.append(name)
         return done
+
+
+@contextmanager
+def _lacking_rights() -> Iterator[None]:
+    try:
+        yield
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise ConfigurationError(
+            f"The schema cannot be made: {str(error).splitlines()[0]}.",
+            hint="Let a superuser say CREATE EXTENSION vector in this database, and make it this user's own, then run again.",
+        ) from error
 
 
 def compare(connection: psycopg.Connection) -> tuple[tuple[str, ...], tuple[str, ...]]:

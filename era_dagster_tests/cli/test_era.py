@@ -291,6 +291,32 @@ def test_the_doctor_does_not_send_to_the_doctor(shell: Shell) -> None:
     assert "era doctor" in shell.era("status", ERA_DATABASE_URL="postgresql://127.0.0.1:9/era").stderr
 
 
+def test_a_user_without_rights_is_told_what_somebody_with_more_must_do(shell: Shell, postgres_server: str) -> None:
+    name = f"plain_{os.getpid()}"
+    with psycopg.connect(postgres_server, autocommit=True) as connection:
+        connection.execute(f"CREATE ROLE {name} LOGIN")
+        connection.execute(f"CREATE DATABASE {name}")
+        theirs = postgres_server.replace("/era?", f"/{name}?")
+        ours = {"ERA_DATABASE_URL": theirs.replace("postgres@", f"{name}@")}
+        no_schema = shell.era("db", "migrate", **ours)
+        assert no_schema.returncode == 2
+        assert "permission denied for schema public" in no_schema.stderr
+        connection.execute(f"ALTER DATABASE {name} OWNER TO {name}")
+        no_extension = shell.era("ingest", **ours)
+        assert no_extension.returncode == 2
+        assert "Let a superuser say CREATE EXTENSION vector in this database" in no_extension.stderr
+        assert "Free space" not in no_schema.stderr + no_extension.stderr
+        with psycopg.connect(theirs, autocommit=True) as inside:
+            inside.execute("CREATE EXTENSION vector")
+        assert shell.era("db", "migrate", **ours).returncode == 0
+        # An ingest would stumble over it, so the doctor says it before.
+        doctor = shell.era("doctor", **ours)
+        assert doctor.returncode == 1
+        assert f"this user may not create {name}_dagster. Create it, or set ERA_DAGSTER_DATABASE_URL" in doctor.stdout
+        connection.execute(f"CREATE DATABASE {name}_dagster OWNER {name}")
+        assert shell.era("doctor", **ours).returncode == 0
+
+
 def test_the_doctor_names_an_alias_table_and_a_log_folder_that_no_command_could_use(shell: Shell) -> None:
     (shell.folder / "torn.json").write_text("{", encoding="utf-8")
     (shell.folder / "file").write_text("", encoding="utf-8")
