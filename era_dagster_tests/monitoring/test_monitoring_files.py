@@ -102,17 +102,22 @@ def test_prometheus_asks_where_the_metrics_are() -> None:
     assert target == f"127.0.0.1:{load_settings({}).prometheus_port}"
 
 
+def promtool(*words: str) -> None:
+    """Prometheus' own tool, which must be content; skips the test where it is not installed."""
+    program = shutil.which("promtool")
+    if program is None:
+        pytest.skip("promtool is not installed")
+    done = subprocess.run([program, *words], cwd=FOLDER, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 @pytest.mark.parametrize(
     "words",
     [("check", "config", "prometheus.yml"), ("check", "rules", "alerts.yml"), ("test", "rules", "alerts.test.yml")],
     ids=["config", "rules", "each alert on its trouble"],
 )
 def test_prometheus_own_tool_is_content(words: tuple[str, ...]) -> None:
-    promtool = shutil.which("promtool")
-    if promtool is None:
-        pytest.skip("promtool is not installed")
-    done = subprocess.run([promtool, *words], cwd=FOLDER, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    promtool(*words)
 
 
 def test_every_alert_has_a_case_in_which_it_fires_and_one_in_which_it_does_not() -> None:
@@ -126,3 +131,36 @@ def test_every_alert_has_a_case_in_which_it_fires_and_one_in_which_it_does_not()
         for name in re.findall(r'alertname="(\w+)"', sample["labels"])
     }
     assert quiet == fired == {rule["alert"] for rule in rules()}
+
+
+def test_the_success_of_the_last_hour_knows_no_item_from_before_the_first_scrape(tmp_path: Path) -> None:
+    (shown,) = (panel for panel in panels() if panel["title"] == "Success, last hour")
+    (target,) = shown["targets"]
+    up = {"series": "era_database_up", "values": "1x120"}
+    build = {"series": 'era_build_info{version="1"}', "values": "1x120"}
+
+    def case(seen: str, dead: str | None, **at: float) -> dict[str, Any]:
+        series = [up, build, {"series": "era_items_seen_total", "values": seen}]
+        series += [{"series": 'era_items_total{outcome="dead"}', "values": dead}] if dead else []
+        wanted = [
+            {
+                "expr": f"round({target['expr']}, 0.001)",
+                "eval_time": time,
+                "exp_samples": [{"labels": "{}", "value": share}],
+            }
+            for time, share in at.items()
+        ]
+        return {"interval": "1m", "input_series": series, "promql_expr_test": wanted}
+
+    cases = [
+        # An old database with many dead items, of which the run that comes adds none, and then one.
+        case("500x20 700x100", "50x30 51x90", **{"25m": 1.0, "40m": 0.995}),
+        # A new one, whose counters are born while it is watched.
+        case("_x5 500x115", "_x5 5x115", **{"10m": 0.99}),
+        case("_x5 500x115", None, **{"10m": 1.0}),
+        # An hour later, the database having been away when that hour began.
+        case("500x20 _x10 500x60 600x30", "50x20 _x10 50x90", **{"95m": 1.0}),
+    ]
+    file = tmp_path / "panel.test.yml"
+    file.write_text(json.dumps({"rule_files": [], "evaluation_interval": "1m", "tests": cases}), encoding="utf-8")
+    promtool("test", "rules", str(file))
