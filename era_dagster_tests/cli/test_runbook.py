@@ -74,7 +74,7 @@ SHOWN = {
     "A search finds nothing, or the wrong things": [r"\w+, chapter \d", "in tables"],
     "Minister files were changed by hand or are damaged": [r"different file .*ministers.\w+.\w+\.json"],
     "The UI does not show what is stored": ["Books", "level .* 2 "],
-    "The disk is full": ["failed  model folder: .* 0.0 GB free Free at least 1 GB", "PostgreSQL .* MB"],
+    "The disk is full": [r"failed  model folder: .* 0.0 GB free\. Free at least 1 GB", "PostgreSQL .* MB"],
     "No metrics": ["era_database_up 1", "something else listens there"],
     "The clocks disagree": ["warning clock: the database's is 3,[56][0-9][0-9].* behind ours"],
 }
