@@ -4,6 +4,8 @@ The rows were ingested as any user's are, so that what other programs may send t
 """
 
 import asyncio
+import os
+import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -257,3 +259,20 @@ def test_look_ups_cut_in_the_middle_fail_clearly_and_the_pool_is_whole_again(
             assert [done.result() for done in at_once()] == [ENTRIES] * POOL
             assert 1 <= count(admin, f"SELECT count(*) {WATCHED}") <= POOL
         wait_until(lambda: count(admin, f"SELECT count(*) {WATCHED}") == 0)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="a process is made to hang by a signal")
+def test_connections_that_fell_silent_are_given_up_for_a_new_one(asked: Settings, admin: psycopg.Connection) -> None:
+    """As after a laptop's sleep, or behind a firewall that forgot them: nothing is refused, and no answer ever comes."""
+    with KnowledgeBase.open(asked) as base, ThreadPoolExecutor(1) as threads:
+        assert len(base.lookup(query(), top_k=10)) == ENTRIES
+        silent = [pid for (pid,) in admin.execute(f"SELECT pid {WATCHED} AND backend_type = 'client backend'")]
+        assert silent
+        try:
+            for pid in silent:
+                os.kill(pid, signal.SIGSTOP)
+            found = threads.submit(base.lookup, query(), top_k=10).result(timeout=30)
+        finally:
+            for pid in silent:
+                os.kill(pid, signal.SIGCONT)
+        assert len(found) == ENTRIES

@@ -4,8 +4,10 @@ Everything else in `storage` receives a `Database` and asks it for connections. 
 except the migrations' bookkeeping in `storage.migrations`.
 """
 
+import selectors
+import time
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
@@ -14,6 +16,7 @@ import psycopg
 from pgvector.psycopg import register_vector
 from psycopg import errors as pg_errors
 from psycopg.conninfo import conninfo_to_dict
+from psycopg.pq import ExecStatus
 from psycopg_pool import ConnectionPool, PoolTimeout
 
 from era_dagster.domain.errors import (
@@ -34,6 +37,8 @@ _SESSION_OPTIONS = (
     " -c random_page_cost=1.1"
 )
 _RUN_PREFIX = "era_dagster run "
+# A pooled connection that is silent for this share of the longest wait is given up: there is time left for a new one.
+_SHARE_OF_SILENCE = 1 / 5
 
 
 def database_url(settings: Settings) -> str:
@@ -121,9 +126,10 @@ class Database:
             kwargs={
                 "options": _SESSION_OPTIONS,
                 "application_name": _RUN_PREFIX + run_id if run_id else "era_dagster",
+                "connect_timeout": max(2, round(longest_wait_seconds)),
             },
             configure=_configure,
-            check=ConnectionPool.check_connection,
+            check=_answers_within(longest_wait_seconds * _SHARE_OF_SILENCE),
         )
         self.url = url
 
@@ -164,6 +170,29 @@ def live_runs(database: Database) -> frozenset[str]:
                 (_RUN_PREFIX,),
             )
         )
+
+
+def _answers_within(seconds: float) -> Callable[[psycopg.Connection], None]:
+    """A check of pooled connections: an empty query, as the pool's own check sends, but with an end to the waiting.
+
+    Of a server that hangs, and of a connection that a firewall or a suspended laptop has lost, no error ever comes.
+    """
+
+    def check(connection: psycopg.Connection) -> None:
+        server = connection.pgconn
+        server.send_query(b"")
+        until = time.monotonic() + seconds
+        with selectors.DefaultSelector() as selector:
+            selector.register(server.socket, selectors.EVENT_READ)
+            while server.is_busy():
+                if not selector.select(until - time.monotonic()):
+                    raise psycopg.OperationalError(f"the server has not answered for {seconds:g} s")
+                server.consume_input()
+        while (result := server.get_result()) is not None:
+            if result.status != ExecStatus.EMPTY_QUERY:
+                raise psycopg.OperationalError("the server has ended the connection")
+
+    return check
 
 
 def _configure(connection: psycopg.Connection) -> None:
