@@ -99,20 +99,26 @@ def search_entries(
         "category": category,
         "book": None if book is None else safe_name(book),
     }
-    nearest = sql.SQL(
-        "WITH nearest AS MATERIALIZED ("
-        " SELECT doctrine_id, {distance} AS distance, text, {domains} AS domains, category,"
-        " source_book, source_chapter, weight FROM {table}{where}"
-        " ORDER BY distance LIMIT %(limit)s)"
-        " SELECT n.doctrine_id::text, 1 - n.distance, n.text, coalesce(a.domains, n.domains), n.category,"
-        " n.source_book, n.source_chapter, n.weight"
-        " FROM nearest AS n LEFT JOIN doctrine_embeddings_all AS a USING (doctrine_id)"
-    ).format(
-        distance=_distance(exact=book is not None),
-        domains=sql.SQL("domains" if domain is None else "ARRAY[domain]"),
-        table=sql.Identifier("doctrine_embeddings_all" if domain is None else "doctrine_embeddings"),
-        where=_where(map(sql.SQL, conditions)),
-    )
+    # Of a category that is far from the question an index finds too few or none, for it gives up after some thousand rows
+    # (`hnsw.max_scan_tuples`).
+    tries = (True,) if book is not None else (False,) if category is None else (False, True)
+    nearest = [
+        sql.SQL(
+            "WITH nearest AS MATERIALIZED ("
+            " SELECT doctrine_id, {distance} AS distance, text, {domains} AS domains, category,"
+            " source_book, source_chapter, weight FROM {table}{where}"
+            " ORDER BY distance LIMIT %(limit)s)"
+            " SELECT n.doctrine_id::text, 1 - n.distance, n.text, coalesce(a.domains, n.domains), n.category,"
+            " n.source_book, n.source_chapter, n.weight"
+            " FROM nearest AS n LEFT JOIN doctrine_embeddings_all AS a USING (doctrine_id)"
+        ).format(
+            distance=_distance(exact=exact),
+            domains=sql.SQL("domains" if domain is None else "ARRAY[domain]"),
+            table=sql.Identifier("doctrine_embeddings_all" if domain is None else "doctrine_embeddings"),
+            where=_where(map(sql.SQL, conditions)),
+        )
+        for exact in tries
+    ]
     # An entry has a row for each of its domains here, with the same words in each.
     worded = (
         "WITH worded AS MATERIALIZED ("
@@ -169,13 +175,13 @@ def search_chunks(
         " {shown} ORDER BY f.rank DESC, f.partition_key, f.position"
     )
     return _found(
-        connection, nearest, worded, "chapter_chunks", conditions, parameters, words=words, top_k=top_k, hit=_chunk
+        connection, [nearest], worded, "chapter_chunks", conditions, parameters, words=words, top_k=top_k, hit=_chunk
     )
 
 
 def _found(
     connection: psycopg.Connection,
-    nearest: sql.Composed,
+    nearest: Sequence[sql.Composed],
     worded: LiteralString,
     worded_table: LiteralString,
     conditions: list[LiteralString],
@@ -185,11 +191,18 @@ def _found(
     top_k: int,
     hit: Callable[[tuple[Any, ...]], SearchHit],
 ) -> list[SearchHit]:
-    """Run the search by nearness, and with `words` the one by words too; best first."""
+    """Run the search by nearness, and with `words` the one by words too; best first.
+
+    `nearest` are statements for the same search: each is run when those before it find too little.
+    """
     top_k = min(top_k, LARGEST_TOP_K)
     limit = top_k if words is None else max(top_k, _FUSED_FROM)
     # Planned with these values each time: of the 150 domain tables the planner opens the one that is asked for.
-    rows = connection.execute(nearest, {**parameters, "limit": limit}, prepare=False).fetchall()
+    rows: list[tuple[Any, ...]] = []
+    for statement in nearest:
+        rows = connection.execute(statement, {**parameters, "limit": limit}, prepare=False).fetchall()
+        if len(rows) == limit:
+            break
     near = sorted(map(hit, rows), key=lambda hit: (-hit.score, hit.doctrine_id))
     asked = [] if words is None else question_words(connection, worded_table, words)
     if not asked:

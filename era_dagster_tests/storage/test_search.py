@@ -292,3 +292,25 @@ def test_a_filter_by_book_or_domain_finds_the_best_also_where_an_index_would_giv
         assert len(search_chunks(connection, query, top_k=3)) == 3
         for found in (search_chunks(connection, query, book="far"), search_chunks(connection, query, domain="war")):
             assert sorted(hit.text for hit in found) == ["far 0", "far 1", "far 2"]
+
+
+def test_a_category_far_from_the_question_is_found_also_where_an_index_would_give_up(database: Database) -> None:
+    open_space(database, "war")
+    query = random_vectors(1, seed=8)[0]
+    near = random_vectors(1000) + 4 * query
+    with database.connection() as connection:
+        for vector in near:
+            add_entry(connection, vector, domains=["war"])
+        far = {
+            add_entry(connection, -query + 0.1 * vector, domains=["war"], category="warnings") for vector in near[:6]
+        }
+        for table in ("doctrine_embeddings_all", "doctrine_embeddings_war"):
+            connection.execute(f"CREATE INDEX ON {table} USING hnsw (embedding halfvec_cosine_ops)".encode())
+        connection.execute(
+            "SET LOCAL enable_seqscan = off; SET LOCAL enable_sort = off; SET LOCAL enable_bitmapscan = off"
+        )
+        connection.execute("SET LOCAL hnsw.max_scan_tuples = 100; SET LOCAL hnsw.ef_search = 10")
+        for domain in (None, "war"):
+            found = search_entries(connection, query, domain=domain, category="warnings", top_k=6)
+            assert {hit.doctrine_id for hit in found} == far
+            assert len(search_entries(connection, query, domain=domain, category="principles", top_k=6)) == 6
