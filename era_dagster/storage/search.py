@@ -107,7 +107,7 @@ def search_entries(
             "WITH nearest AS MATERIALIZED ("
             " SELECT doctrine_id, {distance} AS distance, text, {domains} AS domains, category,"
             " source_book, source_chapter, weight FROM {table}{where}"
-            " ORDER BY distance LIMIT %(limit)s)"
+            " ORDER BY distance, doctrine_id LIMIT %(limit)s)"
             " SELECT n.doctrine_id::text, 1 - n.distance, n.text, coalesce(a.domains, n.domains), n.category,"
             " n.source_book, n.source_chapter, n.weight"
             " FROM nearest AS n LEFT JOIN doctrine_embeddings_all AS a USING (doctrine_id)"
@@ -160,7 +160,7 @@ def search_chunks(
     nearest = sql.SQL(
         "WITH found AS MATERIALIZED ("
         " SELECT partition_key, position, {distance} AS distance FROM chunk_embeddings{where}"
-        " ORDER BY distance LIMIT %(limit)s) {shown}"
+        " ORDER BY distance, partition_key, position LIMIT %(limit)s) {shown}"
     ).format(
         distance=_distance(exact=bool(conditions)),
         where=_where(map(sql.SQL, conditions)),

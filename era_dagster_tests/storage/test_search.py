@@ -314,3 +314,24 @@ def test_a_category_far_from_the_question_is_found_also_where_an_index_would_giv
             found = search_entries(connection, query, domain=domain, category="warnings", top_k=6)
             assert {hit.doctrine_id for hit in found} == far
             assert len(search_entries(connection, query, domain=domain, category="principles", top_k=6)) == 6
+
+
+def test_of_texts_equally_near_the_same_ones_are_found_wherever_their_rows_lie(database: Database) -> None:
+    open_space(database, "war")
+    vector = random_vectors(1)[0]
+    with database.connection() as connection:
+        ids = sorted(add_entry(connection, vector, domains=["war"]) for _ in range(12))
+        add_chapter(connection, "twin/0001", book="twin", domains=[])
+        for position in (3, 1, 2, 0):
+            add_chunk(connection, "twin/0001", position, "again", vector)
+
+        def found() -> list[str]:
+            entries = [search_entries(connection, vector, domain=domain, top_k=3) for domain in (None, "war")]
+            return [hit.doctrine_id for hits in (*entries, search_chunks(connection, vector, top_k=2)) for hit in hits]
+
+        first = [*ids[:3], *ids[:3], "twin/0001#0", "twin/0001#1"]
+        assert found() == first
+        for table in ("doctrine_embeddings_all", "doctrine_embeddings"):
+            # An update writes a row anew, behind the others.
+            connection.execute(f"UPDATE {table} SET weight = 1 WHERE doctrine_id = %s".encode(), (ids[0],))
+        assert found() == first
