@@ -5,6 +5,7 @@ answer is held against what each space alone answers, so that a mixture of any k
 """
 
 import asyncio
+import os
 import threading
 import time
 from collections import Counter
@@ -12,7 +13,10 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 
+import psycopg
 import pytest
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
 
 from era_dagster.domain.errors import ConfigurationError
 from era_dagster.knowledge import AsyncKnowledgeBase, KnowledgeBase
@@ -232,3 +236,30 @@ def test_a_look_up_that_has_begun_ends_in_the_space_it_began_in(followed: tuple[
     with database.connection() as connection:
         found = connection.execute("SELECT space_id FROM embedding_spaces WHERE state = 'live'").fetchone()
     assert found == (2,)
+
+
+def test_an_account_that_may_only_read_reads_on_after_a_promotion(followed: tuple[Settings, Database]) -> None:
+    settings, database = followed
+    name = f"a reader of {os.getpid()}"
+    schemas, reader = ("public", "vectors"), sql.Identifier(name)
+    with psycopg.connect(database.url, autocommit=True) as admin:
+        admin.execute(sql.SQL("CREATE ROLE {} LOGIN").format(reader))
+        for schema in map(sql.Identifier, schemas):
+            admin.execute(sql.SQL("GRANT USAGE ON SCHEMA {} TO {}").format(schema, reader))
+            admin.execute(sql.SQL("GRANT SELECT ON ALL TABLES IN SCHEMA {} TO {}").format(schema, reader))
+        admin.execute("GRANT USAGE ON SCHEMA vectors TO PUBLIC")
+    url = make_conninfo(database.url, user=name)
+    with KnowledgeBase.open(settings, url=url) as base:
+
+        def everything() -> list[int]:
+            asked = ({}, {"domain": "risk"}, {"within": "chunks"}, {"hybrid": True}, {"book": "harbour"})
+            return [len(base.search(QUESTIONS[0], top_k=3, **more)) for more in asked]
+
+        before = everything()
+        for space_id in (2, 1, 2):
+            promote_space(database, space_id)
+            assert everything() == before
+        with psycopg.connect(url) as connection:
+            assert connection.execute("SELECT count(*) FROM doctrine_embeddings_risk").fetchone() == (len(QUESTIONS),)
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                connection.execute("DELETE FROM doctrine_embeddings_risk")

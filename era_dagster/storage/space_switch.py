@@ -88,6 +88,7 @@ def promote_space(database: Database, space_id: int, *, accept_dead: bool = Fals
         _note_what_is_left_behind(connection, retired)
         _take_over_letters(connection, promoted)
         chapters = _take_over_stamps(connection, promoted)
+        _let_the_same_read(connection, promoted)
         started = _keep_readers_out(connection)
         _rename(connection, promoted, retired)
     return Promotion(
@@ -250,6 +251,32 @@ def _stamps(
         )
     ]
     return found
+
+
+# Who else may read the live schema and the tables in it; no name of a role: everybody.
+_READERS = """
+SELECT NULL, CASE WHEN a.grantee <> 0 THEN pg_get_userbyid(a.grantee) END
+FROM pg_namespace AS n, aclexplode(n.nspacl) AS a
+WHERE n.nspname = %(live)s AND a.privilege_type = 'USAGE' AND a.grantee <> n.nspowner
+UNION ALL
+SELECT c.relname, CASE WHEN a.grantee <> 0 THEN pg_get_userbyid(a.grantee) END
+FROM pg_class AS c, aclexplode(c.relacl) AS a
+WHERE c.relnamespace = %(live)s::regnamespace AND a.privilege_type = 'SELECT' AND a.grantee <> c.relowner
+AND EXISTS (SELECT FROM pg_class AS p WHERE p.relnamespace = %(promoted)s::regnamespace AND p.relname = c.relname)
+"""
+
+
+def _let_the_same_read(connection: psycopg.Connection, promoted: RegisteredSpace) -> None:
+    """Accounts of other programs, which may read the live tables and no more, must not lose them by the renaming."""
+    readers = connection.execute(_READERS, {"live": LIVE_SCHEMA, "promoted": promoted.schema}).fetchall()
+    for table, role in readers:
+        what = (
+            sql.SQL("USAGE ON SCHEMA {}").format(sql.Identifier(promoted.schema))
+            if table is None
+            else sql.SQL("SELECT ON TABLE {}").format(sql.Identifier(promoted.schema, table))
+        )
+        whom = sql.SQL("PUBLIC") if role is None else sql.Identifier(role)
+        connection.execute(sql.SQL("GRANT {} TO {}").format(what, whom))
 
 
 def _rename(connection: psycopg.Connection, promoted: RegisteredSpace, retired: RegisteredSpace) -> None:
