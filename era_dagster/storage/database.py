@@ -32,9 +32,12 @@ from era_dagster.storage.server import EmbeddedServer
 # random_page_cost: with PostgreSQL's 4, meant for discs that seek, it reads whole tables for words that its index finds in
 # a tenth of the time.
 # Live vector tables stand in their own schema so that a rebuilt set can be swapped in by renaming it.
-_SESSION_OPTIONS = (
-    "-c search_path=public,vectors -c timezone=UTC -c hnsw.iterative_scan=strict_order -c hnsw.ef_search=100"
-    " -c random_page_cost=1.1"
+SEARCH_SETTINGS = {"hnsw.iterative_scan": "strict_order", "hnsw.ef_search": "100"}
+_SESSION_OPTIONS = " ".join(
+    f"-c {name}={value}"
+    for name, value in (
+        {"search_path": "public,vectors", "timezone": "UTC", "random_page_cost": "1.1"} | SEARCH_SETTINGS
+    ).items()
 )
 _RUN_PREFIX = "era_dagster run "
 # A pooled connection that is silent for this share of the longest wait is given up: there is time left for a new one.

@@ -13,7 +13,7 @@ from psycopg import sql
 
 from era_dagster.domain.errors import ConfigurationError
 from era_dagster.domain.space import Space
-from era_dagster.storage.database import Database
+from era_dagster.storage.database import SEARCH_SETTINGS, Database
 
 LIVE_SCHEMA = "vectors"
 # Who writes vectors holds this advisory lock shared, who switches spaces holds it alone.
@@ -162,17 +162,21 @@ def record_space(connection: psycopg.Connection, space: Space, *, state: str, sc
 
 
 def _show_to_other_programs(connection: psycopg.Connection) -> None:
-    """Let programs that know only the URL say `doctrine_embeddings` without a schema. Only the database's owner can."""
+    """Let programs that know only the URL say `doctrine_embeddings` without a schema, and get as many rows from a vector
+    index as they ask for: left to itself pgvector ends after 40. Only the database's owner can."""
     row = connection.execute("SELECT current_database()").fetchone()
+    database = sql.Identifier(row[0] if row else "")
     try:
         with connection.transaction():
-            connection.execute(
-                sql.SQL("ALTER DATABASE {} SET search_path = public, {}").format(
-                    sql.Identifier(row[0] if row else ""), sql.Identifier(LIVE_SCHEMA)
-                )
-            )
+            for setting, value in (
+                ("search_path", sql.SQL("public, {}").format(sql.Identifier(LIVE_SCHEMA))),
+                *((name, sql.Literal(value)) for name, value in SEARCH_SETTINGS.items()),
+            ):
+                # Two parts in a name that is one to PostgreSQL; quoted as a whole it would be another.
+                name = sql.Identifier(*setting.split("."))
+                connection.execute(sql.SQL("ALTER DATABASE {} SET {} = {}").format(database, name, value))
     except psycopg.errors.InsufficientPrivilege:
-        # Our own connections name the path themselves; docs/output.md tells others what to set.
+        # Our own connections say all of it themselves; docs/output.md tells others what to set.
         pass
 
 

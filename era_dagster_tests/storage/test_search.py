@@ -335,3 +335,21 @@ def test_of_texts_equally_near_the_same_ones_are_found_wherever_their_rows_lie(d
             # An update writes a row anew, behind the others.
             connection.execute(f"UPDATE {table} SET weight = 1 WHERE doctrine_id = %s".encode(), (ids[0],))
         assert found() == first
+
+
+def test_another_program_gets_as_many_rows_as_it_asks_for_also_from_an_index(database: Database) -> None:
+    """Without a word to pgvector an index gives 40 at most."""
+    open_space(database, "war")
+    with database.connection() as connection:
+        for vector in random_vectors(200):
+            add_entry(connection, vector, domains=["war"])
+        connection.execute("CREATE INDEX ON doctrine_embeddings_war USING hnsw (embedding halfvec_cosine_ops)")
+    with psycopg.connect(database.url) as program:
+        program.execute("SET enable_seqscan = off; SET enable_sort = off; SET enable_bitmapscan = off")
+        promised = (
+            "SELECT doctrine_id FROM doctrine_embeddings WHERE domain = 'war'"
+            " ORDER BY embedding <=> (SELECT embedding FROM doctrine_embeddings LIMIT 1) LIMIT 150"
+        )
+        plan = program.execute(f"EXPLAIN {promised}".encode()).fetchall()
+        assert any("Index Scan using doctrine_embeddings_war_embedding_idx" in line for (line,) in plan)
+        assert len(program.execute(promised).fetchall()) == 150
