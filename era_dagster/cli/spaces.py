@@ -81,14 +81,7 @@ def build(model: str | None, provider: Any, urls: tuple[str, ...], as_json: bool
     Look-ups and ingests go on with the live model meanwhile. Safe to interrupt and to repeat: it does what is missing,
     and afterwards what an ingest changed. Ends with a comparison of the two spaces. Exit code 1 when texts got no vector.
     """
-    settings = settings_from_environment()
-    if model or provider or urls:
-        settings = replace(
-            settings,
-            embedding_model=model or (None if provider else settings.embedding_model),
-            embedding_provider=provider or settings.embedding_provider,
-            embedding_urls=urls or (() if provider else settings.embedding_urls),
-        )
+    settings = _configured_for(settings_from_environment(), model, provider, urls)
     url = database_url(settings)
     migrate(url)
     with Database(url, pool_size=settings.database_pool) as database:
@@ -187,6 +180,18 @@ def drop(number: int, dry_run: bool, yes: bool, as_json: bool) -> int:
     return 0
 
 
+def _configured_for(settings: Settings, model: str | None, provider: Any, urls: tuple[str, ...]) -> Settings:
+    """The settings with what the options say. Another provider than theirs has another model and other servers."""
+    if provider == "local" or (provider and settings.embedding_provider not in (None, provider)):
+        settings = replace(settings, embedding_model=None, embedding_urls=())
+    return replace(
+        settings,
+        embedding_model=model or settings.embedding_model,
+        embedding_provider=provider or settings.embedding_provider,
+        embedding_urls=urls or settings.embedding_urls,
+    )
+
+
 def _build(settings: Settings, database: Database, *, quiet: bool) -> BuildReport:
     with Progress(
         SpinnerColumn(),
@@ -243,8 +248,9 @@ def _print_check(check: SpaceCheck) -> None:
 def _print_settings_hint(done: Promotion) -> None:
     model = done.promoted.space
     stdout.print(
-        f"Where ERA_EMBEDDING_MODEL is set, set it to {model.model} (provider {model.provider}) or unset it: programs that"
-        " name the old model are refused from now on. Where the space was built with --url, set ERA_EMBEDDING_URLS to that.",
+        f"Where ERA_EMBEDDING_MODEL is set, set it to {model.model}, and ERA_EMBEDDING_PROVIDER to {model.provider}, or unset"
+        " both: programs that name the old model, or a provider whose default it is, are refused from now on. Where the space"
+        " was built with --url, set ERA_EMBEDDING_URLS to that.",
         markup=False,
     )
 

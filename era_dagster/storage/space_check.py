@@ -63,7 +63,9 @@ def check_space(database: Database, space_id: int) -> SpaceCheck:
     with database.connection() as connection:
         space = named_space(connection, space_id)
         if space.state == "live":
-            raise ConfigurationError(f"Embedding space {space.name} is the live one; compare another with it.")
+            raise ConfigurationError(
+                f"Embedding space {space.name} is live already.", hint="`era spaces list` shows the others."
+            )
         counts = _counts(connection, space)
         found = [_asked(connection, space, question) for question in _questions(connection, space.schema)]
     shared = [len({*live} & {*beside}) for _, live, beside, _ in found]

@@ -83,10 +83,23 @@ def test_options_name_the_model_while_the_environment_stays_with_the_live_one(
     assert filled.era("spaces", "promote", "2", "--yes").returncode == 0
 
 
+def test_a_build_asks_the_configured_servers_also_when_its_provider_is_named(
+    filled: Shell, new_server: tuple[FakeEmbeddingServer, str]
+) -> None:
+    """The command that a refused promotion names went to Ollama's usual address, wherever the server was."""
+    words = ("spaces", "build", "--model", "new-model", "--provider", "ollama")
+    for provider in ("ollama", ""):
+        built = filled.json(*words, ERA_EMBEDDING_URLS=new_server[1], ERA_EMBEDDING_PROVIDER=provider)
+        assert built["space"]["space"]["model"] == "new-model"
+    other = filled.era("spaces", "build", "--provider", "openai", ERA_EMBEDDING_URLS=new_server[1])
+    assert other.returncode == 2
+    assert "openai has no URL" in other.stderr
+
+
 def test_wrong_use_is_said_with_exit_code_2(filled: Shell) -> None:
     for words, said in (
         (("promote", "9", "--yes"), "no embedding space 9"),
-        (("promote", "1", "--yes"), "live"),
+        (("promote", "1", "--yes"), "is live already"),
         (("drop", "1", "--yes"), "is live"),
         (("drop", "9", "--yes"), "no embedding space 9"),
         (("build",), "is the live model already"),
