@@ -18,15 +18,18 @@ from era_dagster.domain.errors import ConfigurationError, StorageError
 
 @contextmanager
 def new_file(path: Path, *, overwrite: bool) -> Iterator[BinaryIO]:
-    """A file to write; it takes its place at the end, and leaves nothing when the writing fails.
+    """A file to write; it takes its place at the end, and leaves nothing when the writing fails. A link stays one.
 
     Raises `ConfigurationError` when something is there and `overwrite` is not set, `StorageError` when it cannot be
     written.
     """
     if path.is_dir():
         raise ConfigurationError(f"{path} is a folder.", hint="Name a file.")
+    if path.exists() and not path.is_file():
+        raise ConfigurationError(f"{path} is a device or a pipe, and a file is put in its place.", hint="Name a file.")
     if path.exists() and not overwrite:
         raise ConfigurationError(f"{path} is there already.", hint="Name another file, or add --overwrite.")
+    path = path.resolve()
     temporary = _beside(path)
     with file_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -43,7 +46,7 @@ def new_file(path: Path, *, overwrite: bool) -> Iterator[BinaryIO]:
 
 @contextmanager
 def new_folder(path: Path, *, overwrite: bool, is_ours: Callable[[Path], bool]) -> Iterator[Path]:
-    """A folder to fill; it takes its place at the end, and leaves nothing when the filling fails.
+    """A folder to fill; it takes its place at the end, and leaves nothing when the filling fails. A link stays one.
 
     What is at its place is replaced only with `overwrite`, and only when every file in it is one that `is_ours` knows by
     its path below the folder. Raises `ConfigurationError` otherwise, `StorageError` when it cannot be written.
@@ -59,6 +62,7 @@ def new_folder(path: Path, *, overwrite: bool, is_ours: Callable[[Path], bool]) 
             f"{path} holds what no export has written: {', '.join(foreign[:3])}{', ...' if len(foreign) > 3 else ''}.",
             hint="Name another folder.",
         )
+    path = path.resolve()
     temporary, former = _beside(path), _beside(path)
     with file_errors(path):
         temporary.mkdir(parents=True)

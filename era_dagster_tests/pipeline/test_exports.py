@@ -1,6 +1,7 @@
 """Exports for other programs: lists of items and entries with vectors, whole files, nothing replaced unasked."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -98,6 +99,33 @@ def test_a_folder_that_holds_something_else_is_left_alone(filled: Workbench, tmp
     with pytest.raises(ConfigurationError, match="no export has written"):
         export_items(filled.database, filled.settings.ministers_dir, overwrite=True)
     assert precious.read_bytes() == b"x"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="links and pipes as POSIX has them")
+def test_a_link_stays_a_link_and_a_pipe_a_pipe(filled: Workbench, tmp_path: Path) -> None:
+    """Run by root with --overwrite, /dev/stdout and /dev/full had become files."""
+    disk, here = tmp_path / "other disk", tmp_path / "here"
+    disk.mkdir()
+    here.mkdir()
+    (disk / "kis").mkdir()
+    for name in ("kis", "entries.jsonl"):
+        (here / name).symlink_to(disk / name)
+    for _ in range(2):
+        export_items(filled.database, here / "kis", overwrite=True)
+        export_vectors(filled.database, here / "entries.jsonl", overwrite=True)
+    assert sorted(path.name for path in here.iterdir() if path.is_symlink()) == ["entries.jsonl", "kis"]
+    assert sorted(path.name for path in (*here.iterdir(), *disk.iterdir())) == [
+        "entries.jsonl",
+        "entries.jsonl",
+        "kis",
+        "kis",
+    ]
+    assert len(list((disk / "kis").rglob("*.json"))) == 8
+    assert len((disk / "entries.jsonl").read_bytes().splitlines()) == 4
+    os.mkfifo(here / "pipe")
+    with pytest.raises(ConfigurationError, match="a device or a pipe"):
+        export_vectors(filled.database, here / "pipe", overwrite=True)
+    assert (here / "pipe").is_fifo()
 
 
 def test_an_export_that_fails_leaves_what_was_there(
