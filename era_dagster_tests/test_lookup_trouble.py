@@ -17,6 +17,7 @@ import psycopg
 import pytest
 from pgvector import HalfVector
 from psycopg import sql
+from psycopg.conninfo import make_conninfo
 
 from era_dagster.domain.errors import ConfigurationError, DatabaseUnavailable
 from era_dagster.domain.identity import book_slug
@@ -234,6 +235,13 @@ def test_the_awaited_functions_answer_as_the_others_do_and_nothing_is_open_after
             base.lookup(query(), book="harbour", within="chunks"),
         )
     assert all(answers)
+
+
+def test_the_options_in_the_url_of_the_database_hold_beside_ours(database_url: str) -> None:
+    url = make_conninfo(database_url, options="-c statement_timeout=7s -c search_path=elsewhere")
+    with Database(url, pool_size=1) as database, database.connection() as connection:
+        for name, value in (("statement_timeout", "7s"), ("search_path", "public,vectors"), ("hnsw.ef_search", "100")):
+            assert connection.execute("SELECT current_setting(%s)", (name,)).fetchone() == (value,)
 
 
 def test_look_ups_cut_in_the_middle_fail_clearly_and_the_pool_is_whole_again(

@@ -127,7 +127,7 @@ class Database:
             # waiting for the end of a pause between attempts that have grown rare.
             reconnect_timeout=longest_wait_seconds,
             kwargs={
-                "options": _SESSION_OPTIONS,
+                "options": _session_options(url),
                 "application_name": _RUN_PREFIX + run_id if run_id else "era_dagster",
                 "connect_timeout": max(2, round(longest_wait_seconds)),
             },
@@ -173,6 +173,15 @@ def live_runs(database: Database) -> frozenset[str]:
                 (_RUN_PREFIX,),
             )
         )
+
+
+def _session_options(url: str) -> str:
+    """Ours after those of the URL (a role, a time-out): given beside a URL, options would take the place of its own."""
+    try:
+        theirs = conninfo_to_dict(url).get("options")
+    except psycopg.ProgrammingError:
+        theirs = None  # connecting says what is wrong with it
+    return f"{theirs} {_SESSION_OPTIONS}" if theirs else _SESSION_OPTIONS
 
 
 def _answers_within(seconds: float) -> Callable[[psycopg.Connection], None]:
