@@ -18,7 +18,7 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from era_dagster.domain.errors import ConfigurationError
+from era_dagster.domain.errors import ConfigurationError, StorageError
 from era_dagster.knowledge import AsyncKnowledgeBase, KnowledgeBase
 from era_dagster.pipeline.space_build import build_space
 from era_dagster.settings import Settings
@@ -247,8 +247,11 @@ def test_an_account_that_may_only_read_reads_on_after_a_promotion(followed: tupl
         for schema in map(sql.Identifier, schemas):
             admin.execute(sql.SQL("GRANT USAGE ON SCHEMA {} TO {}").format(schema, reader))
             admin.execute(sql.SQL("GRANT SELECT ON ALL TABLES IN SCHEMA {} TO {}").format(schema, reader))
+        url = make_conninfo(database.url, user=name)
+        admin.execute(sql.SQL("REVOKE USAGE ON SCHEMA vectors FROM {}").format(reader))
+        with KnowledgeBase.open(settings, url=url) as base, pytest.raises(StorageError, match="refuses the account"):
+            base.search(QUESTIONS[0])
         admin.execute("GRANT USAGE ON SCHEMA vectors TO PUBLIC")
-    url = make_conninfo(database.url, user=name)
     with KnowledgeBase.open(settings, url=url) as base:
 
         def everything() -> list[int]:

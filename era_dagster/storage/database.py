@@ -82,11 +82,15 @@ def driver_errors() -> Iterator[None]:
     """Turn the driver's exceptions into the project's tree, keeping the server's own first line."""
     try:
         yield
-    except (pg_errors.DiskFull, pg_errors.InsufficientPrivilege) as error:
-        full = isinstance(error, pg_errors.DiskFull)
+    except pg_errors.DiskFull as error:
         raise StorageError(
-            f"PostgreSQL refuses to write: {_first_line(error)}.",
-            hint=f"{'Free space' if full else 'Grant this user the rights'}, then run again.",
+            f"PostgreSQL refuses to write: {_first_line(error)}.", hint="Free space, then run again."
+        ) from error
+    except (pg_errors.InsufficientPrivilege, pg_errors.UndefinedTable) as error:
+        # PostgreSQL passes over a schema that an account may not use: its tables are not there for it.
+        raise StorageError(
+            f"PostgreSQL refuses the account it was asked by: {_first_line(error)}.",
+            hint="Grant it what it needs (for a reader: docs/output.md, Tables), then run again.",
         ) from error
     except (pg_errors.DeadlockDetected, pg_errors.SerializationFailure, pg_errors.LockNotAvailable) as error:
         raise TransientError(
