@@ -39,9 +39,8 @@ class QueryEmbedder:
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
-        self._opening = asyncio.Lock()
         # One for each model the database held in our time: questions may still be under way when it switches.
-        self._opened: dict[KnownModel, _OpenEmbedder] = {}
+        self._opened: dict[KnownModel, asyncio.Task[_OpenEmbedder]] = {}
 
     def embed(self, text: str, known: KnownModel) -> tuple[Vector, ModelIdentity]:
         """The normalised float32 vector of `text` as a query, shape (dimension,), and the model that made it.
@@ -74,10 +73,11 @@ class QueryEmbedder:
             yield self._loop
 
     async def _embed(self, text: str, known: KnownModel) -> tuple[Vector, ModelIdentity]:
-        async with self._opening:
-            if known not in self._opened:
-                self._opened[known] = await self._open(known)
-            opened = self._opened[known]
+        opening = self._opened.get(known)
+        # All who come while it is being opened share its failure: one after the other each would wait as long again.
+        if opening is None or (opening.done() and opening.exception() is not None):
+            opening = self._opened[known] = asyncio.create_task(self._open(known))
+        opened = await asyncio.shield(opening)
         report = await opened.embedder.embed([text], role="query")
         vector = report.vectors[0]
         if vector is None:
@@ -96,8 +96,11 @@ class QueryEmbedder:
     async def _close_embedders(self) -> None:
         opened, self._opened = self._opened, {}
         async with AsyncExitStack() as stack:
-            for embedder in opened.values():
-                stack.push_async_callback(embedder.stack.aclose)
+            for opening in opened.values():
+                if opening.done() and opening.exception() is None:
+                    stack.push_async_callback(opening.result().stack.aclose)
+                else:
+                    opening.cancel()
 
 
 def _run_loop(started: Future[asyncio.AbstractEventLoop]) -> None:
