@@ -10,10 +10,7 @@ from era_dagster.domain.errors import ChaptersFailed, EraError, TransientError
 
 @contextmanager
 def as_dagster_failures() -> Iterator[None]:
-    """Inside an op: turn an `EraError` into a `dg.Failure` with its message; transient ones stay retryable.
-
-    An interrupt stays one, wherever it arrived.
-    """
+    """Inside an op: turn an `EraError` into a `dg.Failure` with its message; transient ones stay retryable."""
     try:
         yield
     except ChaptersFailed as error:
@@ -24,8 +21,3 @@ def as_dagster_failures() -> Iterator[None]:
         ) from error
     except EraError as error:
         raise dg.Failure(description=str(error), allow_retries=isinstance(error, TransientError)) from error
-    except BaseExceptionGroup as group:
-        # A signal that arrives while a task works ends that task, and Dagster would not know it again in the group.
-        if group.subgroup(dg.DagsterExecutionInterruptedError) is None:
-            raise
-        raise dg.DagsterExecutionInterruptedError from group

@@ -27,6 +27,7 @@ from era_dagster.pipeline.runner import (
     raise_failures,
 )
 from era_dagster.pipeline.sharing import sharing
+from era_dagster.pipeline.stopping import run_stoppable
 from era_dagster.pipeline.watch import RunWatch, watching
 from era_dagster.settings import Settings, configured_model
 from era_dagster.storage.cache import PostgresVectorCache
@@ -88,7 +89,7 @@ def run_stages(
         drop_indexes_before_load(database, chapters=len(chapters))
     with watching(settings, database.url, run_id=run_id, chapters=len(chapters)) as watch:
         try:
-            outcome = asyncio.run(_run(settings, database, work, listener, watch, transport))
+            outcome = run_stoppable(_run(settings, database, work, listener, watch, transport))
             receipt = outcome.receipt
             # A chapter that left is removed whole, whichever stages are wanted, and its entries stand in files too.
             with_files = "minister_files" in work.stages or receipt.chapters_retired > 0

@@ -2,15 +2,19 @@
 
 import asyncio
 import os
+import signal
 from pathlib import Path
 
 import dagster as dg
 import pytest
 
-from era_dagster.defs.failures import as_dagster_failures
+from era_dagster.definitions import build_defs
 from era_dagster.defs.instance import open_instance
-from era_dagster.defs.runs import EVERYTHING_PENDING, TAKES_TAG
+from era_dagster.defs.jobs import run_config
+from era_dagster.defs.runs import EVERYTHING_PENDING, INGEST_JOB, TAKES_TAG
 from era_dagster.domain.errors import ConfigurationError
+from era_dagster.embedding.report import EmbedStats
+from era_dagster.pipeline.receipt import Receipt
 from era_dagster.settings import load_settings
 from era_dagster_tests.defs.desk import Desk
 
@@ -25,18 +29,28 @@ def failure_of(result: dg.ExecuteInProcessResult) -> str:
     return data.user_failure_data.description
 
 
-def test_an_interrupt_that_reaches_a_task_of_the_run_is_still_an_interrupt() -> None:
-    """Ctrl-C while a text was being prepared ended as "unhandled errors in a TaskGroup", with the exit code of a failure."""
+def test_an_interrupt_that_arrives_in_a_side_task_stops_the_run_and_what_is_done_is_kept(desk: Desk) -> None:
+    """Dagster's handler raises wherever the program is: in a callback of the event loop it was logged, and the run went on."""
+    desk.drop("level", range(1, 31))
+    desk.asked()
+    desk.server.seconds_per_text = 0.05
+    heard: list[int] = []
 
-    async def interrupted() -> None:
-        raise dg.DagsterExecutionInterruptedError
+    def terminate(receipt: Receipt, total: int, stats: EmbedStats | None) -> None:
+        if receipt.chapters_stored and not heard:
+            heard.append(receipt.chapters_stored)
+            asyncio.get_running_loop().call_soon(signal.raise_signal, signal.SIGINT)
 
-    async def run() -> None:
-        async with asyncio.TaskGroup() as group:
-            group.create_task(interrupted())
-
-    with pytest.raises(dg.DagsterExecutionInterruptedError), as_dagster_failures():
-        asyncio.run(run())
+    job = build_defs(on_progress=terminate).resolve_job_def(INGEST_JOB)
+    result = job.execute_in_process(
+        instance=desk.instance, run_config=run_config(desk.partitions()), raise_on_error=False
+    )
+    (ended,) = [event for event in result.all_events if event.is_job_failure]
+    assert ended.job_failure_data.error is not None
+    assert ended.job_failure_data.error.cls_name == dg.DagsterExecutionInterruptedError.__name__
+    stored = {key for (key,) in desk.sql("SELECT partition_key FROM doctrine_sources")}
+    assert 0 < len(stored) < 30
+    assert desk.marked("chapters") <= stored
 
 
 def test_everything_pending_looks_at_the_drop_folder_first(desk: Desk) -> None:
