@@ -17,6 +17,8 @@ OP_NAME = "ingest_chapters"
 INGEST_JOB = "ingest"
 # Set by the op once the run holds its connection, so that "no connection" means "gone" and not "not yet".
 TAKES_TAG = "era/takes"
+# Whose the tag before is: a run that is executed again inherits the tags of the first, long before it has a connection.
+_TAKEN_BY_TAG = "era/taken_by"
 EVERYTHING_PENDING = "everything pending"
 # A run that was started this recently may not have reached its op yet.
 _START_GRACE_SECONDS = 120.0
@@ -35,7 +37,8 @@ class InFlight:
 
 def note_taken(instance: dg.DagsterInstance, run_id: str, chapters: Sequence[str], *, everything: bool) -> None:
     """Tag a run whose connection is open with what it takes."""
-    instance.add_run_tags(run_id, {TAKES_TAG: EVERYTHING_PENDING if everything else f"{len(chapters)} chapters"})
+    taken = EVERYTHING_PENDING if everything else f"{len(chapters)} chapters"
+    instance.add_run_tags(run_id, {TAKES_TAG: taken, _TAKEN_BY_TAG: run_id})
 
 
 def settle_runs(instance: dg.DagsterInstance, database: Database, *, now: float) -> InFlight:
@@ -49,12 +52,13 @@ def settle_runs(instance: dg.DagsterInstance, database: Database, *, now: float)
         run = record.dagster_run
         since = record.start_time or record.create_timestamp.timestamp()
         ours = run.job_name == INGEST_JOB or TAKES_TAG in run.tags
-        started = TAKES_TAG in run.tags or now - since > _START_GRACE_SECONDS
+        noted = run.tags.get(_TAKEN_BY_TAG) == run.run_id
+        started = noted or now - since > _START_GRACE_SECONDS
         if run.status in _RUNNING and ours and started and run.run_id not in alive:
             _end(instance, run.run_id)
             continue
         chapters.update(chapters_of(run.run_config))
-        everything = everything or run.tags.get(TAKES_TAG) == EVERYTHING_PENDING
+        everything = everything or (noted and run.tags[TAKES_TAG] == EVERYTHING_PENDING)
     return InFlight(chapters=frozenset(chapters), everything=everything)
 
 
