@@ -144,12 +144,16 @@ class RunWatch:
 
     def report(self) -> RunReport:
         """What there is to show of the run so far."""
+        met = [bound for bound, count in self._chunk_chars.items() if count]
         return RunReport(
             receipt=self._receipt,
             stats=self._stats,
             decisions=self._decisions.kept(),
             began_at=self._began_at,
-            chunk_chars={bound: count for bound, count in self._chunk_chars.items() if count},
+            # An empty bound between two others stays: left out, the bar behind it would seem to cover it.
+            chunk_chars={
+                bound: count for bound, count in self._chunk_chars.items() if met and met[0] <= bound <= met[-1]
+            },
             seconds=time.monotonic() - self._started,
         )
 

@@ -15,7 +15,7 @@ from era_dagster.domain.errors import ChaptersFailed, EndpointRefused
 from era_dagster.pipeline.receipt import Receipt
 from era_dagster.pipeline.recorder import Recorder
 from era_dagster.pipeline.scrape import scraper
-from era_dagster.pipeline.watch import describe, duration
+from era_dagster.pipeline.watch import RunWatch, describe, duration
 from era_dagster.storage.errors import ErrorNote, error_groups
 from era_dagster.storage.telemetry import RunFigures, read_runs
 from era_dagster.telemetry.catalogue import CHAPTERS
@@ -148,6 +148,14 @@ def test_with_an_interval_of_zero_nothing_is_written_and_the_report_is_there_all
     assert bench.heard.report is not None
     assert bench.heard.report.receipt == receipt
     assert sum(bench.heard.report.chunk_chars.values()) == receipt.assets["chunks"].stored
+
+
+def test_lengths_that_no_chunk_has_keep_their_place_between_those_that_some_have(bench: Workbench) -> None:
+    """Left out, the bar "≤896" stood beside "≤256" and seemed to cover all between."""
+    watch = RunWatch(bench.settings, bench.database.url, run_id="r", chapters=1)
+    assert watch.report().chunk_chars == {}
+    watch.chunks_cut([100, 500])
+    assert watch.report().chunk_chars == {128.0: 1, 256.0: 0, 384.0: 0, 512.0: 1}
 
 
 def test_a_database_that_is_away_for_the_figures_does_not_touch_the_run(
