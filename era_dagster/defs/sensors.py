@@ -17,7 +17,7 @@ from era_dagster.defs.runs import settle_runs
 from era_dagster.domain.stages import STAGES
 from era_dagster.pipeline.drop import look_at_drop
 from era_dagster.pipeline.ingest import stamp_rules
-from era_dagster.pipeline.scheduling import plan_runs
+from era_dagster.pipeline.scheduling import plan_runs, why_they_wait
 from era_dagster.storage.drops import note_requested, pending_chapters
 from era_dagster.storage.minister_files import render_due, write_combined_index
 
@@ -63,6 +63,7 @@ def chapter_drop_sensor(context: dg.SensorEvaluationContext, knowledge_base: Kno
     new = [key for run in runs for key in run.keys if key not in known and key not in gone]
     for line in look.messages():
         context.log.info(line)
+    waits = why_they_wait(pending, in_flight=in_flight.chapters, everything=in_flight.everything, now=now)
     return dg.SensorResult(
         run_requests=[
             dg.RunRequest(
@@ -76,7 +77,7 @@ def chapter_drop_sensor(context: dg.SensorEvaluationContext, knowledge_base: Kno
             )
             for run in runs
         ],
-        skip_reason=None if runs else dg.SkipReason(look.summary()),
+        skip_reason=None if runs else dg.SkipReason(f"{look.summary()}. {waits}" if waits else look.summary()),
         dynamic_partitions_requests=[book_chapters.build_add_request(new)] if new else [],
         cursor=json.dumps(look.settling),
     )

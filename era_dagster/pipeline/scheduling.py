@@ -6,6 +6,7 @@ Pure; the sensor and the commands bring the facts.
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+from era_dagster.pipeline.watch import duration
 from era_dagster.storage.drops import KnownChapter
 
 # After the n-th run that did not finish a chapter, wait 1, 5, 25, ... minutes, a day at most: an outage heals, a chapter
@@ -54,3 +55,19 @@ def plan_runs(
         for start in range(0, len(keys), chapters_per_run)
     ]
     return runs[:most_runs]
+
+
+def why_they_wait(pending: Sequence[KnownChapter], *, in_flight: Collection[str], everything: bool, now: float) -> str:
+    """One sentence about pending chapters none of which gets a run now; empty when none is pending."""
+    if not pending:
+        return ""
+    if everything:
+        return f"{len(pending):,} pending: a run takes them all."
+    taken = sum(chapter.partition_key in in_flight for chapter in pending)
+    later = [due_at(chapter) for chapter in pending if chapter.partition_key not in in_flight]
+    parts = [f"{taken:,} in runs that wait or go"] if taken else []
+    if later:
+        parts.append(
+            f"{len(later):,} that a run did not finish, tried again in {duration(max(min(later) - now, 0.0))} or later"
+        )
+    return f"{len(pending):,} pending: {' and '.join(parts)}."

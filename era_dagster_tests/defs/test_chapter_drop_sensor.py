@@ -90,6 +90,9 @@ def test_a_failed_chapter_is_requested_again_after_a_wait_and_the_good_ones_are_
     failed = desk.execute()
     assert not failed.success
     assert desk.marked("vector_tables") == {"level/0001"}
+    skipped = desk.tick().skip_reason
+    assert skipped is not None
+    assert "1 pending: 1 that a run did not finish, tried again in" in (skipped.skip_message or "")
     assert desk.asked() == []
     desk.sql("UPDATE drop_chapters SET requested_at = now() - interval '61 seconds'")
     assert desk.asked() == [["level/0002"]]

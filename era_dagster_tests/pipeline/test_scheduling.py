@@ -2,7 +2,7 @@
 
 import pytest
 
-from era_dagster.pipeline.scheduling import LONGEST_WAIT_SECONDS, due_at, plan_runs
+from era_dagster.pipeline.scheduling import LONGEST_WAIT_SECONDS, due_at, plan_runs, why_they_wait
 from era_dagster.storage.drops import KnownChapter
 
 
@@ -67,3 +67,18 @@ def test_changed_content_waits_for_nothing() -> None:
 
 def test_nothing_pending_needs_no_run() -> None:
     assert plan() == []
+
+
+def test_why_pending_chapters_get_no_run_is_said_in_one_sentence() -> None:
+    """After a restart a tick said "0 new, 0 changed, 0 gone" for minutes while hundreds of chapters waited to be tried again."""
+    pending = [known("a/0001"), *(known(f"a/000{n}", attempts=1, requested_at=1000.0) for n in (2, 3))]
+
+    def words(*chapters: KnownChapter, everything: bool = False) -> str:
+        return why_they_wait(chapters, in_flight={"a/0001"}, everything=everything, now=1015.0)
+
+    assert words() == ""
+    assert words(pending[0]) == "1 pending: 1 in runs that wait or go."
+    assert words(*pending) == (
+        "3 pending: 1 in runs that wait or go and 2 that a run did not finish, tried again in 45 s or later."
+    )
+    assert words(*pending, everything=True) == "3 pending: a run takes them all."
