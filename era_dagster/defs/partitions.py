@@ -1,13 +1,15 @@
 """The one partition set: a key per chapter, added and removed at runtime."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import dagster as dg
+from dagster._core.execution.backfill import BulkActionsFilter, BulkActionStatus
 
-from era_dagster.domain.stages import Stage
+from era_dagster.domain.stages import STAGES, Stage
 from era_dagster.storage.drops import KnownChapter
 
 BOOK_CHAPTERS = "book_chapters"
+_UNFINISHED = [BulkActionStatus.REQUESTED, BulkActionStatus.CANCELING, BulkActionStatus.FAILING]
 book_chapters = dg.DynamicPartitionsDefinition(name=BOOK_CHAPTERS)
 
 
@@ -19,14 +21,23 @@ def add_missing(instance: dg.DagsterInstance, keys: list[str]) -> None:
         instance.add_dynamic_partitions(BOOK_CHAPTERS, new)
 
 
-def forget(instance: dg.DagsterInstance, keys: list[str]) -> None:
-    """Remove the keys of retired chapters."""
-    if not keys:
+def forget(instance: dg.DagsterInstance, keys: Sequence[str]) -> None:
+    """Remove the keys of retired chapters; not while a backfill goes on, which fails as a whole when one of its keys goes."""
+    if not keys or instance.get_backfills(BulkActionsFilter(statuses=_UNFINISHED), limit=1):
         return
     known = set(instance.get_dynamic_partitions(BOOK_CHAPTERS))
     for key in keys:
         if key in known:
             instance.delete_dynamic_partition(BOOK_CHAPTERS, key)
+
+
+def left_over(instance: dg.DagsterInstance, known: Collection[str], registered: Sequence[KnownChapter]) -> list[str]:
+    """The keys among `known`, read before `registered`, whose chapter was stored once and is retired.
+
+    What a person added by hand was never stored, and stays.
+    """
+    unregistered = set(known) - {chapter.partition_key for chapter in registered}
+    return sorted(unregistered & instance.get_materialized_partitions(dg.AssetKey(STAGES[0]))) if unregistered else []
 
 
 def with_unmarked(
@@ -39,8 +50,9 @@ def with_unmarked(
     """The pending chapters, and those that are done but that Dagster does not show as such; in the order of `registered`.
 
     A run that was killed between storing a chapter and recording it leaves such a chapter, and so does a new Dagster
-    database. A run over it finds it unchanged and records it.
+    database, or a partition that somebody deleted. A run over it finds it unchanged and records it.
     """
-    marked = set[str].intersection(*(instance.get_materialized_partitions(dg.AssetKey(stage)) for stage in stages))
+    known = set(instance.get_dynamic_partitions(BOOK_CHAPTERS))
+    marked = known.intersection(*(instance.get_materialized_partitions(dg.AssetKey(stage)) for stage in stages))
     keys = {chapter.partition_key for chapter in pending}
     return [chapter for chapter in registered if chapter.partition_key in keys or chapter.partition_key not in marked]

@@ -11,7 +11,7 @@ import dagster as dg
 
 from era_dagster.defs.health import DROP_SENSOR
 from era_dagster.defs.jobs import ingest_job, run_config
-from era_dagster.defs.partitions import BOOK_CHAPTERS, book_chapters, with_unmarked
+from era_dagster.defs.partitions import BOOK_CHAPTERS, book_chapters, forget, left_over, with_unmarked
 from era_dagster.defs.resources import KnowledgeBaseResource
 from era_dagster.defs.runs import settle_runs
 from era_dagster.domain.stages import STAGES
@@ -23,6 +23,15 @@ from era_dagster.storage.minister_files import render_due, write_combined_index
 
 # One tick must stay far below Dagster's limit of 60 s; what is left is requested by the next.
 MOST_RUNS_PER_TICK = 20
+
+
+def _settling(cursor: str | None) -> dict[str, tuple[str, int]]:
+    """What the last tick found settling; nothing where a person wrote the cursor, which costs one more look."""
+    try:
+        found = json.loads(cursor or "{}")
+        return {str(path): (str(seen), int(since)) for path, (seen, since) in found.items()}
+    except (ValueError, TypeError, AttributeError):
+        return {}
 
 
 @dg.sensor(
@@ -37,12 +46,15 @@ def chapter_drop_sensor(context: dg.SensorEvaluationContext, knowledge_base: Kno
     settings = knowledge_base.settings()
     now = time.time()
     with knowledge_base.database(settings) as database:
-        look = look_at_drop(settings, database, settings.drop_dir, settling=json.loads(context.cursor or "{}"))
+        look = look_at_drop(settings, database, settings.drop_dir, settling=_settling(context.cursor))
         in_flight = settle_runs(context.instance, database, now=now)
         suffixes = stamp_rules(settings, database).suffixes
+        known = set(context.instance.get_dynamic_partitions(BOOK_CHAPTERS))
+        registered = pending_chapters(database, stages=STAGES, suffixes={}, root=None)
+        forget(context.instance, left_over(context.instance, known, registered))
         pending = with_unmarked(
             context.instance,
-            registered=pending_chapters(database, stages=STAGES, suffixes={}, root=None),
+            registered=registered,
             pending=pending_chapters(database, stages=STAGES, suffixes=suffixes, root=None),
             stages=STAGES,
         )
@@ -59,7 +71,6 @@ def chapter_drop_sensor(context: dg.SensorEvaluationContext, knowledge_base: Kno
             render_due(database, settings.ministers_dir, None)
             write_combined_index(database, settings.data_dir)
     gone = {chapter.partition_key for chapter in pending if chapter.gone}
-    known = set(context.instance.get_dynamic_partitions(BOOK_CHAPTERS))
     new = [key for run in runs for key in run.keys if key not in known and key not in gone]
     for line in look.messages():
         context.log.info(line)

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
+from dagster._core.execution.backfill import BulkActionStatus, PartitionBackfill
 
+from era_dagster.defs.partitions import BOOK_CHAPTERS
 from era_dagster.domain.errors import ConfigurationError
 from era_dagster.domain.stages import STAGES
 from era_dagster.storage.drops import SourceLook, record_look
@@ -141,6 +143,51 @@ def test_a_vanished_chapter_gets_a_run_that_removes_its_rows_and_its_partition(d
     assert desk.partitions() == ["level/0001"]
     assert desk.sql("SELECT DISTINCT chapter FROM minister_entries") == [(1,)]
     assert desk.asked() == []
+
+
+def test_a_partition_leaves_only_when_no_backfill_goes_on(desk: Desk) -> None:
+    """Dagster fails a backfill as a whole, and cancels its runs, when a single one of its partitions is removed."""
+    desk.drop("level", [1, 2])
+    desk.tick()
+    desk.execute()
+    desk.instance.add_dynamic_partitions(BOOK_CHAPTERS, ["added-by-hand/0001"])
+    backfill = PartitionBackfill(
+        backfill_id="b",
+        status=BulkActionStatus.REQUESTED,
+        from_failure=False,
+        tags={},
+        backfill_timestamp=time.time(),
+        asset_selection=[dg.AssetKey("chapters")],
+    )
+    desk.instance.add_backfill(backfill)
+    desk.drop("level", [1])
+    desk.tick()
+    assert desk.execute().success
+    assert desk.asked() == []
+    assert desk.partitions() == ["level/0001", "level/0002", "added-by-hand/0001"]
+    desk.instance.update_backfill(backfill.with_status(BulkActionStatus.COMPLETED_SUCCESS))
+    assert desk.asked() == []
+    assert desk.partitions() == ["level/0001", "added-by-hand/0001"]
+
+
+def test_a_partition_that_somebody_deleted_comes_back_with_its_marks(desk: Desk) -> None:
+    desk.drop("level", [1, 2])
+    desk.tick()
+    desk.execute()
+    desk.instance.delete_dynamic_partition(BOOK_CHAPTERS, "level/0001")
+    desk.sql("UPDATE drop_chapters SET requested_at = now() - interval '61 seconds'")
+    assert desk.asked() == [["level/0001"]]
+    assert desk.execute().success
+    assert set(desk.partitions()) == {"level/0001", "level/0002"}
+    assert desk.asked() == []
+
+
+@pytest.mark.parametrize("cursor", ["none", "7", '{"a": 1}', '["a"]'])
+def test_a_cursor_that_somebody_wrote_is_as_good_as_none(desk: Desk, cursor: str) -> None:
+    desk.drop("level", [1])
+    desk.cursor = cursor
+    assert desk.asked() == [["level/0001"]]
+    assert desk.cursor == "{}"
 
 
 def test_a_drop_folder_that_is_not_there_is_an_error_and_nothing_is_removed(desk: Desk) -> None:
