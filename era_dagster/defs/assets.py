@@ -20,7 +20,7 @@ from era_dagster.defs.metadata import chapter_metadata, run_metadata
 from era_dagster.defs.partitions import add_missing, book_chapters, forget, with_unmarked
 from era_dagster.defs.pictures import domains_picture, knowledge_pictures
 from era_dagster.defs.resources import KnowledgeBaseResource
-from era_dagster.defs.runs import OP_NAME, note_taken, settle_runs
+from era_dagster.defs.runs import OP_NAME, settle_runs, taking
 from era_dagster.domain.errors import EraError
 from era_dagster.domain.stages import STAGES, UPSTREAM, with_upstream
 from era_dagster.embedding.report import EmbedStats
@@ -154,14 +154,14 @@ def _run(
     settle_runs(context.instance, database, now=time.time())
     selected = [key.to_user_string() for key in context.selected_asset_keys]
     keys = list(config.chapters) or _partition_keys(context)
-    note_taken(context.instance, context.run.run_id, keys, everything=not keys)
-    if keys:
-        chapters, problems = _named(context, database, keys)
-    else:
-        chapters, problems = _everything_pending(context, config, settings, database, selected)
-    for problem in problems:
-        context.log.error(problem)
-    run_chapters(context, settings, database, chapters=chapters, selected=selected, on_progress=on_progress)
+    with taking(context.instance, context.run.run_id, keys, everything=not keys):
+        if keys:
+            chapters, problems = _named(context, database, keys)
+        else:
+            chapters, problems = _everything_pending(context, config, settings, database, selected)
+        for problem in problems:
+            context.log.error(problem)
+        run_chapters(context, settings, database, chapters=chapters, selected=selected, on_progress=on_progress)
     if problems:
         more = f" And {len(problems) - 10} more." if len(problems) > 10 else ""
         raise dg.Failure(

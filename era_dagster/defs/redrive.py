@@ -11,7 +11,7 @@ from pydantic import Field
 from era_dagster.defs.assets import run_chapters
 from era_dagster.defs.failures import as_dagster_failures
 from era_dagster.defs.resources import KnowledgeBaseResource
-from era_dagster.defs.runs import note_taken, settle_runs
+from era_dagster.defs.runs import settle_runs, taking
 from era_dagster.domain.stages import STAGES
 from era_dagster.storage.dead_letters import ask_again, find_letters
 from era_dagster.storage.drops import find_chapters
@@ -39,9 +39,9 @@ def redrive(context: dg.OpExecutionContext, config: RedriveConfig, knowledge_bas
                 database, config.letters, states=("open", "dropped") if config.letters else ("open",)
             )
             # As a run that takes everything pending, for the sensor: it must not start the same chapters meanwhile.
-            note_taken(context.instance, context.run.run_id, [], everything=True)
-            chapters = find_chapters(database, ask_again(database, letters))
-            run_chapters(context, settings, database, chapters=chapters, selected=STAGES)
+            with taking(context.instance, context.run.run_id, [], everything=True):
+                chapters = find_chapters(database, ask_again(database, letters))
+                run_chapters(context, settings, database, chapters=chapters, selected=STAGES)
 
 
 @dg.job(

@@ -5,7 +5,9 @@ limit. It holds no connection to the knowledge base either, and that is how it i
 is made here: that is `pipeline.scheduling`.
 """
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,13 +17,15 @@ from era_dagster.storage.database import Database, live_runs
 
 OP_NAME = "ingest_chapters"
 INGEST_JOB = "ingest"
-# Set by the op once the run holds its connection, so that "no connection" means "gone" and not "not yet".
 TAKES_TAG = "era/takes"
-# Whose the tag before is: a run that is executed again inherits the tags of the first, long before it has a connection.
+# The run's own id while its op holds a connection, so that "no connection" means "gone" and not "not yet"; the id because a
+# run that is executed again inherits the tags of the first. Afterwards also since when it holds none any more: the op is
+# over, and the run ends soon.
 _TAKEN_BY_TAG = "era/taken_by"
+_UNTIL = " until "
 EVERYTHING_PENDING = "everything pending"
-# A run that was started this recently may not have reached its op yet.
-_START_GRACE_SECONDS = 120.0
+# A run that was started this recently may not have reached its op yet; one whose op ended this recently may not have ended.
+_GRACE_SECONDS = 120.0
 _QUEUED = (dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.STARTING)
 _RUNNING = (dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING)
 _MOST_RUNS = 1000
@@ -35,31 +39,56 @@ class InFlight:
     everything: bool
 
 
-def note_taken(instance: dg.DagsterInstance, run_id: str, chapters: Sequence[str], *, everything: bool) -> None:
-    """Tag a run whose connection is open with what it takes."""
+@contextmanager
+def taking(instance: dg.DagsterInstance, run_id: str, chapters: Sequence[str], *, everything: bool) -> Iterator[None]:
+    """Tag a run whose connection is open with what it takes, and with that it is over before the connection is closed."""
     taken = EVERYTHING_PENDING if everything else f"{len(chapters)} chapters"
     instance.add_run_tags(run_id, {TAKES_TAG: taken, _TAKEN_BY_TAG: run_id})
+    try:
+        yield
+    finally:
+        # Where Dagster's database is away, the run's own trouble is what counts.
+        with suppress(Exception):
+            instance.add_run_tags(run_id, {_TAKEN_BY_TAG: f"{run_id}{_UNTIL}{time.time():.0f}"})
 
 
 def settle_runs(instance: dg.DagsterInstance, database: Database, *, now: float) -> InFlight:
     """Mark the runs whose process is gone as failed; return what the others take. `now` in seconds since 1970."""
-    # Runs are listed first: one that starts between the two looks is not listed, one that ends is settled by itself.
+    # Runs are listed first: one that starts between the two looks is not listed. One that ends between them is looked at again.
     records = instance.get_run_records(dg.RunsFilter(statuses=[*_QUEUED, *_RUNNING]), limit=_MOST_RUNS)
     alive = live_runs(database)
     chapters: set[str] = set()
     everything = False
     for record in records:
         run = record.dagster_run
-        since = record.start_time or record.create_timestamp.timestamp()
-        ours = run.job_name == INGEST_JOB or TAKES_TAG in run.tags
-        noted = run.tags.get(_TAKEN_BY_TAG) == run.run_id
-        started = noted or now - since > _START_GRACE_SECONDS
-        if run.status in _RUNNING and ours and started and run.run_id not in alive:
-            _end(instance, run.run_id)
+        if run.run_id not in alive and _is_gone(record, now):
+            again = instance.get_run_record_by_id(run.run_id)
+            if again is not None and _is_gone(again, now):
+                instance.report_run_failed(
+                    again.dagster_run,
+                    "The process of this run is gone; what it finished is stored, the rest is pending.",
+                )
             continue
         chapters.update(chapters_of(run.run_config))
-        everything = everything or (noted and run.tags[TAKES_TAG] == EVERYTHING_PENDING)
+        holds, _ = _held(run)
+        everything = everything or (holds and run.tags[TAKES_TAG] == EVERYTHING_PENDING)
     return InFlight(chapters=frozenset(chapters), everything=everything)
+
+
+def _is_gone(record: dg.RunRecord, now: float) -> bool:
+    """Whether a run that is not connected should be."""
+    run = record.dagster_run
+    if run.status not in _RUNNING or not (run.job_name == INGEST_JOB or TAKES_TAG in run.tags):
+        return False
+    holds, until = _held(run)
+    since = until or record.start_time or record.create_timestamp.timestamp()
+    return holds or now - since > _GRACE_SECONDS
+
+
+def _held(run: dg.DagsterRun) -> tuple[bool, float | None]:
+    """Whether the run's op goes and so holds a connection, and since when it does no longer."""
+    holder, _, until = run.tags.get(_TAKEN_BY_TAG, "").partition(_UNTIL)
+    return (False, None) if holder != run.run_id else (not until, float(until) if until else None)
 
 
 def chapters_of(config: Any) -> list[str]:
@@ -68,11 +97,3 @@ def chapters_of(config: Any) -> list[str]:
         return list(config["ops"][OP_NAME]["config"]["chapters"])
     except (KeyError, TypeError):
         return []
-
-
-def _end(instance: dg.DagsterInstance, run_id: str) -> None:
-    run = instance.get_run_by_id(run_id)
-    if run is not None and run.status in _RUNNING:
-        instance.report_run_failed(
-            run, "The process of this run is gone; what it finished is stored, the rest is pending."
-        )

@@ -10,7 +10,7 @@ import dagster as dg
 import pytest
 
 from era_dagster.defs.instance import open_instance
-from era_dagster.defs.runs import TAKES_TAG, chapters_of, note_taken, settle_runs
+from era_dagster.defs.runs import TAKES_TAG, chapters_of, settle_runs, taking
 from era_dagster.settings import load_settings
 from era_dagster.storage.database import Database, live_runs
 from era_dagster_tests.defs.desk import Desk
@@ -40,19 +40,48 @@ def test_a_run_that_never_opened_its_connection_is_given_up_after_a_grace(desk: 
 
 def test_a_run_whose_connection_is_open_lives_however_long_it_takes(desk: Desk) -> None:
     run_id = desk.waiting_run(["level/0001"], STARTED)
-    note_taken(desk.instance, run_id, ["level/0001"], everything=False)
-    with Database(desk.variables["ERA_DATABASE_URL"], pool_size=1, run_id=run_id) as own:
-        live_runs(own)
-        assert settle_runs(desk.instance, desk.database, now=time.time() + 86_400).chapters == {"level/0001"}
-        assert status_of(desk.instance, run_id) is STARTED
-    assert settle_runs(desk.instance, desk.database, now=time.time()).chapters == frozenset()
+    with taking(desk.instance, run_id, ["level/0001"], everything=False):
+        with Database(desk.variables["ERA_DATABASE_URL"], pool_size=1, run_id=run_id) as own:
+            live_runs(own)
+            assert settle_runs(desk.instance, desk.database, now=time.time() + 86_400).chapters == {"level/0001"}
+            assert status_of(desk.instance, run_id) is STARTED
+        assert settle_runs(desk.instance, desk.database, now=time.time()).chapters == frozenset()
+        assert status_of(desk.instance, run_id) is FAILURE
+
+
+def test_a_run_whose_op_is_over_has_time_to_end(desk: Desk) -> None:
+    """Between the end of its op and its own, a run holds no connection: a tick in that second failed it after its success."""
+    run_id = desk.waiting_run(["level/0001"], STARTED)
+    with taking(desk.instance, run_id, ["level/0001"], everything=True):
+        pass
+    taken = settle_runs(desk.instance, desk.database, now=time.time())
+    assert (taken.chapters, taken.everything) == ({"level/0001"}, False)
+    assert status_of(desk.instance, run_id) is STARTED
+    settle_runs(desk.instance, desk.database, now=time.time() + 121)
     assert status_of(desk.instance, run_id) is FAILURE
+
+
+def test_a_run_whose_op_ends_while_it_is_looked_at_is_not_taken_for_dead(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = desk.waiting_run(["level/0001"], STARTED)
+    held = taking(desk.instance, run_id, ["level/0001"], everything=False)
+    held.__enter__()
+
+    def ends_now(database: Database) -> frozenset[str]:
+        held.__exit__(None, None, None)
+        return live_runs(database)
+
+    monkeypatch.setattr("era_dagster.defs.runs.live_runs", ends_now)
+    settle_runs(desk.instance, desk.database, now=time.time())
+    assert status_of(desk.instance, run_id) is STARTED
 
 
 def test_a_run_that_is_executed_again_is_not_taken_for_dead_before_it_has_begun(desk: Desk) -> None:
     """It inherits the tags of the first one, which say that a connection was open: a tick at that moment failed it."""
     first = desk.waiting_run(["level/0001"], FAILURE)
-    note_taken(desk.instance, first, ["level/0001"], everything=False)
+    held = taking(desk.instance, first, ["level/0001"], everything=False)
+    held.__enter__()
     ended = desk.instance.get_run_by_id(first)
     assert ended is not None
     again = desk.waiting_run(
@@ -76,11 +105,11 @@ def test_runs_of_other_jobs_are_none_of_our_business(desk: Desk) -> None:
 def test_while_a_run_takes_everything_pending_the_sensor_requests_nothing(desk: Desk) -> None:
     desk.drop("level", [1])
     run_id = desk.waiting_run([], STARTED)
-    note_taken(desk.instance, run_id, [], everything=True)
-    with Database(desk.variables["ERA_DATABASE_URL"], pool_size=1, run_id=run_id) as own:
-        live_runs(own)
-        assert desk.asked() == []
-    assert desk.asked() == [["level/0001"]]
+    with taking(desk.instance, run_id, [], everything=True):
+        with Database(desk.variables["ERA_DATABASE_URL"], pool_size=1, run_id=run_id) as own:
+            live_runs(own)
+            assert desk.asked() == []
+        assert desk.asked() == [["level/0001"]]
 
 
 @pytest.mark.slow
