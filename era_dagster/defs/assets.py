@@ -21,7 +21,7 @@ from era_dagster.defs.partitions import add_missing, book_chapters, forget, with
 from era_dagster.defs.pictures import domains_picture, knowledge_pictures
 from era_dagster.defs.resources import KnowledgeBaseResource
 from era_dagster.defs.runs import OP_NAME, settle_runs, taking
-from era_dagster.domain.errors import EraError
+from era_dagster.domain.errors import ConfigurationError, EraError
 from era_dagster.domain.stages import STAGES, UPSTREAM, with_upstream
 from era_dagster.embedding.report import EmbedStats
 from era_dagster.pipeline.drop import look_at_drop
@@ -243,7 +243,17 @@ def _forget_retired(instance: dg.DagsterInstance, database: Database, chapters: 
 
 
 def _partition_keys(context: dg.AssetExecutionContext) -> list[str]:
-    return list(context.partition_keys) if context.has_partition_key or context.has_partition_key_range else []
+    """The chapters that the run's partitions name; none for a run without partitions."""
+    if not (context.has_partition_key or context.has_partition_key_range):
+        return []
+    keys = list(context.partition_keys)
+    if not keys:
+        asked = context.partition_key_range
+        raise ConfigurationError(
+            f"No chapter lies between {asked.start} and {asked.end}: the second comes before the first.",
+            hint="A range follows the order in which chapters were registered, as the UI lists them: swap its ends.",
+        )
+    return keys
 
 
 def _named(

@@ -152,7 +152,7 @@ async def _run(
         on_request=watch.request,
     ) as embedder:
         try:
-            identity = await _identify(embedder, settings.retry_budget_seconds if live else 0.0)
+            identity = await _identify(embedder, watch, settings.retry_budget_seconds if live else 0.0)
         except (TransientError, EndpointRefused) as error:
             # No model is at hand: what needs none is done all the same, so that only the vectors are left to the next run.
             outcome = await without_vectors.run(replace(work, stages=work.stages - vector_stages), stamps)
@@ -167,16 +167,20 @@ async def _run(
             return await runner.run(work, stamps)
 
 
-async def _identify(embedder: Embedder, patience_seconds: float) -> ModelIdentity:
+async def _identify(embedder: Embedder, watch: RunWatch, patience_seconds: float) -> ModelIdentity:
     """Ask which model answers; a server that has worked before and is away now gets so long to come back."""
     loop = asyncio.get_running_loop()
     until = loop.time() + patience_seconds
+    told = False
     while True:
         try:
             return await embedder.identify()
-        except EndpointUnavailable:
+        except EndpointUnavailable as error:
             if loop.time() + _ASK_AGAIN_SECONDS > until:
                 raise
+            if not told:
+                told = True
+                watch.waits_for_server(error, until - loop.time())
         await asyncio.sleep(_ASK_AGAIN_SECONDS)
 
 

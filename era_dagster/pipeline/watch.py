@@ -107,6 +107,13 @@ class RunWatch:
                    "reason": record.reason, "limit": record.concurrency, "batch": record.batch_items, "rate": record.rate},
         )  # fmt: skip
 
+    def waits_for_server(self, error: EraError, seconds: float) -> None:
+        """No embedding server has said who it is yet; the run gives them so long."""
+        _log.warning(
+            "Waiting up to %s: %s", duration(seconds), error.message,
+            extra={"event": "waiting", "stage": "embeddings", "seconds": seconds},
+        )  # fmt: skip
+
     def chunks_cut(self, lengths: Collection[int]) -> None:
         """The chunks of one chapter, by their lengths in characters."""
         for length in lengths:
@@ -197,21 +204,19 @@ class RunWatch:
         tally.add(catalogue.CHAPTERS_SUBMITTED, by=self._total)
         _log.info("%d chapters to do", self._total, extra={"event": "run_started", "chapters": self._total})
         self._recorder.start()
-        ended_well = False
+        state, word = "failed", "Stopped"
         try:
             yield
-            ended_well = True
+            state, word = "succeeded", "Succeeded"
         except Exception as error:
+            word = "Failed"
             self._note_end(error)
             raise
         finally:
-            state = "succeeded" if ended_well else "failed"
             tally.add(catalogue.RUNS_ENDED, state)
             tally.observe(catalogue.RUN_SECONDS, value=time.monotonic() - self._started)
             figures = self.figures()
-            _log.info(
-                "%s: %s", state.capitalize(), describe(figures), extra={"event": "run_ended", "state": state, **figures}
-            )
+            _log.info("%s: %s", word, describe(figures), extra={"event": "run_ended", "state": state, **figures})
             self._recorder.stop(state)
 
     def loop_started(self) -> None:

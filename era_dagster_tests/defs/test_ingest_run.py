@@ -1,12 +1,14 @@
 """What one run of the graph leaves behind when not all of it goes well, and whom it names."""
 
 import asyncio
+import logging
 import os
 import signal
 from pathlib import Path
 
 import dagster as dg
 import pytest
+from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
 
 from era_dagster.definitions import build_defs
 from era_dagster.defs.instance import open_instance
@@ -29,7 +31,9 @@ def failure_of(result: dg.ExecuteInProcessResult) -> str:
     return data.user_failure_data.description
 
 
-def test_an_interrupt_that_arrives_in_a_side_task_stops_the_run_and_what_is_done_is_kept(desk: Desk) -> None:
+def test_an_interrupt_that_arrives_in_a_side_task_stops_the_run_and_what_is_done_is_kept(
+    desk: Desk, caplog: pytest.LogCaptureFixture
+) -> None:
     """Dagster's handler raises wherever the program is: in a callback of the event loop it was logged, and the run went on."""
     desk.drop("level", range(1, 31))
     desk.asked()
@@ -42,14 +46,16 @@ def test_an_interrupt_that_arrives_in_a_side_task_stops_the_run_and_what_is_done
             asyncio.get_running_loop().call_soon(signal.raise_signal, signal.SIGINT)
 
     job = build_defs(on_progress=terminate).resolve_job_def(INGEST_JOB)
-    result = job.execute_in_process(
-        instance=desk.instance, run_config=run_config(desk.partitions()), raise_on_error=False
-    )
+    with caplog.at_level(logging.INFO, logger="era_dagster"):
+        result = job.execute_in_process(
+            instance=desk.instance, run_config=run_config(desk.partitions()), raise_on_error=False
+        )
     (ended,) = [event for event in result.all_events if event.is_job_failure]
     assert ended.job_failure_data.error is not None
     assert ended.job_failure_data.error.cls_name == dg.DagsterExecutionInterruptedError.__name__
     stored = {key for (key,) in desk.sql("SELECT partition_key FROM doctrine_sources")}
     assert 0 < len(stored) < 30
+    assert "Stopped: " in caplog.text
     assert desk.marked("chapters") <= stored
 
 
@@ -81,6 +87,16 @@ def test_a_run_over_chapters_that_another_run_removed_before_it_began_is_a_succe
     assert desk.execute(request).success
     assert desk.execute(request).success
     assert desk.partitions() == []
+
+
+def test_a_range_with_its_ends_swapped_is_refused_and_is_not_everything_pending(desk: Desk) -> None:
+    desk.drop("level", [1, 2, 3])
+    desk.tick()
+    job = build_defs().resolve_implicit_global_asset_job_def()
+    ends = {ASSET_PARTITION_RANGE_START_TAG: "level/0003", ASSET_PARTITION_RANGE_END_TAG: "level/0001"}
+    result = job.execute_in_process(instance=desk.instance, tags=ends, raise_on_error=False)
+    assert "No chapter lies between level/0003 and level/0001" in failure_of(result)
+    assert desk.marked("chapters") == set()
 
 
 def test_a_file_that_cannot_be_read_fails_the_run_by_name_after_all_else_is_done(desk: Desk) -> None:

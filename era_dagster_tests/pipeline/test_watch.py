@@ -11,7 +11,7 @@ import psycopg
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from era_dagster.domain.errors import ChaptersFailed, EndpointRefused
+from era_dagster.domain.errors import ChaptersFailed, EndpointRefused, EndpointUnavailable
 from era_dagster.pipeline.receipt import Receipt
 from era_dagster.pipeline.recorder import Recorder
 from era_dagster.pipeline.scrape import scraper
@@ -148,6 +148,23 @@ def test_with_an_interval_of_zero_nothing_is_written_and_the_report_is_there_all
     assert bench.heard.report is not None
     assert bench.heard.report.receipt == receipt
     assert sum(bench.heard.report.chunk_chars.values()) == receipt.assets["chunks"].stored
+
+
+def test_a_run_that_waits_for_its_embedding_server_says_so_once(
+    bench: Workbench, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its log said "0 of 3 chapters" for two minutes, and nothing of a server that is away."""
+    three_books(bench)
+    bench.run()
+    bench.drop("two", chapter(1, "new"))
+    bench.look()
+    bench.server.down = True
+    bench.settings = replace(bench.settings, retry_budget_seconds=2.5)
+    with caplog.at_level(logging.WARNING, logger="era_dagster"), pytest.raises(EndpointUnavailable):
+        bench.run()
+    (line,) = [line for line in caplog.records if getattr(line, "event", "") == "waiting"]
+    assert line.getMessage().startswith("Waiting up to 2 s: ")
+    assert "127.0.0.1" in line.getMessage()
 
 
 def test_lengths_that_no_chunk_has_keep_their_place_between_those_that_some_have(bench: Workbench) -> None:
