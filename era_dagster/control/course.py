@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from era_dagster.control.ceilings import Ceilings
+from era_dagster.control.drain import Drain
 from era_dagster.control.measure import Measurement, doubt, together
 from era_dagster.control.moves import TOLERANCE, Pace, on_target, probed, towards_target
 from era_dagster.control.point import Point
@@ -25,7 +26,9 @@ MOST_MOVES = 4
 CONFIDENCE = 3.0
 """Standard errors from which a latency is taken for what it is; below, noise takes its share of it."""
 MUCH_MORE = 1.5
-"""Growth of the work by less is not why requests take twice as long as is aimed at, and a cut by less no cure for it."""
+"""Growth of the work by less is not why requests take twice as long as is aimed at."""
+FEW = 4
+"""So many texts under way are few."""
 AT_THE_SAME_TIME = 0.5
 """More requests that gained more than this of what they may, in ln(throughput), are worked on at the same time."""
 
@@ -64,7 +67,6 @@ class Course:
         self._most_work = math.inf
         self._held: list[Measurement] = []
         self._came_from: Step | None = None
-        self._drained: list[float] = []
         self._moves = 0
         self._origin = Point(1, 0.0)
         self._width = 1
@@ -101,10 +103,6 @@ class Course:
         self._width = min(self._width, most_requests or self._width)
         self._held, self._came_from = [], step
 
-    def drained(self, latency: float) -> None:
-        """A request that was under way when the point moved took so long."""
-        self._drained.append(latency)
-
     def judge(self, at: Situation, measured: Measurement) -> Move | None:
         """What an epoch says; None if it has to go on."""
         if self._probes.running is not None:
@@ -129,8 +127,6 @@ class Course:
         elif at.pace is None and self._share(at, measured):
             off = self._off(at, measured)
         came_from, self._came_from = self._came_from, None
-        if came_from is not None and self._drained:
-            came_from = came_from.drained(self._drained)
         if came_from is not None and at.pace is None:
             undone = self._undo_width(at, measured, came_from) or self._undo_harm(at, measured, came_from)
             if undone is not None:
@@ -221,7 +217,8 @@ class Course:
 
     def _try(self, at: Situation, measured: Measurement) -> Move:
         """Start the probe that is due."""
-        probe = self._probes.next(at.now, held=len(self._held))
+        few = at.point.work < (FEW + 0.5) * at.item_tokens
+        probe = self._probes.next(at.now, held=len(self._held), few=few)
         if probe is None:
             return self._go(at, at.point, "on target", measured)
         tried = probed(
@@ -287,25 +284,33 @@ class Course:
         self._held = [measured]
         return self._go(at, at.point, f"probe {probe} kept", measured, gain)
 
-    def hurry(self, at: Situation, latency: float, measured: Measurement | None) -> Move | None:
-        """Several requests in a row were late: no epoch's end is waited for, unless to see what a large cut did.
-
-        `measured`: what was seen until now, perhaps before the server changed; the `latency` of a late one was seen since."""
-        probe, came_from = self._probes.running, self._came_from
-        if probe is not None:
-            self._probes.undone(at.now, probe, late=True)
-            return self._go(at, self._origin, f"probe {probe} given up: requests were late")
-        before = at.point
-        if measured is None or at.pace == "requests" or (came_from and came_from.point.work > MUCH_MORE * before.work):
+    def give_up_probe(self, at: Situation) -> Move | None:
+        """Several requests in a row were late; None unless something was being tried that takes no more work, and may be
+        what made them late."""
+        probe = self._probes.running
+        if probe is None or at.point.work > self._origin.work:
             return None
-        work = self.target.fitting(before.work, latency)
+        self._probes.undone(at.now, probe, late=True)
+        return self._go(at, self._origin, f"probe {probe} given up: requests were late")
+
+    def may_shrink(self, at: Situation) -> bool:
+        """Whether less work is what late requests ask for, and there can be less."""
+        return at.pace is None and at.bounded(replace(at.point, work=at.point.work / 2.0)) != at.point
+
+    def drained_to(self, at: Situation, drain: Drain) -> Move:
+        """Requests were late, and what was under way came back until the rest is what the server takes."""
+        probe, came_from = self._probes.running, self._came_from
+        before, reason = at.point, "requests were late"
+        if probe is not None:
+            before, reason = self._origin, f"probe {probe} given up: requests were late"
+            self._probes.undone(at.now, probe, late=True)
+        work = min(before.work, drain.throughput(at.now) * self.target.aimed_at())
         if came_from is not None and MUCH_MORE * came_from.point.work < before.work:
             work = min(work, self._grew_too_far(at, came_from.point))
-        less = at.bounded(replace(before, work=work))
-        if less == before:
-            return None
-        move = self._go(at, less, "requests were late", measured)
-        self._came_from = Step(before, replace(measured, latency=max(measured.latency, latency)))
+        move = self._go(at, at.bounded(replace(before, work=work)), reason, drain.before)
+        if move.point.work < before.work:
+            latency = max(drain.before.latency, drain.seconds(at.now))
+            self._came_from = Step(before, replace(drain.before, latency=latency))
         return move
 
     def _grew_too_far(self, at: Situation, before: Point) -> float:
@@ -339,7 +344,6 @@ class Course:
         held: Sequence[Measurement] = (),
     ) -> Move:
         """`held`: what a probe will be compared with."""
-        self._drained = []
         if point != at.point:
             self._held, self._came_from = list(held), None
         return Move(point=point, reason=reason, measured=measured, gain=gain)

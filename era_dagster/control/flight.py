@@ -7,10 +7,11 @@ FULL_SHARE = 0.5
 
 
 class Flight:
-    """Requests are told by number. `epoch` begins anew whenever the operating point changes."""
+    """Requests are told by number; `tokens` are under way. `epoch` begins anew whenever the operating point changes."""
 
     def __init__(self) -> None:
         self.epoch = Epoch(0.0)
+        self.tokens = 0.0
         self._under_way: dict[int, tuple[float, float]] = {}
         self._number = 0
         self._full_since: float | None = None
@@ -30,11 +31,14 @@ class Flight:
         if not self._under_way and not self.epoch.latencies:
             self.epoch.began_at = now
         self._under_way[self._number] = (now, tokens)
+        self.tokens += tokens
         return self._number
 
     def ended(self, number: int) -> tuple[float, float] | None:
         """When it was sent and how many tokens it had; None if it is not known any more."""
-        return self._under_way.pop(number, None)
+        known = self._under_way.pop(number, None)
+        self.tokens -= known[1] if known else 0.0
+        return known
 
     def sent_since(self, at: float) -> list[float]:
         """When each of those under way was sent, that went out at `at` or later."""

@@ -117,7 +117,7 @@ class EndpointController:
             if pending:
                 self._limit.reached(now)
             self._pacer.by_requests = False  # it is the limit that holds
-        if counted >= concurrency or much:
+        if counted >= concurrency or much or (counted and self._limit.must_drain):
             silent_until = math.inf if self._silence_broken else self._silent_until()
             if now < silent_until:
                 return WaitUntil(silent_until)
@@ -130,9 +130,7 @@ class EndpointController:
 
     def _silent_until(self) -> float:
         """When everything counts as stuck: one request more may go then, because nothing overtakes the others."""
-        if self._limit.last is None:
-            return math.inf
-        return self._heard_at + max(LATE_SECONDS, SILENT_FACTOR * self._limit.last.latency)
+        return self._heard_at + max(LATE_SECONDS, SILENT_FACTOR * self._limit.expected_latency)
 
     def _sized(self, pending: int, concurrency: int) -> Decision:
         """A share of what is left, so that the end of a job does not wait for one full request; all, if they are counted."""
@@ -270,7 +268,7 @@ class EndpointController:
         if not self._overtaken or self._limit.last is None:
             return found, again_at
         flights = OVERTAKEN_FLIGHTS * self._limit.point.concurrency
-        wait = max(LATE_SECONDS, LATE_FACTOR * self._limit.last.latency)
+        wait = max(LATE_SECONDS, LATE_FACTOR * self._limit.expected_latency)
         youngest = next(reversed(self._tickets), 0)
         for number, times in list(self._overtaken.items()):
             ticket = self._tickets[number]

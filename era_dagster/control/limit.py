@@ -10,8 +10,10 @@ from dataclasses import replace
 
 from era_dagster.control.ceilings import Ceilings
 from era_dagster.control.course import Course, Move, Situation
+from era_dagster.control.drain import Drain
 from era_dagster.control.flight import Flight
 from era_dagster.control.measure import Measurement
+from era_dagster.control.moves import Pace
 from era_dagster.control.point import Judgement, Phase, Point
 from era_dagster.control.startup import FEWEST_SAMPLES, FIRST_CONCURRENCY, Landing, Startup
 from era_dagster.control.trail import Step
@@ -42,6 +44,8 @@ class AdaptiveLimit:
         self._moved_at = self._watched_from = -math.inf
         self._refused_share = 0.0
         self._over = 0
+        self._drain: Drain | None = None
+        self._pace: Pace = None
         self._wave_cv = 0.0
 
     # --- what the gate asks and tells ----------------------------------------------------------------------------
@@ -86,7 +90,7 @@ class AdaptiveLimit:
         `by_requests`: it counts requests, so that larger ones are the way to more.
         """
         self.reached(now)
-        self._flight.epoch.pace = "requests" if by_requests else "items"
+        self._flight.epoch.pace = self._pace = "requests" if by_requests else "items"
         if self._startup is None or not self.item_tokens:
             return None
         self.point = Point(max(FIRST_CONCURRENCY, len(self._flight)), self.point.work)
@@ -95,7 +99,7 @@ class AdaptiveLimit:
     def interrupted(self, now: float) -> None:
         """The server closes the gate for a while: what was seen until now is no measure of what comes after."""
         self._flight.begin(now, settling=self.point.concurrency)
-        self._answers = {}
+        self._answers, self._drain = {}, None
         self._watched_from = now
 
     @property
@@ -103,6 +107,18 @@ class AdaptiveLimit:
         """Whether nothing may be sent until everything has come back: the next wave is measured by itself."""
         early = self._startup is not None and self._startup.alone
         return early and self._flight.sent_before(self._moved_at)
+
+    @property
+    def expected_latency(self) -> float:
+        """What a request takes, in seconds, as far as it was seen; infinite before anything was."""
+        if self.last is None:
+            return math.inf
+        return self.last.latency if self._drain is None else max(self.last.latency, self._drain.latency)
+
+    @property
+    def must_drain(self) -> bool:
+        """Whether nothing may be sent, unless nothing is under way: more is than the server takes."""
+        return self._drain is not None
 
     def reached(self, now: float) -> None:
         """The requests in flight are as many as may be, and more would go."""
@@ -163,16 +179,18 @@ class AdaptiveLimit:
         alone = self._startup is not None and self._startup.alone
         if alone and sent_at < self._moved_at:
             return None
-        if self._startup is None and sent_at >= self._watched_from:
-            late = self._course.is_late(now - sent_at, self.point.work)
-            self._over = self._over + 1 if late else 0
-            if late and self._over + self._overdue(now) >= max(LATE_IN_A_ROW, self.point.concurrency // 2):
-                seen = self._measured(now) if self._flight.epoch.latencies else self.last
-                hurried = self._course.hurry(self._situation(now), now - sent_at, seen)
-                if hurried is not None:
-                    return self._follow(now, hurried)
+        if self._drain is not None:
+            self._drain.answered(tokens)
+            return self._drained(now, self._drain)
+        if self._is_news(now, sent_at):
+            given_up = self._course.give_up_probe(self._situation(now))
+            if given_up is not None:
+                return self._follow(now, given_up)
+            seen = self._measured(now) if self._flight.epoch.latencies else self.last
+            if seen is not None and self._course.may_shrink(self._situation(now)):
+                self._drain = Drain(now, since=sent_at, tokens=self._flight.tokens + tokens, before=seen)
+                return self._drained(now, self._drain)
         if not self._flight.settled(now, at_once=alone):
-            self._course.drained(now - sent_at)
             return None
         epoch = self._flight.epoch
         epoch.add(now, sent_at=sent_at, tokens=tokens)
@@ -195,10 +213,22 @@ class AdaptiveLimit:
             self._course.target.saw(measured)
         return judgement
 
-    def _overdue(self, now: float) -> int:
-        """How many of those under way are late by now, whenever they will be answered."""
+    def _is_news(self, now: float, sent_at: float) -> bool:
+        """Whether one that was sent at `sent_at` is late, and so many before it, or still under way, that no epoch's end is
+        waited for."""
+        if self._startup is not None or sent_at < self._watched_from:
+            return False
+        late = self._course.is_late(now - sent_at, self.point.work)
+        self._over = self._over + 1 if late else 0
         since = self._flight.sent_since(self._watched_from)
-        return sum(self._course.is_late(now - sent_at, self.point.work) for sent_at in since)
+        overdue = sum(self._course.is_late(now - other, self.point.work) for other in since)
+        return late and self._over + overdue >= max(LATE_IN_A_ROW, self.point.concurrency // 2)
+
+    def _drained(self, now: float, drain: Drain) -> Judgement | None:
+        if self._flight.tokens > drain.throughput(now) * self._course.target.aimed_at():
+            return None
+        self._drain = None
+        return self._follow(now, self._course.drained_to(self._situation(now), drain))
 
     # --- the law -------------------------------------------------------------------------------------------------
 
@@ -214,6 +244,7 @@ class AdaptiveLimit:
     def _judge(self, now: float, measured: Measurement) -> Judgement | None:
         if self._startup is not None:
             return self._judge_wave(now, self._startup, measured)
+        self._pace = self._flight.epoch.pace
         move = self._course.judge(self._situation(now), measured)
         return None if move is None else self._follow(now, move)
 
@@ -222,7 +253,7 @@ class AdaptiveLimit:
             now=now,
             point=self.point,
             item_tokens=self.item_tokens,
-            pace=self._flight.epoch.pace,
+            pace=self._flight.epoch.pace or self._pace,
             bounded=lambda point: self._bounded(now, point),
         )
 

@@ -16,6 +16,9 @@ LATE_COST = 0.5
 """A probe that missed the latency target counts as so much lost throughput."""
 SHORTEST_REST_SECONDS = 2.0
 LONGEST_REST_SECONDS = 60.0
+FEW_REST_SECONDS = 5.0
+"""Where few texts are under way, what more of them did is hardly known, and is seen again after no more than so many times
+this as it did not pay."""
 FIRST_SECONDS: dict[Probe, float] = {"up": 0.0, "wider": 0.0, "down": 1.0, "narrower": 5.0}
 """After the first waves: what may gain much comes first, what only saves overhead last."""
 HIGH_PRICE = 0.75
@@ -58,6 +61,7 @@ class ProbeSchedule:
         self._began_at = 0.0
         self._undone: dict[Probe, int] = {"up": 0, "wider": 0, "down": 0, "narrower": 0}
         self._due: dict[Probe, float] = dict(FIRST_SECONDS)
+        self._due_of_few: dict[Probe, float] = {"up": math.inf, "wider": math.inf}
 
     def begin(self, now: float, *, check_width: bool) -> None:
         """The first waves are over. `check_width`: they found a serial server; the first probe makes sure of that."""
@@ -75,9 +79,12 @@ class ProbeSchedule:
         """Whether the next probe waits for nothing."""
         return min(self._due.values()) == -math.inf
 
-    def next(self, now: float, *, held: int) -> Probe | None:
-        """What to try after `held` epochs on target; the last one again if it was kept. None: nothing is due."""
+    def next(self, now: float, *, held: int, few: bool = False) -> Probe | None:
+        """What to try after `held` epochs on target; the last one again if it was kept. None: nothing is due. `few`: few
+        texts are under way."""
         again = self.kept_in_a_row > 0
+        if few:
+            self._due |= {more: min(self._due[more], at) for more, at in self._due_of_few.items()}
         probe = self._last if again else min(self._due, key=lambda each: self._due[each])
         needed = 1 if again or self.urgent else 2
         return probe if held >= needed and self._due[probe] <= now else None
@@ -122,6 +129,8 @@ class ProbeSchedule:
         self._undone[probe] = min(3, self._undone[probe] + 1)
         rest = max(SHORTEST_REST_SECONDS * self._undone[probe], cost / REGRET)
         self._due[probe] = now + min(LONGEST_REST_SECONDS, rest)
+        if probe in self._due_of_few:
+            self._due_of_few[probe] = now + FEW_REST_SECONDS * self._undone[probe]
 
     def dropped(self) -> None:
         """It was overtaken by events."""

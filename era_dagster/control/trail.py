@@ -1,8 +1,7 @@
 """The way to where the law stands: whether a step was harmful, or in vain, is judged when its epoch ends. No clock, no I/O."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from era_dagster.control.measure import Measurement, doubt
 from era_dagster.control.point import Point
@@ -33,11 +32,6 @@ class Step:
             longer = math.log(later.measured.latency / self.measured.latency)
             return Step(self.point, later.measured if longer > 3.0 * self._noise(later.measured) else self.measured)
         return later
-
-    def drained(self, latencies: Sequence[float]) -> "Step":
-        """The same step; what was under way when it was made shows what it took there in the end, if that was longer."""
-        latency = max(self.measured.latency, sum(latencies) / len(latencies))
-        return replace(self, measured=replace(self.measured, latency=latency))
 
     def gain(self, measured: Measurement) -> float:
         """The change of ln(throughput) since."""

@@ -260,6 +260,26 @@ def test_a_server_that_was_far_too_slow_for_a_while_is_full_again_soon_after_wit
     assert max(result.percentile(0.95) for result in results) <= 0.8
 
 
+@pytest.mark.parametrize("discipline", ["texts", "requests"])
+def test_after_a_wide_server_became_a_narrow_one_nothing_waits_for_more_than_what_was_under_way_then(
+    discipline: str,
+) -> None:
+    server = {
+        "discipline": discipline,
+        "slots": 32,
+        "seconds_per_text": 0.02,
+        "seconds_per_request": 0.02,
+        "jitter": 0.05,
+    }
+    course = course_from({**server, "changes": [[20.0, {"slots": 1}]]})
+    for seed in (1, 2, 3):
+        result = alone(course, mean_tokens=20.0, seconds=60.0, warm_up=36.0, seed=seed)
+        assert result.percentile(0.95) <= 0.75, (
+            "some five hundred texts, at forty a second, were there in the twentieth second"
+        )
+        assert result.goodput >= 0.85 * 1 / 0.02 * (0.5 if discipline == "requests" else 1.0)
+
+
 def test_a_slow_server_that_gets_more_slots_is_not_left_with_one_text_at_a_time() -> None:
     server = {
         "discipline": "requests",

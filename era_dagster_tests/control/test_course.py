@@ -6,6 +6,7 @@ import pytest
 
 from era_dagster.control.ceilings import Ceilings
 from era_dagster.control.course import Course, Move, Situation
+from era_dagster.control.drain import Drain
 from era_dagster.control.measure import Measurement
 from era_dagster.control.moves import Pace
 from era_dagster.control.point import Point
@@ -58,35 +59,65 @@ def test_where_requests_are_paced_nothing_else_is_tried() -> None:
         point = move.point
 
 
-def test_where_requests_are_paced_late_ones_do_not_shrink_a_point_that_does_not_hold_them() -> None:
-    late, seen = 2.0, epoch(latency=0.1, throughput=9_600.0)
-    assert begun().hurry(at(Point(4, 2_400.0), "requests"), late, seen) is None
-    cut = begun().hurry(at(Point(4, 2_400.0), None), late, seen)
-    assert cut is not None and cut.point.work < 2_400.0
+def drain(seconds: float, *, throughput: float, before: Measurement, now: float = 10.0) -> Drain:
+    """So many seconds, in which so much was worked off."""
+    return Drain(now, since=now - seconds, tokens=throughput * seconds, before=before)
 
 
-def test_late_requests_cut_the_work_once_and_not_again_before_the_next_epoch() -> None:
+@pytest.mark.parametrize("pace", ["requests", "items"])
+def test_where_a_pace_holds_the_work_back_late_requests_ask_for_no_less_of_it(pace: Pace) -> None:
+    assert not begun().may_shrink(at(Point(4, 2_400.0), pace))
+    assert begun().may_shrink(at(Point(4, 2_400.0), None))
+
+
+def test_where_a_single_text_is_under_way_late_requests_cannot_be_had_any_smaller() -> None:
+    assert not begun().may_shrink(at(Point(1, ITEM_TOKENS), None))
+    assert begun().may_shrink(at(Point(2, 2 * ITEM_TOKENS), None))
+
+
+@pytest.mark.parametrize("slower", [2.0, 30.0])
+def test_after_late_requests_as_much_goes_on_as_the_server_takes_now_however_much_slower_it_is(slower: float) -> None:
     course, seen = begun(), epoch(latency=0.15, throughput=16_000.0)
-    cut = course.hurry(at(Point(4, 2_400.0), None), 0.6, seen)
-    assert cut is not None and cut.point.work == pytest.approx(2_400.0 * CEILINGS.lowest_latency / 0.6, rel=0.01)
-    assert course.hurry(at(cut.point, None), 0.6, seen) is None
+    cut = course.drained_to(at(Point(4, 2_400.0), None), drain(2.0, throughput=16_000.0 / slower, before=seen))
+    assert cut.reason == "requests were late"
+    assert cut.point.work == pytest.approx(CEILINGS.lowest_latency * 16_000.0 / slower, rel=0.01)
+
+
+def test_late_requests_never_ask_for_more_work() -> None:
+    course, seen = begun(), epoch(latency=0.15, throughput=16_000.0)
+    back = course.drained_to(at(Point(4, 2_400.0), None), drain(0.1, throughput=24_000.0, before=seen))
+    assert back.point == Point(4, 2_400.0)
+
+
+def test_late_requests_end_at_once_what_takes_no_more_work_and_may_be_what_made_them_late() -> None:
+    course, held = begun(), Point(4, 2_400.0)
+    assert course.give_up_probe(at(held, None)) is None, "nothing is being tried"
+    fewer = tried(course, held, "narrower")
+    back = course.give_up_probe(at(fewer, None))
+    assert back is not None and back.point == held
+    assert not course.is_probing
+
+
+@pytest.mark.parametrize(("throughput", "work"), [(4_000.0, 4_000.0 * CEILINGS.lowest_latency), (100_000.0, 2_400.0)])
+def test_where_late_requests_end_a_probe_of_more_as_much_goes_on_as_the_server_takes_and_no_more_than_before(
+    throughput: float, work: float
+) -> None:
+    course, held = begun(), Point(4, 2_400.0)
+    more = tried(course, held, "up")
+    assert course.give_up_probe(at(more, None)) is None
+    seen = epoch(latency=0.165, throughput=14_500.0)
+    back = course.drained_to(at(more, None), drain(2.0, throughput=throughput, before=seen))
+    assert back.reason == "probe up given up: requests were late"
+    assert back.point == Point(4, pytest.approx(work))
+    assert not course.is_probing
 
 
 def test_a_cut_for_late_requests_is_held_against_their_latency_and_not_against_that_of_before() -> None:
     course, before = begun(), epoch(latency=0.15, throughput=16_000.0)
-    cut = course.hurry(at(Point(4, 2_400.0), None), 0.6, before)
-    assert cut is not None
+    cut = course.drained_to(at(Point(4, 2_400.0), None), drain(0.6, throughput=4_000.0, before=before))
     slower = course.judge(at(cut.point, None), epoch(latency=0.3, throughput=4_000.0))
     assert slower is not None
     assert slower.point.work < cut.point.work, "half as long as the late ones, so that the cut was not in vain"
-
-
-def test_a_small_cut_does_not_hold_up_the_large_one_that_late_requests_ask_for() -> None:
-    course, before = begun(), epoch(latency=0.2, throughput=12_000.0)
-    small = course.judge(at(Point(4, 2_400.0), None), before)
-    assert small is not None and 1_600.0 < small.point.work < 2_400.0
-    large = course.hurry(at(small.point, None), 0.6, before)
-    assert large is not None and large.point.work < 0.5 * small.point.work
 
 
 def judged(course: Course, situation: Situation, measured: Measurement) -> Move:
@@ -98,8 +129,9 @@ def judged(course: Course, situation: Situation, measured: Measurement) -> Move:
 
 def test_after_a_cut_to_a_single_text_more_work_goes_into_as_many_requests_again_as_there_were() -> None:
     course = begun()
-    cut = course.hurry(at(Point(4, 240.0), None), 2.0, epoch(latency=0.15, throughput=1_600.0))
-    assert cut is not None and cut.point == Point(1, 60.0)
+    seen = epoch(latency=0.15, throughput=1_600.0)
+    cut = course.drained_to(at(Point(4, 240.0), None), drain(2.0, throughput=120.0, before=seen))
+    assert cut.point == Point(1, 60.0)
     more = judged(course, at(cut.point, None), epoch(latency=0.05, throughput=1_200.0))
     assert more.point == Point(2, 120.0)
     more = judged(course, at(more.point, None), epoch(latency=0.05, throughput=2_400.0))
@@ -248,20 +280,6 @@ def test_in_a_probe_a_request_is_late_when_it_takes_longer_than_the_work_it_has_
     assert point.work == pytest.approx(growth * held.work)
     assert course.is_late(late * CEILINGS.lowest_latency, point.work)
     assert not course.is_late((late - 0.02) * CEILINGS.lowest_latency, point.work)
-
-
-@pytest.mark.parametrize(("drained", "in_vain"), [([0.3, 0.3], True), ([0.7, 0.9], False)])
-def test_whether_a_cut_for_late_requests_was_in_vain_is_told_by_what_was_under_way_then(
-    drained: list[float], in_vain: bool
-) -> None:
-    course, before = begun(), epoch(latency=0.15, throughput=16_000.0)
-    cut = course.hurry(at(Point(4, 2_400.0), None), 0.34, before)
-    assert cut is not None
-    for latency in drained:
-        course.drained(latency)
-    later = judged(course, at(cut.point, None), epoch(latency=0.35, throughput=3_400.0))
-    assert (later.reason == "less work did not lower the latency") == in_vain
-    assert (later.point.work > cut.point.work) == in_vain
 
 
 def test_a_third_request_that_gained_more_than_half_of_what_it_may_waits_for_nothing() -> None:

@@ -309,6 +309,29 @@ def test_a_server_that_stood_still_once_gets_no_less_and_one_that_stays_slow_doe
     assert gate.concurrency * gate.batch_items < before[0] * before[1]
 
 
+@pytest.mark.parametrize("outcome", [Outcome.SUCCESS, Outcome.FAILED])
+def test_where_requests_are_late_nothing_is_sent_until_little_is_under_way_whatever_becomes_of_it(
+    outcome: Outcome,
+) -> None:
+    gate = controller(limit=4, items=8)
+    now = flights(gate, 0.0, 60)
+    first, *others = [send(gate, now, pending=10_000) for _ in range(4)]
+    gate.completed(now + 0.35, first, Outcome.SUCCESS)
+    assert isinstance(gate.admit(now + 0.35, 10_000), WaitUntil), "three are under way, and four may be"
+    for ticket in others:
+        gate.completed(now + 0.8, ticket, outcome)
+    assert isinstance(gate.admit(now + 0.8, 10_000), Decision)
+
+
+def test_while_late_requests_come_back_silence_is_as_long_as_they_take_and_not_as_requests_took_before() -> None:
+    gate = controller(limit=4, items=8)
+    now = flights(gate, 0.0, 60)
+    first, *_ = [send(gate, now, pending=10_000) for _ in range(4)]
+    gate.completed(now + 0.35, first, Outcome.SUCCESS)
+    assert gate.admit(now + 1.0, 10_000) == WaitUntil(pytest.approx(now + 0.35 + 8 * 0.35))
+    assert isinstance(gate.admit(now + 0.36 + 8 * 0.35, 10_000), Decision), "all of them may be stuck"
+
+
 @pytest.mark.parametrize("probe", ["probe down", "probe up"])
 def test_a_server_that_slowed_down_during_a_probe_gets_less_than_before(probe: str) -> None:
     records: list[TraceRecord] = []

@@ -47,23 +47,57 @@ def flight(limit: AdaptiveLimit, now: float, seconds: float = 0.165) -> float:
     return now + seconds
 
 
-@pytest.mark.parametrize(("sent_at", "reason"), [(0.0, "requests were late"), (0.5, None)])
-def test_one_late_answer_is_enough_where_half_of_those_under_way_are_late_too_by_then(
-    sent_at: float, reason: str | None
-) -> None:
-    limit, now = held_at(Point(8, 800.0)), 1.0
+def steady(point: Point) -> tuple[AdaptiveLimit, float]:
+    """A law that has seen a few quiet flights at `point`, and the time by then."""
+    limit, now = held_at(point), 1.0
     for _ in range(6):
         now = flight(limit, now)
     assert limit.last is not None
+    return limit, now
+
+
+@pytest.mark.parametrize(("sent_at", "drains"), [(0.0, True), (0.5, False)])
+def test_one_late_answer_is_enough_where_half_of_those_under_way_are_late_too_by_then(
+    sent_at: float, drains: bool
+) -> None:
+    limit, now = steady(Point(8, 800.0))
     first, *_ = [limit.sent(now + (sent_at if number else 0.0), 100) for number in range(8)]
-    cut = limit.succeeded(now + 0.6, first, items=10)
-    assert reason == (None if cut is None else cut.reason)
+    assert limit.succeeded(now + 0.6, first, items=10) is None
+    assert limit.must_drain == drains
+
+
+def test_late_requests_stop_the_sending_until_what_is_under_way_is_what_the_server_takes() -> None:
+    limit, now = steady(Point(8, 800.0))
+    numbers = [limit.sent(now, 100) for _ in range(8)]
+    cuts = [limit.succeeded(now + 1.6 + 0.2 * n, number, items=10) for n, number in enumerate(numbers)]
+    assert [cut is not None for cut in cuts] == [False] * 7 + [True], (
+        "one in 0.2 s: less than one in a sixth of a second"
+    )
+    assert not limit.must_drain
+    assert limit.point == Point(8, pytest.approx(500 * 0.165)), "500 tokens a second"
+
+
+def test_answers_that_come_all_at_once_are_what_was_worked_off_since_they_were_sent() -> None:
+    limit, now = steady(Point(8, 800.0))
+    for number in [limit.sent(now, 100) for _ in range(8)]:
+        limit.succeeded(now + 0.9, number, items=10)
+    assert not limit.must_drain
+    assert 800 / 0.9 * 0.165 <= limit.point.work <= 2 * 800 / 0.9 * 0.165, (
+        "a server that works in steps is no faster for it"
+    )
+
+
+def test_a_pause_of_the_server_ends_the_wait_for_what_is_under_way() -> None:
+    limit, now = steady(Point(8, 800.0))
+    first, *_ = [limit.sent(now, 100) for _ in range(8)]
+    limit.succeeded(now + 0.6, first, items=10)
+    assert limit.must_drain
+    limit.interrupted(now + 0.7)
+    assert not limit.must_drain
 
 
 def test_what_was_sent_before_a_pause_of_the_server_is_not_late_for_what_came_after() -> None:
-    limit, now = held_at(Point(8, 800.0)), 1.0
-    for _ in range(6):
-        now = flight(limit, now)
+    limit, now = steady(Point(8, 800.0))
     for _ in range(8):
         limit.sent(now, 100)
     limit.interrupted(now + 0.1)
@@ -71,25 +105,8 @@ def test_what_was_sent_before_a_pause_of_the_server_is_not_late_for_what_came_af
     assert limit.succeeded(now + 0.6, number, items=10) is None
 
 
-def test_a_cut_is_not_in_vain_where_what_was_under_way_took_longer_still() -> None:
-    limit, now = held_at(Point(8, 800.0)), 1.0
-    for _ in range(6):
-        now = flight(limit, now)
-    first, *others = [limit.sent(now, 100) for _ in range(8)]
-    cut = limit.succeeded(now + 0.4, first, items=10)
-    assert cut is not None and cut.reason == "requests were late"
-    for number in others:
-        limit.succeeded(now + 0.66, number, items=10)
-    less, now = limit.point.work, now + 0.66
-    while limit.point.work == less:
-        now = flight(limit, now, seconds=0.36)
-    assert limit.point.work < less
-
-
 def test_after_too_many_requests_and_a_cut_to_one_no_more_come_back_than_were_not_refused() -> None:
-    limit, now = held_at(Point(8, 800.0)), 1.0
-    for _ in range(6):
-        now = flight(limit, now)
+    limit, now = steady(Point(8, 800.0))
     refused = (limit.overloaded(now + 0.1, limit.sent(now, 100)) for _ in range(8))
     assert "503" in next(cut.reason for cut in refused if cut is not None)
     assert limit.point.concurrency == 5

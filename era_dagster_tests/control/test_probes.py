@@ -7,11 +7,11 @@ import pytest
 from era_dagster.control.probes import LONGEST_REST_SECONDS, Probe, ProbeSchedule, gain_wanted
 
 
-def due_after(schedule: ProbeSchedule, probe: Probe, now: float) -> float:
+def due_after(schedule: ProbeSchedule, probe: Probe, now: float, *, few: bool = False) -> float:
     """How long until `probe` is the next one, asked every tenth of a second; others that come first are kept away."""
     at = now
     while at < now + 100.0:
-        found = schedule.next(at, held=2)
+        found = schedule.next(at, held=2, few=few)
         if found == probe:
             return at - now
         if found is not None:
@@ -20,10 +20,18 @@ def due_after(schedule: ProbeSchedule, probe: Probe, now: float) -> float:
     raise AssertionError(f"{probe} never came again")
 
 
-def undone(schedule: ProbeSchedule, probe: Probe, *, gain: float, seconds: float = 1.0, late: bool = False) -> float:
+def undone(
+    schedule: ProbeSchedule,
+    probe: Probe,
+    *,
+    gain: float,
+    seconds: float = 1.0,
+    late: bool = False,
+    few: bool = False,
+) -> float:
     schedule.started(10.0, probe)
     schedule.undone(10.0 + seconds, probe, gain=gain, late=late)
-    return due_after(schedule, probe, 10.0 + seconds)
+    return due_after(schedule, probe, 10.0 + seconds, few=few)
 
 
 def test_a_probe_that_cost_nothing_comes_again_soon_and_a_dear_one_late() -> None:
@@ -33,6 +41,13 @@ def test_a_probe_that_cost_nothing_comes_again_soon_and_a_dear_one_late() -> Non
     assert 38.0 < dear < 42.0, "two seconds lost a fifth: that is one percent of forty"
     assert undone(ProbeSchedule(), "up", gain=0.0, late=True) > 40.0
     assert undone(ProbeSchedule(), "narrower", gain=-5.0) == pytest.approx(LONGEST_REST_SECONDS, abs=0.2)
+
+
+@pytest.mark.parametrize("probe", ["up", "wider"])
+def test_where_few_texts_are_under_way_more_of_them_are_tried_again_soon_however_dear_it_seemed(probe: Probe) -> None:
+    assert undone(ProbeSchedule(), probe, gain=-0.2, late=True) > 50.0
+    assert undone(ProbeSchedule(), probe, gain=-0.2, late=True, few=True) == pytest.approx(5.0, abs=0.2)
+    assert undone(ProbeSchedule(), "narrower", gain=-0.2, late=True, few=True) > 50.0, "that is no more"
 
 
 def test_a_probe_that_was_kept_is_tried_again_at_once() -> None:

@@ -99,10 +99,3 @@ def test_growth_paid_little_where_it_clearly_gained_less_than_half_of_what_it_ma
     assert not step(100.0).paid_little(200.0, measured(gain=0.4)), "half of ln 2 is 0.35"
     assert not step(100.0, error=0.1).paid_little(200.0, measured(gain=0.3)), "that may be noise"
     assert not step(100.0).paid_little(125.0, measured()), "what so small a step does cannot be told"
-
-
-@pytest.mark.parametrize(("drained", "latency"), [([0.5, 0.9], 0.7), ([0.1, 0.2], 0.4)])
-def test_what_was_under_way_at_a_cut_tells_how_long_it_took_there_if_that_was_longer(
-    drained: list[float], latency: float
-) -> None:
-    assert step().drained(drained).measured.latency == pytest.approx(latency)
