@@ -150,8 +150,10 @@ def a_taken_port() -> Iterator[int]:
 
 
 def kill_a_slow_run(project: Project, server: FakeEmbeddingServer, book: str) -> str:
-    """A run that waits for a slow server, has told of itself, and is ended by the system; the metrics while it went."""
-    server.seconds_per_text = 0.6
+    """A run that waits for a slow server, has told of itself, and is ended by the system; the metrics while it went.
+
+    It stands still while they are asked for: however long that takes, no chapter is done by then."""
+    server.seconds_per_text = 1.0
     write_book(project.drop, book, 8)
     url = project.era("db", "url")["url"]
     run = subprocess.Popen(
@@ -167,7 +169,8 @@ def kill_a_slow_run(project: Project, server: FakeEmbeddingServer, book: str) ->
         while not _answers_told(url):
             assert time.monotonic() < until
             assert run.poll() is None
-            time.sleep(0.2)
+            time.sleep(0.1)
+        os.kill(run.pid, signal.SIGSTOP)
         going = project.run("era", "metrics", "--once").stdout
     finally:
         os.kill(run.pid, signal.SIGKILL)
