@@ -284,14 +284,11 @@ class Course:
         self._held = [measured]
         return self._go(at, at.point, f"probe {probe} kept", measured, gain)
 
-    def give_up_probe(self, at: Situation) -> Move | None:
-        """Several requests in a row were late; None unless something was being tried that takes no more work, and may be
-        what made them late."""
-        probe = self._probes.running
-        if probe is None or at.point.work > self._origin.work:
+    def give_up_narrower(self, at: Situation) -> Move | None:
+        """Several requests in a row were late; None unless fewer of them were being tried, which may be what made them late."""
+        if self._probes.running != "narrower":
             return None
-        self._probes.undone(at.now, probe, late=True)
-        return self._go(at, self._origin, f"probe {probe} given up: requests were late")
+        return self._give_up(at, "narrower", self._origin)
 
     def may_shrink(self, at: Situation) -> bool:
         """Whether less work is what late requests ask for, and there can be less."""
@@ -300,18 +297,20 @@ class Course:
     def drained_to(self, at: Situation, drain: Drain) -> Move:
         """Requests were late, and what was under way came back until the rest is what the server takes."""
         probe, came_from = self._probes.running, self._came_from
-        before, reason = at.point, "requests were late"
-        if probe is not None:
-            before, reason = self._origin, f"probe {probe} given up: requests were late"
-            self._probes.undone(at.now, probe, late=True)
+        before = at.point if probe is None else self._origin
         work = min(before.work, drain.throughput(at.now) * self.target.aimed_at())
         if came_from is not None and MUCH_MORE * came_from.point.work < before.work:
             work = min(work, self._grew_too_far(at, came_from.point))
-        move = self._go(at, at.bounded(replace(before, work=work)), reason, drain.before)
-        if move.point.work < before.work:
+        less = at.bounded(replace(before, work=work))
+        move = self._give_up(at, probe, less) if probe else self._go(at, less, "requests were late", drain.before)
+        if less.work < before.work:
             latency = max(drain.before.latency, drain.seconds(at.now))
             self._came_from = Step(before, replace(drain.before, latency=latency))
         return move
+
+    def _give_up(self, at: Situation, probe: Probe, point: Point) -> Move:
+        self._probes.undone(at.now, probe, late=True)
+        return self._go(at, point, f"probe {probe} given up: requests were late")
 
     def _grew_too_far(self, at: Situation, before: Point) -> float:
         """More work was worse: it stays below, and less is tried next. Returns the work to go back to."""

@@ -183,7 +183,7 @@ class AdaptiveLimit:
             self._drain.answered(tokens)
             return self._drained(now, self._drain)
         if self._is_news(now, sent_at):
-            given_up = self._course.give_up_probe(self._situation(now))
+            given_up = self._course.give_up_narrower(self._situation(now))
             if given_up is not None:
                 return self._follow(now, given_up)
             seen = self._measured(now) if self._flight.epoch.latencies else self.last

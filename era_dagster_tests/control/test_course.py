@@ -89,25 +89,26 @@ def test_late_requests_never_ask_for_more_work() -> None:
     assert back.point == Point(4, 2_400.0)
 
 
-def test_late_requests_end_at_once_what_takes_no_more_work_and_may_be_what_made_them_late() -> None:
+def test_late_requests_end_at_once_the_probe_of_fewer_that_may_be_what_made_them_late() -> None:
     course, held = begun(), Point(4, 2_400.0)
-    assert course.give_up_probe(at(held, None)) is None, "nothing is being tried"
+    assert course.give_up_narrower(at(held, None)) is None, "nothing is being tried"
     fewer = tried(course, held, "narrower")
-    back = course.give_up_probe(at(fewer, None))
+    back = course.give_up_narrower(at(fewer, None))
     assert back is not None and back.point == held
     assert not course.is_probing
 
 
+@pytest.mark.parametrize("probe", ["up", "wider", "down"])
 @pytest.mark.parametrize(("throughput", "work"), [(4_000.0, 4_000.0 * CEILINGS.lowest_latency), (100_000.0, 2_400.0)])
-def test_where_late_requests_end_a_probe_of_more_as_much_goes_on_as_the_server_takes_and_no_more_than_before(
-    throughput: float, work: float
+def test_where_late_requests_end_any_other_probe_as_much_goes_on_as_the_server_takes_and_no_more_than_before(
+    throughput: float, work: float, probe: str
 ) -> None:
     course, held = begun(), Point(4, 2_400.0)
-    more = tried(course, held, "up")
-    assert course.give_up_probe(at(more, None)) is None
+    more = tried(course, held, probe)
+    assert course.give_up_narrower(at(more, None)) is None
     seen = epoch(latency=0.165, throughput=14_500.0)
     back = course.drained_to(at(more, None), drain(2.0, throughput=throughput, before=seen))
-    assert back.reason == "probe up given up: requests were late"
+    assert back.reason == f"probe {probe} given up: requests were late"
     assert back.point == Point(4, pytest.approx(work))
     assert not course.is_probing
 
