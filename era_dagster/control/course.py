@@ -139,7 +139,7 @@ class Course:
         if abs(off) > TOLERANCE and (self._moves < MOST_MOVES or abs(off) > 0.7):
             moved = towards_target(at.point, off, measured.latency, self.target, item_tokens=tokens, pace=pace)
             moved = self._as_wide(at, self._below_harm(at, moved))
-            if moved != at.point:
+            if moved != at.point and not (moved.is_single(tokens) and at.point.is_single(tokens)):
                 step = Step(at.point, measured)
                 self._moves += 1
                 self._probes.strayed()
@@ -292,7 +292,7 @@ class Course:
 
     def may_shrink(self, at: Situation) -> bool:
         """Whether less work is what late requests ask for, and there can be less."""
-        return at.pace is None and at.bounded(replace(at.point, work=at.point.work / 2.0)) != at.point
+        return at.pace is None and not at.point.is_single(at.item_tokens)
 
     def drained_to(self, at: Situation, drain: Drain) -> Move:
         """Requests were late, and what was under way came back until the rest is what the server takes."""

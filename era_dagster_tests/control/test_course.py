@@ -71,8 +71,20 @@ def test_where_a_pace_holds_the_work_back_late_requests_ask_for_no_less_of_it(pa
 
 
 def test_where_a_single_text_is_under_way_late_requests_cannot_be_had_any_smaller() -> None:
-    assert not begun().may_shrink(at(Point(1, ITEM_TOKENS), None))
+    for as_texts_become_longer_or_shorter in (1.0, 1.1, 0.9):
+        assert not begun().may_shrink(at(Point(1, as_texts_become_longer_or_shorter * ITEM_TOKENS), None))
     assert begun().may_shrink(at(Point(2, 2 * ITEM_TOKENS), None))
+
+
+def test_a_single_text_that_takes_too_long_is_no_reason_to_move_and_more_is_tried() -> None:
+    course, seen, reasons = begun(), epoch(latency=0.7, throughput=86.0), list[str]()
+    for second in range(10, 20):
+        move = judged(course, at(Point(1, 1.05 * ITEM_TOKENS), None, now=float(second)), seen)
+        reasons.append(move.reason)
+        if course.is_probing:
+            break
+    assert reasons[-1] == "probe up"
+    assert "towards the latency target" not in reasons
 
 
 @pytest.mark.parametrize("slower", [2.0, 30.0])
