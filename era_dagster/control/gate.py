@@ -265,7 +265,7 @@ class EndpointController:
         """
         found: list[Ticket] = []
         again_at = math.inf
-        if not self._overtaken or self._limit.last is None:
+        if not self._overtaken:
             return found, again_at
         flights = OVERTAKEN_FLIGHTS * self._limit.point.concurrency
         wait = max(LATE_SECONDS, LATE_FACTOR * self._limit.expected_latency)

@@ -218,11 +218,13 @@ class AdaptiveLimit:
         waited for."""
         if self._startup is not None or sent_at < self._watched_from:
             return False
-        late = self._course.is_late(now - sent_at, self.point.work)
-        self._over = self._over + 1 if late else 0
+        if not self._course.is_late(now - sent_at, self.point.work):
+            self._over = 0
+            return False
+        self._over += 1
         since = self._flight.sent_since(self._watched_from)
         overdue = sum(self._course.is_late(now - other, self.point.work) for other in since)
-        return late and self._over + overdue >= max(LATE_IN_A_ROW, self.point.concurrency // 2)
+        return self._over + overdue >= max(LATE_IN_A_ROW, self.point.concurrency // 2)
 
     def _drained(self, now: float, drain: Drain) -> Judgement | None:
         if self._flight.tokens > drain.throughput(now) * self._course.target.aimed_at():

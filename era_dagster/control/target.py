@@ -19,7 +19,7 @@ UNLOADED, ALMOST_UNLOADED = 1.1, 1.4
 """However slow a server is: no latency is aimed at below so many times what a light load takes, and none has to be, since
 then there is little left that waits."""
 SMALLEST_SHARE = 0.25
-"""What one answer, or one epoch, leaves of the work at least."""
+"""What one epoch leaves of the work at least."""
 FEW_ITEMS = 4.0
 EVENNESS = 0.16
 """Where others share the server: up to four texts in flight the highest latency, and by this power of them less, so that it

@@ -13,6 +13,8 @@ from typing import Any
 
 import dagster as dg
 
+from era_dagster.defs.dagster_storage import storage_errors
+from era_dagster.domain.errors import DatabaseUnavailable
 from era_dagster.storage.database import Database, live_runs
 
 OP_NAME = "ingest_chapters"
@@ -48,7 +50,7 @@ def taking(instance: dg.DagsterInstance, run_id: str, chapters: Sequence[str], *
         yield
     finally:
         # Where Dagster's database is away, the run's own trouble is what counts.
-        with suppress(Exception):
+        with suppress(DatabaseUnavailable), storage_errors():
             instance.add_run_tags(run_id, {_TAKEN_BY_TAG: f"{run_id}{_UNTIL}{time.time():.0f}"})
 
 

@@ -8,9 +8,11 @@ from contextlib import contextmanager
 
 import dagster as dg
 import pytest
+from dagster_postgres.utils import DagsterPostgresException
 
 from era_dagster.defs.instance import open_instance
 from era_dagster.defs.runs import TAKES_TAG, chapters_of, settle_runs, taking
+from era_dagster.domain.errors import StorageError
 from era_dagster.settings import load_settings
 from era_dagster.storage.database import Database, live_runs
 from era_dagster_tests.defs.desk import Desk
@@ -47,6 +49,18 @@ def test_a_run_whose_connection_is_open_lives_however_long_it_takes(desk: Desk) 
             assert status_of(desk.instance, run_id) is STARTED
         assert settle_runs(desk.instance, desk.database, now=time.time()).chapters == frozenset()
         assert status_of(desk.instance, run_id) is FAILURE
+
+
+def test_where_dagsters_database_is_away_a_run_ends_with_its_own_trouble(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(run_id: str, tags: dict[str, str]) -> None:
+        raise DagsterPostgresException("too many retries for DB connection")
+
+    run_id = desk.waiting_run(["level/0001"], STARTED)
+    with pytest.raises(StorageError, match="its own"), taking(desk.instance, run_id, ["level/0001"], everything=False):
+        monkeypatch.setattr(desk.instance, "add_run_tags", away)
+        raise StorageError("its own", hint="")
 
 
 def test_a_run_whose_op_is_over_has_time_to_end(desk: Desk) -> None:
