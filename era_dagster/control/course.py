@@ -139,7 +139,7 @@ class Course:
         if abs(off) > TOLERANCE and (self._moves < MOST_MOVES or abs(off) > 0.7):
             moved = towards_target(at.point, off, measured.latency, self.target, item_tokens=tokens, pace=pace)
             moved = self._as_wide(at, self._below_harm(at, moved))
-            if moved != at.point and not (moved.is_single(tokens) and at.point.is_single(tokens)):
+            if not moved.is_as_good_as(at.point, tokens):
                 step = Step(at.point, measured)
                 self._moves += 1
                 self._probes.strayed()
@@ -236,7 +236,7 @@ class Course:
         )
         second_text = self._probes.other_way and at.point.is_single(at.item_tokens)
         tried = self._as_wide(at, tried) if probe == "up" and not second_text else at.bounded(tried)
-        if tried == at.point:
+        if tried.is_as_good_as(at.point, at.item_tokens):
             self._probes.undone(at.now, probe)
             return self._go(at, at.point, "on target", measured)
         self._probes.started(at.now, probe)

@@ -5,6 +5,7 @@ their authority: the server's pause, the breaker, the pace, one at a time after 
 clock of its own, no texts; `embedding.embedder` asks, sends and reports.
 """
 
+import heapq
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -18,13 +19,12 @@ from era_dagster.control.measure import Measurement
 from era_dagster.control.outcome import Outcome
 from era_dagster.control.patience import Patience
 from era_dagster.control.rate import Load, Pacer, Throttle
+from era_dagster.control.stuck import LATE_SECONDS, Stuck
 from era_dagster.control.trace import Mode, TraceRecord
+from era_dagster.control.unavailable import Unavailable
 
-LATE_FACTOR = 4.0
-"""A request that younger ones have overtaken is late when it has taken so many times the mean latency."""
 SILENT_FACTOR = 8.0
-OVERTAKEN_FLIGHTS = 2
-LATE_SECONDS = 0.25
+"""If nothing is answered for so many latencies, everything counts as stuck."""
 SLACK = 1.1
 """A request may exceed its tokens by this, so that a last text that nearly fits is not left for the next one."""
 
@@ -79,7 +79,9 @@ class EndpointController:
         self._limit = AdaptiveLimit(ceilings)
         self._pacer = Pacer(items_per_second)
         self._load = Load()
+        self._unavailable = Unavailable()
         self._crowded = False
+        self._refused_places: list[float] = []
         self._throttle = Throttle()
         self._breaker = Breaker()
         self._patience = Patience(patience_seconds)
@@ -87,8 +89,8 @@ class EndpointController:
         self._probing = False
         self._probes = 0
         self._tickets: dict[int, Ticket] = {}
-        self._overtaken: dict[int, int] = {}
-        self._late: set[int] = set()
+        self._sent_at: dict[int, float] = {}
+        self._stuck = Stuck()
         self._items_in_flight = self._tokens_in_flight = 0
         self._heard_at = math.inf
         self._silence_broken = False
@@ -108,31 +110,35 @@ class EndpointController:
             if self._probing:
                 return WaitUntil(math.inf)
             return Decision(batch_items=1, batch_tokens=1, probe=True) if now >= probe_at else WaitUntil(probe_at)
-        counted = len(self._tickets) - len(self._late)
-        concurrency = self.concurrency
+        while self._refused_places and self._refused_places[0] <= now:
+            heapq.heappop(self._refused_places)
+        counted = len(self._tickets) - len(self._stuck)
+        concurrency = max(1, self.concurrency - len(self._refused_places))
         if (self._throttle.half_open and counted) or self._limit.must_empty:
             return WaitUntil(math.inf)
+        room = self._limit.room(now)
         much = self._counted_load is not None and self._tokens_in_flight > self._load.most_under_way
-        if counted >= concurrency:
+        if counted >= concurrency or (counted and room < self._limit.next_items):
+            concurrency = counted
             if pending:
                 self._limit.reached(now)
             self._pacer.by_requests = False  # it is the limit that holds
         if counted >= concurrency or much or (counted and self._limit.must_drain):
             silent_until = math.inf if self._silence_broken else self._silent_until()
             if now < silent_until:
-                return WaitUntil(silent_until)
+                return WaitUntil(min([silent_until, *self._refused_places[:1]]))
             self._silence_broken = True
         ready_at = self._pacer.ready_at(now)
         if ready_at > now:
             self._tell(now, self._limit.paced(now, by_requests=self._pacer.by_requests))
             return WaitUntil(ready_at)
-        return self._sized(pending, concurrency)
+        return self._sized(pending, concurrency, room)
 
     def _silent_until(self) -> float:
         """When everything counts as stuck: one request more may go then, because nothing overtakes the others."""
         return self._heard_at + max(LATE_SECONDS, SILENT_FACTOR * self._limit.expected_latency)
 
-    def _sized(self, pending: int, concurrency: int) -> Decision:
+    def _sized(self, pending: int, concurrency: int, room: float) -> Decision:
         """A share of what is left, so that the end of a job does not wait for one full request; all, if they are counted."""
         items = float(self._limit.next_items)
         tokens = SLACK * max(self._limit.batch_tokens, items * self._limit.item_tokens)
@@ -140,7 +146,7 @@ class EndpointController:
         load = self._counted_load
         if load is not None:
             items, tokens = float(self._limit.most_items), load
-        items = min(items, self._limit.most_items, self._pacer.most_items)
+        items = min(items, self._limit.most_items, self._pacer.most_items, room)
         return Decision(batch_items=max(1, int(items)), batch_tokens=max(1, int(min(tokens, self._ceilings.tokens))))
 
     @property
@@ -154,7 +160,7 @@ class EndpointController:
         if probe:
             self._probes += 1
             self._probing = True
-        number = -self._probes if probe else self._limit.sent(now, tokens)
+        number = -self._probes if probe else self._limit.sent(now, tokens, items=items)
         ticket = Ticket(
             number=number,
             sent_at=now,
@@ -165,9 +171,10 @@ class EndpointController:
             sent=sent,
             under_way=self._tokens_in_flight + tokens,
         )
-        if len(self._tickets) == len(self._late):
+        if len(self._tickets) == len(self._stuck):
             self._heard_at = now
         self._tickets[number] = ticket
+        self._sent_at[number] = now
         self._items_in_flight += items
         self._tokens_in_flight += tokens
         return ticket
@@ -190,7 +197,7 @@ class EndpointController:
         headers: Mapping[str, str] | None = None,
     ) -> None:
         """A request ended; `tokens` is the server's own count, `headers` those of its answer, where it gave any."""
-        late = ticket.number in self._late
+        late = ticket.number in self._stuck
         self._leave(ticket)
         self._limit.freed(now)
         if now >= self._silent_until() and self._limit.last is not self._still_at:
@@ -208,22 +215,24 @@ class EndpointController:
             self._load.answered(
                 tokens=ticket.tokens, under_way=ticket.under_way, seconds=seconds, target_seconds=target
             )
-            self._overtake(ticket)
+            self._stuck.answered(ticket.number, self._sent_at)
         elif outcome is Outcome.TOO_LARGE and not ticket.probe:
             self._tell(now, self._limit.too_large(now, ticket.number, items=ticket.items))
-        elif outcome is Outcome.OVERLOADED and not ticket.probe:
-            judgement = self._limit.overloaded(now, ticket.number)
-            self._crowded = self._crowded or judgement is not None
-            self._tell(now, judgement)
-        else:
+        comes_back = retry_after_seconds is not None or self._unavailable.is_rate
+        limited = outcome is Outcome.RATE_LIMITED or (outcome is Outcome.OVERLOADED and comes_back)
+        if outcome is Outcome.OVERLOADED and not (limited or ticket.probe or self._unavailable.is_chance(now)):
+            self._is_full(now, ticket, limited=False)
+            if math.isfinite(self._limit.expected_latency):
+                heapq.heappush(self._refused_places, now + self._limit.expected_latency)
+        if not limited:
             self._limit.forget(ticket.number)
         if outcome in (Outcome.SUCCESS, Outcome.TEXTS, Outcome.TOO_LARGE):
             self._answered(now, ticket)
             return
         hungry = not ticket.probe and outcome is not Outcome.RATE_LIMITED
         self._patience.failed(sent_at=ticket.sent_at, hungry=hungry)
-        if outcome is Outcome.RATE_LIMITED or retry_after_seconds is not None:
-            self._refused(now, ticket, outcome, retry_after_seconds)
+        if limited or retry_after_seconds is not None:
+            self._refused(now, ticket, retry_after_seconds, limited=limited)
         if outcome is Outcome.RATE_LIMITED:
             self._breaker.succeeded()  # a server that counts requests is up; the throttle holds it back
         elif ticket.probe and self._breaker.probe_at is not None:
@@ -243,14 +252,31 @@ class EndpointController:
             self._record(now, "it takes requests again")
         self._patience.answered(now, text=not ticket.probe)
 
-    def _refused(self, now: float, ticket: Ticket, outcome: Outcome, retry_after_seconds: float | None) -> None:
+    def _refused(self, now: float, ticket: Ticket, retry_after_seconds: float | None, *, limited: bool) -> None:
         first = self._throttle.refused(now, sent_at=ticket.sent_at, retry_after_seconds=retry_after_seconds)
-        if outcome is Outcome.RATE_LIMITED:
-            self._pacer.refused(now, sent_at=ticket.sent_at, sent=ticket.sent, items=ticket.items, first=first)
+        if limited:
+            full = False
+            if first and not (ticket.probe or self._pacer.is_known or self._unavailable.is_rate):
+                full = self._is_full(now, ticket, limited=True) is True
+            self._limit.forget(ticket.number)
+            self._pacer.refused(
+                now, sent_at=ticket.sent_at, sent=ticket.sent, items=ticket.items, first=first, full=full
+            )
+        if self._unavailable.learnt(now, self._pacer.rate):
+            self._pacer.forget()
         if first:
             self._limit.interrupted(now)
             pause = self._throttle.closed_until - now
             self._record(now, f"refused, nothing for {pause:.2f} s")
+
+    def _is_full(self, now: float, ticket: Ticket, *, limited: bool) -> bool | None:
+        """Whether a request was refused because too much is inside; None if that cannot be said yet."""
+        full, judgement = self._limit.refused(now, ticket.number, limited=limited)
+        self._crowded = self._crowded or (judgement is not None and not limited)
+        self._tell(now, judgement)
+        if full is False and not limited:
+            self._unavailable.unexplained(self._limit.items_per_second)
+        return full
 
     def abandoned(self, ticket: Ticket) -> None:
         """A request was cancelled on our side: its place is free, and nothing is learnt."""
@@ -263,47 +289,26 @@ class EndpointController:
         Younger requests have overtaken them by two flights, and they take far longer than the others: what holds them up
         is their own. They no longer count as in flight; their texts had better be sent again.
         """
-        found: list[Ticket] = []
-        again_at = math.inf
-        if not self._overtaken:
-            return found, again_at
-        flights = OVERTAKEN_FLIGHTS * self._limit.point.concurrency
-        wait = max(LATE_SECONDS, LATE_FACTOR * self._limit.expected_latency)
-        youngest = next(reversed(self._tickets), 0)
-        for number, times in list(self._overtaken.items()):
-            ticket = self._tickets[number]
-            at = ticket.sent_at + (wait if times >= flights else 2.0 * wait)
-            if times < flights and number != youngest and self._younger_in_flight(number):
-                continue
-            if now >= at and len(self._late) < self._limit.point.concurrency:
-                del self._overtaken[number]
-                self._late.add(number)
-                self._limit.forget(number)
-                self._items_in_flight -= ticket.items
-                self._tokens_in_flight -= ticket.tokens
-                found.append(ticket)
-            elif now < at:
-                again_at = min(again_at, at)
+        numbers, again_at = self._stuck.find(
+            now,
+            self._sent_at,
+            concurrency=self._limit.point.concurrency,
+            latency=self._limit.expected_latency,
+        )
+        found = [self._tickets[number] for number in numbers]
+        for ticket in found:
+            self._limit.forget(ticket.number)
+            self._items_in_flight -= ticket.items
+            self._tokens_in_flight -= ticket.tokens
         return found, again_at
-
-    def _younger_in_flight(self, number: int) -> bool:
-        return any(other > number and other not in self._late for other in self._tickets)
-
-    def _overtake(self, ticket: Ticket) -> None:
-        for number in self._tickets:
-            if number >= ticket.number:
-                break
-            if number > 0 and number not in self._late:
-                self._overtaken[number] = self._overtaken.get(number, 0) + 1
 
     def _leave(self, ticket: Ticket) -> None:
         del self._tickets[ticket.number]
-        self._overtaken.pop(ticket.number, None)
-        if ticket.number in self._late:
-            self._late.discard(ticket.number)
-        else:
+        del self._sent_at[ticket.number]
+        if ticket.number not in self._stuck:
             self._items_in_flight -= ticket.items
             self._tokens_in_flight -= ticket.tokens
+        self._stuck.ended(ticket.number)
         if ticket.probe:
             self._probing = False
 

@@ -15,6 +15,7 @@ from era_dagster.control.flight import Flight
 from era_dagster.control.measure import Measurement
 from era_dagster.control.moves import Pace
 from era_dagster.control.point import Judgement, Phase, Point
+from era_dagster.control.room import Inside, Room
 from era_dagster.control.startup import FEWEST_SAMPLES, FIRST_CONCURRENCY, Landing, Startup
 from era_dagster.control.trail import Step
 
@@ -22,9 +23,8 @@ LATE_IN_A_ROW = 3
 """So many late requests, and at least half a flight, are news that no epoch's end is waited for; the last is answered,
 those that are under way still may be among them."""
 REFUSED_SHARE = 0.25
-FLIGHT = 8
-CEILING_SECONDS = 60.0
-"""A quarter of a flight (of at least eight) refused as too many (503): the concurrency is cut, for so long."""
+FEWEST_REFUSED_AMONG = 16
+"""A quarter of two flights (of sixteen requests at least) refused with 503 is news; less may be chance."""
 
 
 class AdaptiveLimit:
@@ -37,7 +37,8 @@ class AdaptiveLimit:
         self.item_tokens = 0.0
         self.last: Measurement | None = None
         self._course = Course(ceilings)
-        self._most_requests = (ceilings.concurrency, -math.inf)
+        self._room = Room()
+        self._before_refusals = 0
         self._flight = Flight()
         self._answers: dict[int, tuple[float, float]] = {}
         self._answered_items = 0
@@ -94,7 +95,7 @@ class AdaptiveLimit:
         if self._startup is None or not self.item_tokens:
             return None
         self.point = Point(max(FIRST_CONCURRENCY, len(self._flight)), self.point.work)
-        return self._land(now, self._startup.paced(self.point.concurrency), None)
+        return self._land(now, self._startup.ended(self.point.concurrency, "the pace is the limit"), None)
 
     def interrupted(self, now: float) -> None:
         """The server closes the gate for a while: what was seen until now is no measure of what comes after."""
@@ -120,6 +121,12 @@ class AdaptiveLimit:
         """Whether nothing may be sent, unless nothing is under way: more is than the server takes."""
         return self._drain is not None
 
+    def room(self, now: float) -> float:
+        """The most texts that one more request may hold, as far as the server was seen to be full; none if it may not go."""
+        if len(self._flight) >= self._room.most("requests", now):
+            return 0
+        return self._room.most("texts", now) - self._flight.texts
+
     def reached(self, now: float) -> None:
         """The requests in flight are as many as may be, and more would go."""
         self._flight.reached(now)
@@ -128,9 +135,9 @@ class AdaptiveLimit:
         """A request ended: until `reached` again the sender may be what is slow."""
         self._flight.freed(now)
 
-    def sent(self, now: float, tokens: int) -> int:
-        """A request with `tokens` tokens goes out; returns the number under which it ends."""
-        return self._flight.sent(now, tokens)
+    def sent(self, now: float, tokens: int, *, items: int) -> int:
+        """A request of `items` texts goes out; returns the number under which it ends."""
+        return self._flight.sent(now, items, tokens)
 
     def forget(self, number: int) -> None:
         """A request ended without vectors, or says nothing about the server any more."""
@@ -148,32 +155,49 @@ class AdaptiveLimit:
         self._course.moved()
         return self._go(now, self._bounded(now, self.point), "the request was too large (413)")
 
-    def overloaded(self, now: float, number: int) -> Judgement | None:
-        """A request was refused because too much is waiting (503); a judgement if that cuts the concurrency."""
-        known = self._flight.ended(number)
-        if known is None or known[0] < self._moved_at:
-            return None
-        self._refused_share += (1.0 - self._refused_share) / max(self.point.concurrency, FLIGHT)
-        if self._refused_share < REFUSED_SHARE or self.point.concurrency == 1 or not self.item_tokens:
-            return None
-        refused_at = self.point.concurrency
-        if self._startup is not None:
-            self._startup = None
-            self._answers = {}
-        self._most_requests = (max(1, int(0.9 * refused_at)), now + CEILING_SECONDS)
-        fewer = max(1, int(0.7 * refused_at))
-        work = max(self.point.work, refused_at * self.item_tokens)
-        cut = self._bounded(now, Point(fewer, min(work, fewer * self._ceilings.items * self.item_tokens)))
-        self._course.moved(most_requests=fewer)
-        return self._go(now, cut, "too many requests waited (503)")
+    def refused(self, now: float, number: int, *, limited: bool) -> tuple[bool | None, Judgement | None]:
+        """A request was refused: whether because too much is inside, None if that cannot be said yet; and a judgement if less
+        is sent from now on, or more again. `limited`: with 429, which is news at once; of 503 a quarter of two flights is.
+        """
+        known = self._flight.refused(now, number)
+        if known is None or not self.item_tokens:
+            return None, None
+        if known.sent_at < self._moved_at:
+            return True, None
+        self._refused_share += (1.0 - self._refused_share) / self._refused_among
+        if self._refused_share < REFUSED_SHARE and not limited:
+            return None, None
+        self._refused_share = 0.0
+        bounds = self._room.refused(now, known.inside, Inside(1, known.texts), limited=limited)
+        if bounds is None:
+            return None, None
+        point = self.point
+        if "requests" not in bounds:
+            point = replace(point, concurrency=max(point.concurrency, self._before_refusals))
+        self._before_refusals = max(self._before_refusals, self.point.concurrency) if "requests" in bounds else 0
+        less = self._bounded(now, point)
+        if self._startup is not None or less == self.point:
+            return bool(bounds), None
+        self._course.moved(most_requests=less.concurrency if "requests" in bounds else None)
+        return bool(bounds), self._go(now, less, "the server is full" if bounds else "it was not full")
+
+    @property
+    def _refused_among(self) -> int:
+        return max(2 * self.point.concurrency, FEWEST_REFUSED_AMONG)
+
+    @property
+    def items_per_second(self) -> float:
+        """The texts that were taken while others were refused although the server was not full."""
+        return self._room.items_per_second
 
     def succeeded(self, now: float, number: int, *, items: int) -> Judgement | None:
         """A request of `items` texts was answered; a judgement if that ended an epoch."""
-        known = self._flight.ended(number)
+        known = self._flight.answered(now, number)
         if known is None:
             return None
-        sent_at, tokens = known
-        self._refused_share *= 1.0 - 1.0 / max(self.point.concurrency, FLIGHT)
+        sent_at, tokens = known.sent_at, known.tokens
+        self._room.took(now, known.inside, items=items)
+        self._refused_share *= 1.0 - 1.0 / self._refused_among
         self._answered_items += items
         self.item_tokens += max(0.02, items / self._answered_items) * (tokens / items - self.item_tokens)
         alone = self._startup is not None and self._startup.alone
@@ -265,6 +289,9 @@ class AdaptiveLimit:
         return judgement
 
     def _judge_wave(self, now: float, startup: Startup, measured: Measurement) -> Judgement | None:
+        wave, room = startup.wave, self._room
+        if room.most("texts", now) < wave.texts or room.most("requests", now) < wave.concurrency:
+            return self._land(now, startup.ended(wave.concurrency, "the server is full"), measured)
         if startup.alone or not startup.is_first:
             self._wave_cv = max(self._wave_cv, measured.cv)
         error = max(self._wave_cv, measured.cv) / math.sqrt(measured.samples)
@@ -294,8 +321,8 @@ class AdaptiveLimit:
         return judgement
 
     def _bounded(self, now: float, point: Point) -> Point:
-        requests, until = self._most_requests
-        most_requests = min(self._ceilings.concurrency, requests) if now < until else self._ceilings.concurrency
+        most_requests = int(max(1.0, min(self._ceilings.concurrency, self._room.most("requests", now))))
+        point = replace(point, work=min(point.work, self._room.most("texts", now) * max(self.item_tokens, 1.0)))
         return point.bounded(self._ceilings, most_requests=most_requests, item_tokens=self.item_tokens)
 
     def _go(
@@ -316,7 +343,6 @@ class AdaptiveLimit:
         else:
             self._flight.begin(now)
         self.point = point
-        self._refused_share = 0.0
         return Judgement(
             phase=self.phase, reason=reason, measured=measured, target_seconds=self._course.target.seconds, gain=gain
         )

@@ -7,6 +7,9 @@ from typing import Literal
 from era_dagster.control.ceilings import Ceilings
 from era_dagster.control.measure import Measurement
 
+SLIGHT = 0.02
+"""A change of the work by less is none: so much does the mean length of texts move while it is learnt."""
+
 Phase = Literal["start", "hold", "probe"]
 
 
@@ -28,6 +31,12 @@ class Point:
     def has_single_texts(self, item_tokens: float) -> bool:
         """Whether requests hold one text each."""
         return self.items(item_tokens) < 1.5
+
+    def is_as_good_as(self, other: "Point", item_tokens: float) -> bool:
+        """Whether going there changes nothing that could be measured: texts are whole, and their length varies."""
+        if self.is_single(item_tokens) and other.is_single(item_tokens):
+            return True
+        return self.concurrency == other.concurrency and abs(self.work - other.work) <= SLIGHT * other.work
 
     def shrunk(self, step: float, item_tokens: float) -> "Point":
         """The work by `step` less; where requests hold a single text, one of them less at least."""

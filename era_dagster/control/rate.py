@@ -16,6 +16,8 @@ from era_dagster.control.evidence import LACKED, NOTHING, STRETCHES, Counted, Em
 
 FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 16.0
+BARREN_SECONDS = 60.0
+"""Smaller requests, where none was accepted, are kept to for so long."""
 MARGIN = 0.97
 """Share of a learnt rate that a pace begins with: the bucket fills a little, and its clock may be off."""
 REMEMBERED = 16
@@ -149,6 +151,7 @@ class Pacer:
         self._twice_as_large = False
         self._sized_after = 0
         self._most_items: float = math.inf
+        self._most_items_until = -math.inf
         self._base = self._explains = 0.0
         self._seen_at = self._held_until = -math.inf
         self._held_seconds = 0.0
@@ -167,6 +170,16 @@ class Pacer:
         if "tokens" in self._announced:
             rates.append(self._announced["tokens"].rate * self._last.items / max(self._last.tokens, 1.0))
         return min(rates) if rates else None
+
+    def forget(self) -> None:
+        """What was learnt was no rate."""
+        self._learnt = None
+        self._emptied.clear()
+
+    @property
+    def is_known(self) -> bool:
+        """Whether a rate was learnt, or announced."""
+        return self._learnt is not None or bool(self._announced)
 
     @property
     def requests_per_second(self) -> float | None:
@@ -190,6 +203,8 @@ class Pacer:
 
     def ready_at(self, now: float) -> float:
         """When the next request, if it is like the last, may go; at or before `now`: at once."""
+        if now >= self._most_items_until:
+            self._most_items = math.inf
         times: list[tuple[float, bool]] = []
         if self._decided is not None:
             times.append((self._decided.ready_at(now, 1.0), False))
@@ -257,8 +272,8 @@ class Pacer:
             return spent / said.reset_seconds
         return known.rate / MARGIN if known else said.limit
 
-    def refused(self, now: float, *, sent_at: float, sent: Sent, items: int, first: bool) -> None:
-        """A 429 to a request sent at `sent_at`; `first`: the first one of its flight."""
+    def refused(self, now: float, *, sent_at: float, sent: Sent, items: int, first: bool, full: bool = False) -> None:
+        """A 429 to a request sent at `sent_at`; `first`: the first one of its flight; `full`: for another reason, perhaps."""
         if self._announced:
             return
         this = Sent(requests=1, items=items, tokens=0.0)
@@ -272,17 +287,18 @@ class Pacer:
             return
         self._emptied.append(Empty(at=sent_at, number=sent.requests, accepted=accepted, refused=this))
         if last is not None and accepted.requests <= last.accepted.requests:
-            self._nothing_fits(items)
+            self._nothing_fits(now, items)
             return
         self._barren = 0
-        if last is not None:
+        if last is not None and not full:
             self._learn(now)
 
-    def _nothing_fits(self, items: int) -> None:
-        """Refused again, after a pause, and nothing accepted meanwhile: such a request may be larger than all it gives."""
+    def _nothing_fits(self, now: float, items: int) -> None:
+        """Refused again, after a pause, and nothing accepted meanwhile: such a request may be larger than all it gives, or it
+        gave nothing to anybody for a while."""
         self._barren += 1
         if self._barren >= 2:
-            self._most_items = max(1, items // 2)
+            self._most_items, self._most_items_until = max(1, items // 2), now + BARREN_SECONDS
 
     def _learn(self, now: float) -> None:
         """A server counts what came at the same rate again and again, whatever the size of the requests was.

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
-    """Bounds of the retries of one text: it is given up at the first bound it reaches."""
+    """Bounds of the retries of one text: it is given up at the first bound it reaches, or at both where it was only refused."""
 
     attempts: int
     budget_seconds: float
@@ -21,6 +21,10 @@ class RetryPolicy:
         ceiling = self.first_delay_seconds * 2.0 ** min(max(failures, 1) - 1, 30)
         return fraction * min(self.longest_delay_seconds, ceiling)
 
-    def is_exhausted(self, *, failures: int, seconds: float) -> bool:
-        """Whether a text that failed `failures` times within `seconds` of its first sending is given up."""
-        return failures >= self.attempts or seconds >= self.budget_seconds
+    def is_exhausted(self, *, failures: int, seconds: float, busy: bool = False) -> bool:
+        """Whether a text that failed `failures` times within `seconds` of its first sending is given up.
+
+        `busy`: at last it was only refused because the server was busy, which says little of the text.
+        """
+        often, long = failures >= self.attempts, seconds >= self.budget_seconds
+        return (often and long) if busy else (often or long)

@@ -88,9 +88,9 @@ class Startup:
         before = math.inf if self._before is None else self._before[1]
         return max(self._ceilings.highest_latency, 1.3 * before)
 
-    def paced(self, concurrency: int) -> Landing:
-        """Somebody else sets the pace: there is nothing to learn from waves."""
-        return self._land(concurrency, 0.0, "the pace is the limit")
+    def ended(self, concurrency: int, reason: str) -> Landing:
+        """Something else is the limit: there is nothing to learn from waves."""
+        return self._land(concurrency, 0.0, reason)
 
     @property
     def fastest(self) -> float:

@@ -76,7 +76,12 @@ class Retries:
             self._refused(batch, verdict, first_sent_at, seconds, url=url, alone=alone)
             return
         batch.failures += 1
-        exhausted = not patience_is_over and self._policy.is_exhausted(failures=batch.failures, seconds=seconds)
+        busy = verdict.outcome is Outcome.OVERLOADED
+        batch.suspect |= not busy or batch.failures >= FAILURES_TO_SPLIT
+        batch.may_join = not batch.suspect
+        exhausted = not patience_is_over and self._policy.is_exhausted(
+            failures=batch.failures, seconds=seconds, busy=busy
+        )
         again_at = now + self._policy.delay_seconds(batch.failures, self._random.random())
         if len(batch.items) > 1 and (exhausted or batch.failures >= FAILURES_TO_SPLIT):
             self._queue.again_in_halves(batch, again_at)
@@ -97,6 +102,7 @@ class Retries:
         if alone and batch.accepted_before.get(url, 0) != self._accepted[url]:
             batch.accepted_before = {**batch.accepted_before, url: self._accepted[url]}
             batch.passed_over += 1
+        batch.may_join = not (batch.suspect or batch.passed_over)
         only_others_accept = bool(self._accepted) and not self._accepted[url]
         told = bool(verdict.retry_after_seconds)
         passes = PASSES_WHEN_TOLD if told else PASSES_TO_GIVE_UP
@@ -125,6 +131,7 @@ class Retries:
 
         `open_at`: the URLs of the endpoints that take work at this moment; what one of them rejects another may take.
         """
+        batch.suspect, batch.may_join = True, False
         if len(batch.items) > 1:
             self._queue.again_in_halves(batch, now)
             return

@@ -84,7 +84,8 @@ class Batch:
     `attempts` counts the requests, `failures` those that count against the retry limit, `rejections` those that failed by
     its text while the server was well, at `rejected_by` (URLs). `passed_over`: how often an endpoint refused it that had
     accepted others since its refusal before (`accepted_before` of them by then, by its URL). `doubled`: its request is stuck,
-    and its texts were put in the queue once more.
+    and its texts were put in the queue once more. `may_join`: it was refused for no fault of its texts, which may travel with
+    others then; never again once they are `suspect`.
     """
 
     items: list[Item]
@@ -96,6 +97,8 @@ class Batch:
     accepted_before: dict[str, int] = field(default_factory=dict)
     first_sent_at: float | None = None
     doubled: bool = False
+    may_join: bool = False
+    suspect: bool = False
 
     @property
     def tokens(self) -> int:
@@ -186,8 +189,9 @@ class WorkQueue:
     def take(self, now: float, size: BatchSize, *, url: str, open_at: frozenset[str]) -> Batch | None:
         """The next batch of at most `size` for the endpoint at `url`; None when nothing may be sent there now.
 
-        A failed batch keeps its company, so that halving it isolates the text that spoils it. One that this endpoint rejected
-        waits for another of those that are `open_at` their URLs and did not.
+        A failed batch keeps its company, so that halving it isolates the text that spoils it; one that was only refused is
+        filled up with others like it. One that this endpoint rejected waits for another of those that are `open_at` their URLs
+        and did not.
         """
         batch = self._next(now, size, url, open_at)
         if self._aside:
@@ -214,13 +218,29 @@ class WorkQueue:
             fits = fitting((item.tokens for item in batch.items), size)
             if fits < len(batch.items):
                 self.again(batch.part(batch.items[fits:]), at)
-            return batch.part(batch.items[:fits])
+            return self._filled_up(batch.part(batch.items[:fits]), now, size)
         while self._fresh and self._fresh[0].settled:
             self._fresh.popleft()
         fits = fitting((item.tokens for item in islice(self._fresh, size.items)), size)
         taken = (self._fresh.popleft() for _ in range(fits))
         items = [item for item in taken if not item.settled]
         return Batch(items=items) if items else None
+
+    def _filled_up(self, batch: Batch, now: float, size: BatchSize) -> Batch:
+        """The batch with what of others like it fits: many small requests that were refused need not stay many."""
+        while batch.may_join and self._again and self._again[0][0] <= now:
+            other = self._again[0][2]
+            if not other.may_join or other.failures != batch.failures:
+                break
+            items = [*batch.items, *(item for item in other.items if not item.settled)]
+            if fitting((item.tokens for item in items), size) < len(items):
+                break
+            heapq.heappop(self._again)
+            self._again_items -= len(other.items)
+            starts = [each.first_sent_at for each in (batch, other) if each.first_sent_at is not None]
+            attempts = max(batch.attempts, other.attempts)
+            batch = replace(batch, items=items, attempts=attempts, first_sent_at=min(starts, default=None))
+        return batch
 
 
 def _is_for_another(batch: Batch, url: str, open_at: frozenset[str]) -> bool:

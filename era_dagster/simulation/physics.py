@@ -193,8 +193,9 @@ class ServerPhysics:
             return Finished(request=request.number, status=413, message=message)
         if spec.context_tokens is not None and max(request.tokens, default=0) > spec.context_tokens:
             return Finished(request=request.number, status=400, message=TOO_LONG)
-        if spec.queue_limit is not None and self._queued(at) >= spec.queue_limit:
-            return Finished(request=request.number, status=503, message=BUSY)
+        full = spec.queue_limit is not None and self._queued(at) >= spec.queue_limit
+        if full or (spec.most_inside is not None and self.texts_inside + count > spec.most_inside):
+            return Finished(request=request.number, status=spec.full_status, message=BUSY)
         return self._rate_refusal(at, request)
 
     def _queued(self, at: float) -> int:
@@ -225,7 +226,7 @@ class ServerPhysics:
             return None
         return Finished(
             request=request.number,
-            status=429,
+            status=spec.rate_status,
             message="rate limit exceeded",
             headers={**_retry_after(spec, waits), **self.announced()},
         )

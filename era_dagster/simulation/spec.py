@@ -8,12 +8,13 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from era_dagster.domain.errors import ConfigurationError
 
 Discipline = Literal["texts", "requests", "batching"]
 RetryAfterForm = Literal["none", "seconds", "date", "milliseconds"]
+RefusalStatus = Literal[503, 429]
 Garbage = Literal["html", "nothing", "broken_off", "wrong_count", "wrong_dimension", "nan", "null", "zero"]
 EVERY_GARBAGE: tuple[Garbage, ...] = get_args(Garbage)
 
@@ -29,9 +30,10 @@ class ServerSpec:
     service time (log-normal), `tail_share` of the requests take `tail_factor` times as long. With more than `knee`
     texts inside, all work takes `1 + inflation * (texts - knee) / knee` times as long.
 
-    Refusals: more than `queue_limit` waiting requests: 503. A bucket per second of requests, texts or tokens that holds
-    `burst_seconds` of its rate: 429, with `retry_after` in the given form, and `x-ratelimit-*` headers if `announce`.
-    More than `most_texts` in a request: 413. A text over `context_tokens`: 400.
+    Refusals: more than `queue_limit` waiting requests, or more than `most_inside` texts waiting and being worked on:
+    `full_status`, which is 503, or 429 as from Infinity and TEI. A bucket per second of requests, texts or tokens that holds
+    `burst_seconds` of its rate: `rate_status`, which is 429, or 503 as from nginx, with `retry_after` in the given form, and
+    `x-ratelimit-*` headers if `announce`. More than `most_texts` in a request: 413. A text over `context_tokens`: 400.
 
     Faults: shares of 500, 503, reset connections and stalls of `stall_seconds`. The first request waits
     `cold_start_seconds`. When it goes `down`, requests inside break off and new ones are refused, and it comes back
@@ -57,10 +59,13 @@ class ServerSpec:
     rtt_seconds: float = 0.0
     cold_start_seconds: float = 0.0
     queue_limit: int | None = None
+    most_inside: int | None = None
+    full_status: RefusalStatus = 503
     requests_per_second: float | None = None
     texts_per_second: float | None = None
     tokens_per_second: float | None = None
     burst_seconds: float = 1.0
+    rate_status: RefusalStatus = 429
     retry_after: RetryAfterForm = "none"
     announce: bool = False
     most_texts: int | None = None
@@ -78,8 +83,9 @@ class ServerSpec:
     garbage: tuple[Garbage, ...] = EVERY_GARBAGE
 
     def __post_init__(self) -> None:
-        if self.slots < 1 or self.step_tokens < 1 or (self.knee is not None and self.knee < 1):
-            raise ConfigurationError("slots, step_tokens and knee of a simulated server are at least 1.")
+        least = [self.slots, self.step_tokens, 1 if self.knee is None else self.knee]
+        if min(*least, 1 if self.most_inside is None else self.most_inside) < 1:
+            raise ConfigurationError("slots, step_tokens, knee and most_inside of a simulated server are at least 1.")
         for name, value in _values(self):
             if name.endswith(("_seconds", "_per_text", "_per_token", "_per_request")) and value < 0:
                 raise ConfigurationError(f"{name} of a simulated server must not be negative.")
@@ -192,10 +198,12 @@ def _fitting(name: str, value: Any) -> Any:
             return tuple(kinds)
         raise ConfigurationError(f"garbage of a simulated server is some of {', '.join(EVERY_GARBAGE)}, not {value!r}.")
     choices = get_args(hint)
-    if choices and isinstance(choices[0], str):
-        if value in choices:
+    if get_origin(hint) is Literal:
+        if value in choices and type(value) is type(choices[0]):
             return value
-        raise ConfigurationError(f"{name} of a simulated server is one of {', '.join(choices)}, not {value!r}.")
+        raise ConfigurationError(
+            f"{name} of a simulated server is one of {', '.join(map(str, choices))}, not {value!r}."
+        )
     if type(None) in choices and value is None:
         return None
     kind = choices[0] if choices else hint

@@ -1,8 +1,9 @@
 """Servers drawn at random: what the controller is judged on must not be in any file.
 
 Each seed is one server of one of ten kinds, with its speed, its fixed costs and its texts drawn over orders of magnitude; or,
-drawn as `slow`, one that takes as long for a text as is aimed at, varies much, and works on several at a time; or, as `rates`,
-one that refuses what is over a rate of which it says nothing.
+drawn as `slow`, one that takes as long for a text as is aimed at, varies much, and works on several at a time; as `rates`,
+one that refuses what is over a rate of which it says nothing; or, as `busy`, one that refuses what it has no room for, or says
+503 and means a rate, or nothing.
 """
 
 from collections.abc import Callable, Mapping
@@ -113,5 +114,55 @@ def draw_rates(seed: int) -> tuple[str, Course, Texts]:
     return intent + (f", then x {change:g}" if change != 1.0 else ""), course, Texts(mean_tokens=mean)
 
 
-DRAWN: Mapping[str, Callable[[int], tuple[str, Course, Texts]]] = {"any": draw, "slow": draw_slow, "rates": draw_rates}
+def draw_busy(seed: int) -> tuple[str, Course, Texts]:
+    """A server that bounds the texts inside it, or the requests that wait, and refuses more with 503 or 429; of five, one has a
+    rate that it calls 503, and one says 503 by chance."""
+    random = Random(seed)
+    means = random.choice(["room", "room", "room", "rate", "chance"])
+    if means == "rate":
+        intent, course, texts = draw_rates(seed)
+        return f"503 for {intent}", replace(course, spec=replace(course.spec, rate_status=503)), texts
+    slots = random.choice([1, 4, 16])
+    mean = random.choice([20, 60, 150])
+    text_seconds = 10 ** random.uniform(-2.5, -1.0)
+    fields: dict[str, Any] = {
+        "discipline": random.choice(["texts", "requests", "batching"]),
+        "slots": slots,
+        "seconds_per_text": text_seconds / 2.0,
+        "seconds_per_token": text_seconds / 2.0 / mean,
+        "seconds_per_request": 10 ** random.uniform(-3.5, -2.3),
+        "rtt_seconds": 10 ** random.uniform(-3.5, -2.0),
+        "jitter": random.choice([0.0, 0.05, 0.2]),
+    }
+    if fields["discipline"] == "batching":
+        slots, fields["slots"] = 16, 1
+        fields |= {"step_seconds": 10 ** random.uniform(-2.3, -1.3), "step_tokens": 8192}
+        fields["seconds_per_text"] /= 10
+        fields["seconds_per_token"] /= 10
+    if means == "chance":
+        fields["share_503"] = random.choice([0.05, 0.15, 0.3])
+        intent = f"503 by chance, {fields['share_503']:g}"
+    elif random.random() < 0.6:
+        fields["most_inside"] = max(2, slots * random.choice([2, 4, 8, 16]))
+        intent = f"{fields['most_inside']} texts inside"
+    else:
+        fields["queue_limit"] = random.choice([1, 2, 4, 8, 16])
+        intent = f"{fields['queue_limit']} requests waiting"
+    if means == "room":
+        fields["full_status"] = random.choice([503, 429])
+        intent += f", then {fields['full_status']}"
+    limit = ServerSpec(**fields).texts_per_second_limit(mean)
+    if limit > FASTEST:
+        for name in TIMES:
+            fields[name] = fields.get(name, 0.0) * limit / FASTEST
+    texts = Texts(mean_tokens=mean, cv=random.choice([0.0, 0.5]))
+    return f"{intent}, {fields['discipline']}", Course(spec=ServerSpec(**fields)), texts
+
+
+DRAWN: Mapping[str, Callable[[int], tuple[str, Course, Texts]]] = {
+    "any": draw,
+    "slow": draw_slow,
+    "rates": draw_rates,
+    "busy": draw_busy,
+}
 """What can be drawn, by the name it is asked for."""

@@ -9,7 +9,7 @@ import heapq
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from random import Random
 from typing import Any, Protocol
@@ -25,6 +25,8 @@ TIMEOUT_SECONDS = 60.0
 BACKLOG = 1000
 """Texts an endless client keeps waiting."""
 PROBE_TOKENS = 20
+FAILURES_TO_SPLIT = 3
+"""As in the embedder: from then on a batch keeps its company."""
 REFUSALS_TO_SPLIT = 3
 """A batch refused (429) so often although nothing else was in flight may be larger than the whole allowance."""
 WATCH_SECONDS = 0.25
@@ -115,9 +117,10 @@ class _Batch:
     texts: Sequence[int]
     failures: int = 0
     refusals: int = 0
+    suspect: bool = False
 
     def part(self, start: int, end: int) -> "_Batch":
-        return _Batch(self.tokens[start:end], self.texts[start:end], self.failures, self.refusals)
+        return replace(self, tokens=self.tokens[start:end], texts=self.texts[start:end])
 
 
 @dataclass(slots=True)
@@ -257,13 +260,26 @@ class _Client:
             if fits < len(batch.tokens):
                 self._put_back(batch.part(fits, len(batch.tokens)), now)
             if fits:
-                return batch.part(0, fits)
+                return self._filled_up(batch.part(0, fits), now, size)
         fits = fitting(islice(self._fresh, size.items), size)
         if not fits:
             return None
         first = self.result.taken
         self.result.taken += fits
         return _Batch([self._fresh.popleft() for _ in range(fits)], range(first, first + fits))
+
+    def _filled_up(self, batch: _Batch, now: float, size: BatchSize) -> _Batch:
+        """As the embedder does: what was only refused travels with others like it."""
+        while self._again and self._again[0][0] <= now and not batch.suspect:
+            other = self._again[0][2]
+            tokens = [*batch.tokens, *other.tokens]
+            alike = not other.suspect and other.failures == batch.failures and self._settled.isdisjoint(other.texts)
+            if not alike or fitting(tokens, size) < len(tokens):
+                break
+            heapq.heappop(self._again)
+            self._again_texts -= len(other.tokens)
+            batch = replace(batch, tokens=tokens, texts=[*batch.texts, *other.texts])
+        return batch
 
     def _put_back(self, batch: _Batch, at: float) -> None:
         self._order += 1
@@ -297,6 +313,7 @@ class _Client:
         if flight.repeated:
             return
         count = len(batch.tokens)
+        batch.suspect |= outcome not in (Outcome.RATE_LIMITED, Outcome.OVERLOADED)
         if outcome is Outcome.TEXTS:
             if count == 1:
                 result.lost += 1
@@ -314,6 +331,7 @@ class _Client:
                 self._put_back(batch, now)
             return
         batch.failures += 1
+        batch.suspect |= batch.failures >= FAILURES_TO_SPLIT
         self._put_back(batch, now + self._policy.delay_seconds(batch.failures, self._random.random()))
 
     def _delivered(self, flight: _Flight, now: float) -> None:

@@ -109,6 +109,21 @@ def test_more_waiting_requests_than_the_queue_holds_are_refused_with_503(discipl
     assert statuses(server, at_once(5)) == [200, 200, 200, 503, 503]
 
 
+@pytest.mark.parametrize("discipline", ["texts", "requests", "batching"])
+@pytest.mark.parametrize("status", [503, 429])
+def test_more_texts_inside_than_there_is_room_for_are_refused_with_the_status_of_a_full_server(
+    discipline: str, status: int
+) -> None:
+    server = {"discipline": discipline, "slots": 1, "seconds_per_text": 1.0, "most_inside": 5, "full_status": status}
+    found = statuses(server, [(0.0, [1, 1]), (0.0, [1, 1]), (0.0, [1, 1]), (0.0, [1]), (10.0, [1, 1, 1, 1, 1, 1])])
+    assert found == [200, 200, status, 200, status]
+
+
+def test_a_rate_may_be_refused_with_503_as_well() -> None:
+    server = {"slots": 100, "requests_per_second": 5, "rate_status": 503}
+    assert statuses(server, at_once(8)).count(503) == 3
+
+
 @pytest.mark.parametrize(
     ("limit", "tokens", "accepted"),
     [("requests_per_second", [10, 10], 5), ("texts_per_second", [10, 10], 2), ("tokens_per_second", [1, 1], 2)],

@@ -264,6 +264,32 @@ def test_a_quarter_of_503_cuts_the_requests_once_a_flight_and_makes_them_larger(
     assert gate.batch_items >= items
 
 
+def test_the_place_of_a_request_that_got_503_at_once_is_not_free_before_an_answer_would_have_come() -> None:
+    gate = controller(limit=8)
+    now = flights(gate, 0.0, 40)
+    tickets = [send(gate, now, pending=10_000) for _ in range(8)]
+    gate.completed(now + 0.001, tickets[0], Outcome.OVERLOADED)
+    again = gate.admit(now + 0.001, 10_000)
+    assert isinstance(again, WaitUntil)
+    assert again.at == pytest.approx(now + 0.051, rel=0.01), "else it would be asked a thousand times a second"
+    assert isinstance(gate.admit(again.at, 10_000), Decision)
+
+
+def test_no_more_texts_are_under_way_than_the_server_was_seen_to_take_while_requests_become_more() -> None:
+    gate = controller(limit=64, items=32)
+    now = flights(gate, 0.0, 40)
+    under_way = [send(gate, now, pending=10_000) for _ in range(gate.concurrency)]
+    gate.completed(now, under_way.pop(), Outcome.RATE_LIMITED)
+    for ticket in under_way:
+        gate.completed(now + 0.05, ticket, Outcome.SUCCESS)
+    taken, sent, now = sum(ticket.items for ticket in under_way), [], now + 1.0
+    gate.completed(now + 0.05, send(gate, now, pending=10_000), Outcome.SUCCESS)
+    while isinstance(decision := gate.admit(now + 0.1, 10_000), Decision):
+        sent.append(decision.batch_items)
+        gate.started(now + 0.1, items=decision.batch_items, tokens=decision.batch_items)
+    assert 0.5 * taken <= sum(sent) <= 0.7 * taken
+
+
 def test_every_decision_is_a_record_with_its_reason() -> None:
     records: list[TraceRecord] = []
     gate = EndpointController(Ceilings(), patience_seconds=120.0, trace=records.append)
@@ -296,6 +322,11 @@ def test_delays_grow_to_their_ceiling_and_attempts_or_time_end_the_retries() -> 
     assert not policy.is_exhausted(failures=2, seconds=99.0)
     assert policy.is_exhausted(failures=3, seconds=0.0)
     assert policy.is_exhausted(failures=0, seconds=100.0)
+    assert [policy.is_exhausted(failures=n, seconds=s, busy=True) for n, s in ((3, 99.0), (2, 100.0), (3, 100.0))] == [
+        False,
+        False,
+        True,
+    ]
 
 
 def test_a_server_that_stood_still_once_gets_no_less_and_one_that_stays_slow_does() -> None:

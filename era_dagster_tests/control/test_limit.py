@@ -10,7 +10,7 @@ from era_dagster.control.point import Point
 def held_at(point: Point, *, items: int = 128) -> AdaptiveLimit:
     """A law that has left its first waves, after one text of ten tokens, and stands at `point`."""
     limit = AdaptiveLimit(Ceilings(items=items))
-    limit.succeeded(0.1, limit.sent(0.0, 10), items=1)
+    limit.succeeded(0.1, limit.sent(0.0, 10, items=1), items=1)
     limit.paced(0.2, by_requests=False)
     limit.point = point
     return limit
@@ -21,7 +21,7 @@ def sizes(limit: AdaptiveLimit, count: int) -> list[int]:
     for _ in range(count):
         assert limit.next_items == limit.next_items, "asking changes nothing"
         found.append(limit.next_items)
-        limit.sent(1.0, 10 * found[-1])
+        limit.sent(1.0, 10 * found[-1], items=found[-1])
     return found
 
 
@@ -39,7 +39,7 @@ def test_no_request_is_larger_than_its_ceiling_or_empty() -> None:
 
 def flight(limit: AdaptiveLimit, now: float, seconds: float = 0.165) -> float:
     """As many requests as may be, of ten texts, all answered after so long."""
-    numbers = [limit.sent(now, 100) for _ in range(limit.point.concurrency)]
+    numbers = [limit.sent(now, 100, items=10) for _ in range(limit.point.concurrency)]
     limit.reached(now)
     for number in numbers:
         limit.freed(now + seconds)
@@ -61,14 +61,14 @@ def test_one_late_answer_is_enough_where_half_of_those_under_way_are_late_too_by
     sent_at: float, drains: bool
 ) -> None:
     limit, now = steady(Point(8, 800.0))
-    first, *_ = [limit.sent(now + (sent_at if number else 0.0), 100) for number in range(8)]
+    first, *_ = [limit.sent(now + (sent_at if number else 0.0), 100, items=10) for number in range(8)]
     assert limit.succeeded(now + 0.6, first, items=10) is None
     assert limit.must_drain == drains
 
 
 def test_late_requests_stop_the_sending_until_what_is_under_way_is_what_the_server_takes() -> None:
     limit, now = steady(Point(8, 800.0))
-    numbers = [limit.sent(now, 100) for _ in range(8)]
+    numbers = [limit.sent(now, 100, items=10) for _ in range(8)]
     cuts = [limit.succeeded(now + 1.6 + 0.2 * n, number, items=10) for n, number in enumerate(numbers)]
     assert [cut is not None for cut in cuts] == [False] * 7 + [True], (
         "one in 0.2 s: less than one in a sixth of a second"
@@ -79,7 +79,7 @@ def test_late_requests_stop_the_sending_until_what_is_under_way_is_what_the_serv
 
 def test_answers_that_come_all_at_once_are_what_was_worked_off_since_they_were_sent() -> None:
     limit, now = steady(Point(8, 800.0))
-    for number in [limit.sent(now, 100) for _ in range(8)]:
+    for number in [limit.sent(now, 100, items=10) for _ in range(8)]:
         limit.succeeded(now + 0.9, number, items=10)
     assert not limit.must_drain
     assert 800 / 0.9 * 0.165 <= limit.point.work <= 2 * 800 / 0.9 * 0.165, (
@@ -89,7 +89,7 @@ def test_answers_that_come_all_at_once_are_what_was_worked_off_since_they_were_s
 
 def test_a_pause_of_the_server_ends_the_wait_for_what_is_under_way() -> None:
     limit, now = steady(Point(8, 800.0))
-    first, *_ = [limit.sent(now, 100) for _ in range(8)]
+    first, *_ = [limit.sent(now, 100, items=10) for _ in range(8)]
     limit.succeeded(now + 0.6, first, items=10)
     assert limit.must_drain
     limit.interrupted(now + 0.7)
@@ -99,18 +99,45 @@ def test_a_pause_of_the_server_ends_the_wait_for_what_is_under_way() -> None:
 def test_what_was_sent_before_a_pause_of_the_server_is_not_late_for_what_came_after() -> None:
     limit, now = steady(Point(8, 800.0))
     for _ in range(8):
-        limit.sent(now, 100)
+        limit.sent(now, 100, items=10)
     limit.interrupted(now + 0.1)
-    number = limit.sent(now + 0.2, 100)
+    number = limit.sent(now + 0.2, 100, items=10)
     assert limit.succeeded(now + 0.6, number, items=10) is None
+
+
+def refused_beside(limit: AdaptiveLimit, now: float, *, requests: int, items: int) -> None:
+    """So many requests of so many texts are answered; others beside them are refused with 503 until it is news."""
+    answered = [limit.sent(now, 10 * items, items=items) for _ in range(requests)]
+    judgements = [
+        limit.refused(now + 0.1, limit.sent(now, 10 * items, items=items), limited=False)[1] for _ in range(8)
+    ]
+    for number in answered:
+        limit.succeeded(now + 0.165, number, items=items)
+    assert "the server is full" in [judgement.reason for judgement in judgements if judgement is not None]
 
 
 def test_after_too_many_requests_and_a_cut_to_one_no_more_come_back_than_were_not_refused() -> None:
     limit, now = steady(Point(8, 800.0))
-    refused = (limit.overloaded(now + 0.1, limit.sent(now, 100)) for _ in range(8))
-    assert "503" in next(cut.reason for cut in refused if cut is not None)
-    assert limit.point.concurrency == 5
+    refused_beside(limit, now, requests=8, items=10)
+    assert limit.point.concurrency == 7
+    assert limit.point.work >= 800.0, "fewer requests, and as much work"
     limit.point = Point(1, 100.0)
     while limit.point.concurrency == 1:
         now = flight(limit, now, seconds=0.05)
-    assert limit.point.concurrency == 5
+    assert limit.point.concurrency == 7
+
+
+def test_where_fewer_requests_were_refused_as_well_there_are_as_many_again_with_fewer_texts() -> None:
+    limit, now = steady(Point(8, 800.0))
+    refused_beside(limit, now, requests=8, items=10)
+    refused_beside(limit, now + 1.0, requests=0, items=200)
+    assert limit.point.concurrency == 8
+    assert limit.room(now + 1.2) < 200
+
+
+def test_a_few_503_change_nothing() -> None:
+    limit, now = steady(Point(8, 800.0))
+    before = limit.point
+    for _ in range(4):
+        assert limit.refused(now, limit.sent(now, 100, items=10), limited=False) == (None, None)
+    assert limit.point == before

@@ -111,6 +111,32 @@ def test_a_limit_that_changes_is_followed(factor: float) -> None:
     assert refusals <= 25
 
 
+def test_requests_that_were_made_smaller_while_nothing_was_accepted_are_large_again_after_a_minute() -> None:
+    pacer, now = Pacer(None), 0.0
+    for _ in range(4):
+        pacer.ready_at(now)
+        pacer.refused(now, sent_at=now, sent=pacer.sent(now, items=16, tokens=320.0), items=16, first=True)
+        now += 10.0
+    assert pacer.most_items == 8
+    pacer.ready_at(now + 40.0)
+    assert pacer.most_items == 8
+    pacer.ready_at(now + 60.0)
+    assert pacer.most_items == math.inf
+
+
+def test_what_may_have_been_refused_for_another_reason_teaches_no_rate_but_is_remembered_where_it_was_none() -> None:
+    pacer = Pacer(None)
+    for at, full in ((0.0, True), (1.0, True), (2.0, False)):
+        for _ in range(9):
+            pacer.sent(at, items=4, tokens=80.0)
+        last = pacer.sent(at, items=4, tokens=80.0)
+        pacer.refused(at, sent_at=at, sent=last, items=4, first=True, full=full)
+        assert (pacer.rate is None) == full
+    assert pacer.rate == pytest.approx(9 * 4, rel=0.15)
+    pacer.forget()
+    assert pacer.rate is None
+
+
 def test_a_sender_with_little_to_send_does_not_raise_the_pace() -> None:
     pacer = Pacer(None)
     drive(pacer, Refusing(50.0, 50.0), seconds=30.0)

@@ -1,0 +1,138 @@
+"""Servers that refuse because they are full, proxies that call a rate 503, and those behind which one of several is down."""
+
+import asyncio
+from collections.abc import Callable
+
+import httpx
+import orjson
+import pytest
+
+from era_dagster.embedding.config import EmbedderConfig
+from era_dagster.embedding.embedder import Embedder
+from era_dagster.embedding.report import EmbedReport
+from era_dagster.embedding.work import Batch, BatchSize, Item, WorkQueue
+from era_dagster_tests.fakes.virtual_time import run_virtually
+
+URL = "http://server"
+SECONDS_PER_TEXT = 0.01
+# Word for word what Infinity 0.0.78 and text-embeddings-inference 1.x answer, and nginx.
+INFINITY = httpx.Response(429, json={"error": {"message": "model m is currently overloaded", "code": 429}})
+TEI = httpx.Response(429, json={"error": "Model is overloaded", "error_type": "overloaded"})
+NGINX = httpx.Response(503, text="<html><head><title>503 Service Temporarily Unavailable</title></head></html>")
+
+
+class Proxied(httpx.AsyncBaseTransport):
+    """A server whose texts take their time in four places; `refuses` is asked with the texts inside and those that come."""
+
+    def __init__(self, refuses: Callable[[int, int], bool], response: httpx.Response) -> None:
+        self._refuses = refuses
+        self._response = response
+        self._places = asyncio.Semaphore(4)
+        self._inside = 0
+        self.refused = 0
+        self.sizes: list[int] = []
+        self.answered_at: list[float] = []
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        if request.method == "GET":
+            return httpx.Response(200, json={"version": "1", "models": []})
+        wanted = orjson.loads(request.content)["input"]
+        if self._refuses(self._inside, len(wanted)):
+            self.refused += 1
+            await asyncio.sleep(0.001)
+            return httpx.Response(self._response.status_code, content=self._response.content)
+        self.sizes.append(len(wanted))
+        self._inside += len(wanted)
+        async with self._places:
+            await asyncio.sleep(SECONDS_PER_TEXT * len(wanted))
+        self._inside -= len(wanted)
+        self.answered_at += [asyncio.get_running_loop().time()] * len(wanted)
+        return httpx.Response(200, json={"embeddings": [[0.1, 0.2, 0.3] for _ in wanted]})
+
+
+def embedded(server: Proxied, count: int) -> tuple[EmbedReport, float]:
+    """What comes of so many texts, and in how many seconds."""
+
+    async def main() -> tuple[EmbedReport, float]:
+        began = asyncio.get_running_loop().time()
+        async with Embedder(EmbedderConfig(urls=(URL,), model="m"), transport=server) as embedder:
+            report = await embedder.embed([f"text {number}" for number in range(count)])
+        return report, asyncio.get_running_loop().time() - began
+
+    return run_virtually(main())
+
+
+@pytest.mark.parametrize("response", [INFINITY, TEI, NGINX], ids=["infinity", "tei", "503"])
+def test_a_server_that_is_full_is_filled_nearly_and_hardly_refuses_anything(response: httpx.Response) -> None:
+    server = Proxied(lambda inside, more: inside + more > 40, response)
+    report, seconds = embedded(server, 8000)
+    assert not report.failures
+    assert seconds < 1.25 * 8000 * SECONDS_PER_TEXT / 4
+    assert server.refused < 0.05 * len(server.sizes)
+
+
+def test_a_rate_that_a_proxy_calls_503_is_learnt_and_costs_no_text() -> None:
+    opens_at = 0.0
+
+    def refuses(_inside: int, _more: int) -> bool:
+        nonlocal opens_at
+        now = asyncio.get_running_loop().time()
+        if now < opens_at:
+            return True
+        opens_at = now + 0.1
+        return False
+
+    server = Proxied(refuses, NGINX)
+    report, seconds = embedded(server, 6000)
+    assert not report.failures
+    assert server.refused < 0.5 * len(server.sizes)
+    assert seconds < 60, "ten requests a second of a tenth of a second each: two minutes if they held a few texts"
+
+
+def test_where_one_of_three_servers_behind_an_address_is_down_the_others_are_used_in_full() -> None:
+    turn = 0
+
+    def refuses(_inside: int, _more: int) -> bool:
+        nonlocal turn
+        turn += 1
+        return turn % 3 == 0
+
+    server = Proxied(refuses, NGINX)
+    report, _ = embedded(server, 20_000)
+    assert not report.failures
+    assert server.answered_at[18_000] < 1.3 * 18_000 * SECONDS_PER_TEXT / 4, "the last ones wait for their turn"
+
+
+# --- the queue ---
+
+
+def refused(*texts: str, **history: object) -> Batch:
+    return Batch(items=[Item(text, 1, None) for text in texts], may_join=True, **history)  # type: ignore[arg-type]
+
+
+def taken(*batches: Batch, now: float = 1.0, items: int = 8) -> list[str]:
+    """The texts of the next request, where these batches wait, each since the moment of its place."""
+    queue = WorkQueue()
+    for at, batch in enumerate(batches):
+        queue.again(batch, at / 10)
+    before = queue.pending
+    batch = queue.take(now, BatchSize(items=items, tokens=1000), url=URL, open_at=frozenset())
+    assert batch is not None
+    assert queue.pending == before - len(batch.items)
+    return [item.text for item in batch.items]
+
+
+def test_texts_that_were_only_refused_travel_together() -> None:
+    assert taken(refused("a"), refused("b", "c"), refused("d")) == ["a", "b", "c", "d"]
+
+
+def test_no_more_travel_together_than_a_request_may_hold_nor_before_their_time() -> None:
+    assert taken(refused("a"), refused("b", "c"), refused("d"), items=3) == ["a", "b", "c"]
+    assert taken(refused("a"), refused("b", "c"), items=2) == ["a"]
+    assert taken(refused("a"), refused("b"), now=0.05) == ["a"]
+
+
+def test_texts_that_may_be_what_fails_keep_their_company() -> None:
+    assert taken(refused("a"), Batch(items=[Item("b", 1, None)])) == ["a"]
+    assert taken(Batch(items=[Item("a", 1, None)]), refused("b")) == ["a"]
+    assert taken(refused("a"), refused("b", failures=1)) == ["a"], "and none is given up for the failures of another"
