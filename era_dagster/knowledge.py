@@ -137,7 +137,7 @@ class KnowledgeBase:
 
         With `hybrid` the order counts the words of the text too (docs/search.md says when that helps). Raises
         `ConfigurationError` for a blank text and when the settings name another model, and what the embedding server's
-        trouble calls for (`EndpointUnavailable`, `EndpointRefused`, ...).
+        trouble calls for (`EndpointUnavailable`, after 20 seconds at the latest, `EndpointRefused`, ...).
         """
         from era_dagster.storage.search import OtherModel
         from era_dagster.storage.spaces import ensure_space, live_space

@@ -11,14 +11,18 @@ from concurrent.futures import Future
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, replace
 
-from era_dagster.domain.errors import BadVectors
+from era_dagster.domain.errors import BadVectors, EndpointUnavailable
 from era_dagster.embedding.embedder import Embedder
-from era_dagster.embedding.factory import KnownModel, open_embedder
+from era_dagster.embedding.factory import OLLAMA_URL, KnownModel, open_embedder
+from era_dagster.embedding.provider import shown_url
 from era_dagster.embedding.vectors import ModelIdentity, Vector
 from era_dagster.settings import Settings
 
 # Somebody waits for the answer: a dead embedding server is said after seconds, not after a run's patience.
 _LONGEST_RETRY_SECONDS = 10.0
+# And a silent one too, but a server that loads its model first takes 10 to 20 s. The request itself goes on: Ollama gives up
+# loading for somebody who hangs up, and would begin anew for each question.
+_LONGEST_ANSWER_SECONDS = 20.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,10 +50,11 @@ class QueryEmbedder:
         """The normalised float32 vector of `text` as a query, shape (dimension,), and the model that made it.
 
         `known`, hashable, is the model the database holds; each has its own embedder. Raises what `Embedder.embed` and
-        `Embedder.identify` raise, and `BadVectors` for a text the model cannot take.
+        `Embedder.identify` raise, `EndpointUnavailable` too where a server is silent for 20 s, and `BadVectors` for a text the
+        model cannot take. A model in this process is waited for: it may have to be fetched first.
         """
         with self._running_loop() as loop:
-            asked = asyncio.run_coroutine_threadsafe(self._embed(text, known), loop)
+            asked = asyncio.run_coroutine_threadsafe(self._answered(text, known), loop)
         return asked.result()
 
     def close(self) -> None:
@@ -72,12 +77,25 @@ class QueryEmbedder:
                 self._loop = started.result()
             yield self._loop
 
+    async def _answered(self, text: str, known: KnownModel) -> tuple[Vector, ModelIdentity]:
+        here = (self._settings.embedding_provider or known.provider) == "local"
+        try:
+            async with asyncio.timeout(None if here else _LONGEST_ANSWER_SECONDS):
+                return await self._embed(text, known)
+        except TimeoutError:
+            urls = ", ".join(map(shown_url, self._settings.embedding_urls or (OLLAMA_URL,)))
+            raise EndpointUnavailable(
+                f"{urls} made no vector of the question within {_LONGEST_ANSWER_SECONDS:g} s.",
+                hint="It may be loading its model: `era doctor` waits longer for it, and tells what it answers.",
+            ) from None
+
     async def _embed(self, text: str, known: KnownModel) -> tuple[Vector, ModelIdentity]:
         opening = self._opened.get(known)
         # All who come while it is being opened share its failure: one after the other each would wait as long again.
         if opening is None or (opening.done() and opening.exception() is not None):
             opening = self._opened[known] = asyncio.create_task(self._open(known))
-        opened = await asyncio.shield(opening)
+        await asyncio.wait([opening])  # goes on when we are no longer waited for
+        opened = opening.result()
         report = await opened.embedder.embed([text], role="query")
         vector = report.vectors[0]
         if vector is None:

@@ -1,8 +1,9 @@
-"""Questions of several callers at once, while the embedding server cannot be opened."""
+"""Questions while the embedding server cannot be opened, or is silent."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
 
 import pytest
 
@@ -10,7 +11,20 @@ from era_dagster.domain.errors import EndpointUnavailable
 from era_dagster.embedding import queries as queries_module
 from era_dagster.embedding.queries import QueryEmbedder
 from era_dagster.settings import load_settings
+from era_dagster_tests.fakes.embedding_server import FakeEmbeddingServer, serving
 from era_dagster_tests.storage.chapter_rows import SPACE
+from era_dagster_tests.waiting import wait_until
+
+KNOWN = replace(SPACE, model="test-model")
+
+
+@contextmanager
+def asking(url: str) -> Iterator[QueryEmbedder]:
+    questions = QueryEmbedder(load_settings({"ERA_EMBEDDING_URLS": url}))
+    try:
+        yield questions
+    finally:
+        questions.close()
 
 
 def test_all_who_wait_for_a_server_that_does_not_answer_are_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,3 +49,54 @@ def test_all_who_wait_for_a_server_that_does_not_answer_are_told_at_once(monkeyp
 
     assert [type(answer) for answer in asyncio.run(ask())] == [EndpointUnavailable] * 5
     assert opened == ["asked", "asked"]
+
+
+def test_a_server_that_falls_silent_is_said_and_answers_the_next_question_when_it_speaks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each question waited for the time-out of a request, a minute."""
+    server = FakeEmbeddingServer(dimension=16)
+    with serving(server) as url, asking(url) as questions:
+        assert questions.embed("Who keeps the lock?", KNOWN)[0].shape == (16,)
+        server.stalled = True
+        with monkeypatch.context() as hasty:
+            hasty.setattr(queries_module, "_LONGEST_ANSWER_SECONDS", 0.2)
+            with pytest.raises(EndpointUnavailable, match=rf"{url} made no vector of the question within 0\.2 s"):
+                questions.embed("When does it open?", KNOWN)
+        server.stalled = False
+        assert questions.embed("When does it open?", KNOWN)[0].shape == (16,)
+
+
+def test_a_server_that_loads_its_model_longer_than_a_question_waits_is_not_hung_up_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Ollama stops loading for somebody who is gone: were the request dropped, no question would ever be answered."""
+    server = FakeEmbeddingServer(dimension=16)
+    with serving(server) as url, asking(url) as questions:
+        with monkeypatch.context() as hasty:
+            hasty.setattr(queries_module, "_LONGEST_ANSWER_SECONDS", 0.0)
+            with pytest.raises(EndpointUnavailable, match="loading its model"):
+                questions.embed("Who keeps the lock?", KNOWN)
+        wait_until(lambda: server.requests == 2)  # asked for its second vector after the first
+        assert questions.embed("Who keeps the lock?", KNOWN)[0].shape == (16,)
+        assert server.texts.count("Who keeps the lock?") == 1
+        assert server.requests == 3
+
+
+def test_the_model_in_this_process_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may have to be fetched first, which takes as long as it takes."""
+    monkeypatch.setattr(queries_module, "_LONGEST_ANSWER_SECONDS", 0.0)
+
+    @asynccontextmanager
+    async def fetching(*_: object, **__: object) -> AsyncIterator[None]:
+        await asyncio.sleep(0.05)
+        raise EndpointUnavailable("Fetched.")
+        yield
+
+    monkeypatch.setattr(queries_module, "open_embedder", fetching)
+    questions = QueryEmbedder(load_settings({}))
+    try:
+        with pytest.raises(EndpointUnavailable, match="Fetched"):
+            questions.embed("?", replace(SPACE, provider="local"))
+    finally:
+        questions.close()
