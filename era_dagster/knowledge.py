@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 Within = Literal["entries", "chunks"]
 T = TypeVar("T")
 
-# Somebody waits for the answer: a database that is away is said after seconds.
+# Somebody waits for the answer: a database that is away, or a table that stays locked, is said after seconds.
 _LONGEST_WAIT_SECONDS = 5.0
 _JUDGED_ENTRIES = 20
 
@@ -44,7 +44,8 @@ class KnowledgeBase:
     """Look-ups in one database; `with KnowledgeBase.open() as base: ...`, or `open()` and `close()`.
 
     Safe to use from several threads, and inside a running event loop (which it blocks: there use `AsyncKnowledgeBase`).
-    All methods raise `DatabaseUnavailable` while the database is away, after 5 seconds, and work again when it is back.
+    All methods raise `DatabaseUnavailable` while the database is away or somebody keeps a table locked, after 5 seconds, and
+    work again when that is over.
     """
 
     def __init__(self, database: Database, settings: Settings, aliases: Mapping[str, str]) -> None:

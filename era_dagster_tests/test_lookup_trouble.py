@@ -19,6 +19,7 @@ from pgvector import HalfVector
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
+from era_dagster import knowledge
 from era_dagster.domain.errors import ConfigurationError, DatabaseUnavailable
 from era_dagster.domain.identity import book_slug
 from era_dagster.knowledge import AsyncKnowledgeBase, KnowledgeBase
@@ -238,9 +239,14 @@ def test_the_awaited_functions_answer_as_the_others_do_and_nothing_is_open_after
 
 
 def test_the_options_in_the_url_of_the_database_hold_beside_ours(database_url: str) -> None:
-    url = make_conninfo(database_url, options="-c statement_timeout=7s -c search_path=elsewhere")
-    with Database(url, pool_size=1) as database, database.connection() as connection:
-        for name, value in (("statement_timeout", "7s"), ("search_path", "public,vectors"), ("hnsw.ef_search", "100")):
+    url = make_conninfo(database_url, options="-c statement_timeout=7s -c lock_timeout=6s -c search_path=elsewhere")
+    with Database(url, pool_size=1, longest_wait_seconds=5) as database, database.connection() as connection:
+        for name, value in (
+            ("statement_timeout", "7s"),
+            ("lock_timeout", "6s"),
+            ("search_path", "public,vectors"),
+            ("hnsw.ef_search", "100"),
+        ):
             assert connection.execute("SELECT current_setting(%s)", (name,)).fetchone() == (value,)
 
 
@@ -267,6 +273,19 @@ def test_look_ups_cut_in_the_middle_fail_clearly_and_the_pool_is_whole_again(
             assert [done.result() for done in at_once()] == [ENTRIES] * POOL
             assert 1 <= count(admin, f"SELECT count(*) {WATCHED}") <= POOL
         wait_until(lambda: count(admin, f"SELECT count(*) {WATCHED}") == 0)
+
+
+def test_a_look_up_that_waits_for_a_lock_says_so_and_the_next_one_works(
+    asked: Settings, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waited as long as somebody's VACUUM FULL took, and for ever where a session in the middle of one was forgotten."""
+    monkeypatch.setattr(knowledge, "_LONGEST_WAIT_SECONDS", 2.0)
+    with KnowledgeBase.open(asked) as base:
+        with psycopg.connect(database_url) as locking:
+            locking.execute("LOCK TABLE vectors.doctrine_embeddings_all IN ACCESS EXCLUSIVE MODE")
+            with pytest.raises(DatabaseUnavailable, match=r"gave no lock in time: .* VACUUM FULL"):
+                base.lookup(query(), top_k=10)
+        assert len(base.lookup(query(), top_k=10)) == ENTRIES
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="a process is made to hang by a signal")

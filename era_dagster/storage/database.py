@@ -39,6 +39,7 @@ _SESSION_OPTIONS = " ".join(
         {"search_path": "public,vectors", "timezone": "UTC", "random_page_cost": "1.1"} | SEARCH_SETTINGS
     ).items()
 )
+_LONGEST_WAIT_SECONDS = 30.0
 _RUN_PREFIX = "era_dagster run "
 # A pooled connection that is silent for this share of the longest wait is given up: there is time left for a new one.
 _SHARE_OF_SILENCE = 1 / 5
@@ -92,7 +93,12 @@ def driver_errors() -> Iterator[None]:
             f"PostgreSQL refuses the account it was asked by: {_first_line(error)}.",
             hint="Grant it what it needs (for a reader: docs/output.md, Tables), then run again.",
         ) from error
-    except (pg_errors.DeadlockDetected, pg_errors.SerializationFailure, pg_errors.LockNotAvailable) as error:
+    except pg_errors.LockNotAvailable as error:
+        raise DatabaseUnavailable(
+            f"PostgreSQL gave no lock in time: {_first_line(error)}.",
+            hint="Try again when VACUUM FULL, a restore or what else keeps the table locked has ended.",
+        ) from error
+    except (pg_errors.DeadlockDetected, pg_errors.SerializationFailure) as error:
         raise TransientError(
             f"PostgreSQL gave way to another writer: {_first_line(error)}.", hint="Run again; nothing was half-written."
         ) from error
@@ -114,13 +120,15 @@ class Database:
 
     `connection()` lends one connection inside one transaction (commit on success, rollback on error), with the vector
     types registered. With a `run_id` the connections carry it, so that `live_runs` can tell a running run from a killed
-    one. Raises `DatabaseUnavailable` when the server is away (or no connection is free) for `longest_wait_seconds`,
-    `StorageError` when it cannot write.
+    one. Raises `DatabaseUnavailable` when the server is away (or no connection is free) for 30 s, or for
+    `longest_wait_seconds`, which then bound each wait for a lock too; `StorageError` when it cannot write.
     """
 
     def __init__(
-        self, url: str, *, pool_size: int, run_id: str | None = None, longest_wait_seconds: float = 30.0
+        self, url: str, *, pool_size: int, run_id: str | None = None, longest_wait_seconds: float | None = None
     ) -> None:
+        options = _session_options(url, lock_timeout_seconds=longest_wait_seconds)
+        longest_wait_seconds = longest_wait_seconds or _LONGEST_WAIT_SECONDS
         self._pool = ConnectionPool(
             url,
             min_size=1,
@@ -131,7 +139,7 @@ class Database:
             # waiting for the end of a pause between attempts that have grown rare.
             reconnect_timeout=longest_wait_seconds,
             kwargs={
-                "options": _session_options(url),
+                "options": options,
                 "application_name": _RUN_PREFIX + run_id if run_id else "era_dagster",
                 "connect_timeout": max(2, round(longest_wait_seconds)),
             },
@@ -179,13 +187,17 @@ def live_runs(database: Database) -> frozenset[str]:
         )
 
 
-def _session_options(url: str) -> str:
-    """Ours after those of the URL (a role, a time-out): given beside a URL, options would take the place of its own."""
+def _session_options(url: str, *, lock_timeout_seconds: float | None) -> str:
+    """Ours beside those of the URL (a role, a time-out): given beside a URL, options would take the place of its own.
+
+    The last one counts: a time-out of the URL's is kept, what our SQL relies on is not left to it.
+    """
+    patience = "" if lock_timeout_seconds is None else f"-c lock_timeout={round(1000 * lock_timeout_seconds)}"
     try:
         theirs = conninfo_to_dict(url).get("options")
     except psycopg.ProgrammingError:
         theirs = None  # connecting says what is wrong with it
-    return f"{theirs} {_SESSION_OPTIONS}" if theirs else _SESSION_OPTIONS
+    return f"{patience} {theirs or ''} {_SESSION_OPTIONS}"
 
 
 def _answers_within(seconds: float) -> Callable[[psycopg.Connection], None]:
