@@ -1,19 +1,28 @@
 """Files and folders that appear whole or not at all: written beside their place, then renamed into it.
 
-Knows paths and bytes, not what is in them.
+Whoever writes holds a lock on what it writes, so that the next one for the same place can tell, and remove, what a killed
+process left. Knows paths and bytes, not what is in them.
 """
 
 import errno
 import os
+import re
 import secrets
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from era_dagster.domain.errors import ConfigurationError, StorageError
+
+if sys.platform != "win32":
+    import fcntl
+
+# Others take a folder for moments only; a stranger who keeps it locked must not stop an export.
+_LONGEST_WAIT_SECONDS = 5.0
 
 
 @contextmanager
@@ -30,11 +39,9 @@ def new_file(path: Path, *, overwrite: bool) -> Iterator[BinaryIO]:
     if path.exists() and not overwrite:
         raise ConfigurationError(f"{path} is there already.", hint="Name another file, or add --overwrite.")
     path = path.resolve()
-    temporary = _beside(path)
-    with file_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with file_errors(path), _beside(path, Path.touch, is_left=_is_file) as temporary:
         try:
-            with temporary.open("xb") as file:
+            with temporary.open("wb") as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
@@ -63,14 +70,18 @@ def new_folder(path: Path, *, overwrite: bool, is_ours: Callable[[Path], bool]) 
             hint="Name another folder.",
         )
     path = path.resolve()
-    temporary, former = _beside(path), _beside(path)
-    with file_errors(path):
-        temporary.mkdir(parents=True)
+
+    def is_left(left: Path) -> bool:
+        return left.is_dir() and all(file.is_dir() or is_ours(file.relative_to(left)) for file in left.rglob("*"))
+
+    with file_errors(path), _beside(path, Path.mkdir, is_left=is_left) as temporary:
+        former = temporary.with_suffix(".old")
         try:
             yield temporary
-            if path.is_dir():
-                path.replace(former)
-            temporary.replace(path)
+            with _locked(path.parent, wait_seconds=_LONGEST_WAIT_SECONDS):
+                if path.is_dir():
+                    path.replace(former)
+                temporary.replace(path)
         finally:
             if former.is_dir() and not path.exists():
                 former.replace(path)
@@ -79,9 +90,56 @@ def new_folder(path: Path, *, overwrite: bool, is_ours: Callable[[Path], bool]) 
         sync_folder(path.parent)
 
 
-def _beside(path: Path) -> Path:
-    """In the same folder, so that the renaming is one step of the file system."""
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+@contextmanager
+def _beside(path: Path, make: Callable[[Path], None], *, is_left: Callable[[Path], bool]) -> Iterator[Path]:
+    """A new name in the same folder, so that the renaming is one step of the file system, made and held until the end.
+
+    Removes first what killed processes left there for `path`, if it `is_left`; never what another one holds.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    left_by_name = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{8}}\.(tmp|old)")
+    with ExitStack() as held:
+        # So that nobody finds a name that is made and not held yet, nor the halves of a replacement.
+        with _locked(path.parent, wait_seconds=_LONGEST_WAIT_SECONDS) as alone:
+            for left in list(path.parent.iterdir()) if alone else []:
+                # What was replaced may be the only one there is.
+                if left_by_name.fullmatch(left.name) and (left.suffix == ".tmp" or path.exists()):
+                    # Another user's stays.
+                    with _locked(left) as free, suppress(OSError):
+                        if free and is_left(left):
+                            shutil.rmtree(left) if left.is_dir() else left.unlink()
+            make(temporary)
+            held.enter_context(_locked(temporary))
+        yield temporary
+
+
+def _is_file(path: Path) -> bool:
+    return path.is_file() and not path.is_symlink()
+
+
+@contextmanager
+def _locked(path: Path, *, wait_seconds: float = 0.0) -> Iterator[bool]:
+    """Whether it is locked for us until the end: no while another process has it, and where there are no such locks (Windows,
+    some network drives)."""
+    if sys.platform == "win32":
+        yield False
+        return
+    until = time.monotonic() + wait_seconds
+    with ExitStack() as opened:
+        locked = False
+        with suppress(OSError):
+            descriptor = os.open(path, os.O_RDONLY)
+            opened.callback(os.close, descriptor)
+            while not locked:
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    locked = True
+                except BlockingIOError:
+                    if time.monotonic() >= until:
+                        break
+                    time.sleep(0.05)
+        yield locked
 
 
 def replace_file(temporary: Path, path: Path) -> None:

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +19,16 @@ from era_dagster.storage.space_switch import promote_space
 from era_dagster_tests.fakes.embedding_server import FakeEmbeddingServer, FakeTransport
 from era_dagster_tests.pipeline.workbench import Workbench, chapter
 
+UNFINISHED = """
+import sys, time
+from pathlib import Path
+from era_dagster.storage.atomic_files import new_file, new_folder
+target = Path(sys.argv[2])
+folder = new_folder(target, overwrite=False, is_ours=lambda _: True)
+with folder if sys.argv[1] == "kis" else new_file(target, overwrite=False):
+    print("made", flush=True)
+    time.sleep(600)
+"""
 ITEM_KEYS = {"aku_id", "content", "type", "domain", "source", "memory", "id", "text", "weight"}
 
 
@@ -168,3 +180,59 @@ def test_before_anything_is_embedded_there_is_no_vector_to_export(database: Data
         export_vectors(database, tmp_path / "entries.jsonl")
     assert list(tmp_path.iterdir()) == []
     assert export_items(database, tmp_path / "kis").items == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no such locks there, and a user removes it")
+@pytest.mark.parametrize("kind", ["kis", "vectors"])
+def test_what_a_killed_export_left_is_removed_by_the_next_one_and_a_running_ones_is_not(
+    filled: Workbench, tmp_path: Path, kind: str
+) -> None:
+    """Gigabytes under hidden names, one more for each try."""
+    folder = tmp_path / "out [1]"
+    folder.mkdir()
+    target = folder / "export"
+    others = [folder / ".export.0123abcd.tmp.mine", folder / ".export2.0123abcd.tmp", folder / ".export.notours1.tmp"]
+    for other in others:
+        other.write_bytes(b"x")
+
+    def left() -> list[Path]:
+        return sorted(path for path in folder.iterdir() if path not in (*others, target))
+
+    def unfinished() -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-c", UNFINISHED, kind, str(target)], stdout=subprocess.PIPE, text=True
+        )
+        assert process.stdout is not None
+        assert process.stdout.readline() == "made\n"
+        return process
+
+    export = export_items if kind == "kis" else export_vectors
+    with unfinished() as killed, unfinished() as running:
+        try:
+            killed.kill()
+            killed.wait()
+            assert len(left()) == 2
+            export(filled.database, target)
+            assert len(left()) == 1
+        finally:
+            running.kill()
+    export(filled.database, target, overwrite=True)
+    assert left() == []
+    assert all(other.exists() for other in others)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no such locks there, and a user removes it")
+def test_the_former_export_stays_as_long_as_it_is_the_only_one(filled: Workbench, tmp_path: Path) -> None:
+    """A process killed between the two steps of a replacement leaves it under another name."""
+    former = tmp_path / ".kis.0123abcd.old"
+    export_items(filled.database, former)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(StorageError):
+        export_items(filled.database, tmp_path / "kis", progress=full)
+    assert former.is_dir()
+    export_items(filled.database, tmp_path / "kis")
+    export_items(filled.database, tmp_path / "kis", overwrite=True)
+    assert not former.exists()
