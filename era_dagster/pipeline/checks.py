@@ -63,15 +63,22 @@ def _vectors(settings: Settings, database: Database) -> Verdict:
 
 
 def _files(settings: Settings, database: Database) -> Verdict:
+    faults = sorted(compare_files(database, settings.data_dir), key=lambda fault: fault.pending)
     rows = [
-        {"file": str(fault.path), "fault": fault.kind, "domain": fault.domain or ""}
-        for fault in compare_files(database, settings.data_dir)
+        {
+            "file": str(fault.path),
+            "fault": f"{fault.kind} (pending)" if fault.pending else fault.kind,
+            "domain": fault.domain or "",
+        }
+        for fault in faults
     ]
-    return _none_of(
-        rows,
-        "Every minister file is what the database would render.",
-        "{n} files differ from the database; `era verify --fix` mends them.",
-    )
+    pending = sum(fault.pending for fault in faults)
+    said: list[str] = []
+    if wrong := len(faults) - pending:
+        said.append(f"{wrong:,} files differ from the database; `era verify --fix` mends them.")
+    if pending:
+        said.append(f"{pending:,} files are pending: their domains changed since; `era ingest` renders them.")
+    return _none_of(rows, "Every minister file is what the database would render.", " ".join(said))
 
 
 def _dead_letters(settings: Settings, database: Database) -> Verdict:

@@ -29,12 +29,13 @@ from era_dagster.storage.quality import unbalanced_receipts
 from era_dagster.storage.stored import StoredChapter, stored_chapters
 from era_dagster.storage.table_audit import TableFault, damaged_cache_keys, forget_vectors, table_faults
 
-Mend = Literal["ingest", "purge", "forget", "render", "by hand"]
+Mend = Literal["ingest", "purge", "forget", "render", "finish", "by hand"]
 MENDS: dict[Mend, str] = {
     "ingest": "ingest the chapter again from its source",
     "purge": "remove the rows: their chapter is in no drop folder",
     "forget": "remove the vector from the cache; its text is embedded again when it is next wanted",
     "render": "render the file again from the database, or remove it",
+    "finish": "`era ingest` does the stages that are left, and renders the file",
     "by hand": "only you can know: move it out of the ministers folder",
 }
 _CHAPTERS_AT_ONCE = 200
@@ -162,7 +163,9 @@ def _pending(settings: Settings, database: Database, rules: StampRules) -> dict[
         chapter.partition_key: Finding(
             kind="not_ingested_yet",
             subject=chapter.partition_key,
-            said="it left the drop folder" if chapter.gone else "not every stage of it is done",
+            said="it left the drop folder"
+            if chapter.gone
+            else "not every stage of it is done; `era ingest` does the rest",
             mend="ingest",
         )
         for chapter in found
@@ -205,7 +208,9 @@ def _file_finding(fault: FileFault) -> Finding:
         "orphan": "the domain has no entries, but this file is there",
         "foreign": "this is no minister file, and readers may take it for one",
     }[fault.kind]
-    mend: Mend = "by hand" if fault.kind == "foreign" else "render"
+    if fault.pending:
+        said = "its domain has changed since it was rendered"
+    mend: Mend = "by hand" if fault.kind == "foreign" else "finish" if fault.pending else "render"
     return Finding(kind=f"{fault.kind}_file", subject=str(fault.path), said=said, mend=mend)
 
 

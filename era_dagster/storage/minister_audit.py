@@ -20,11 +20,14 @@ class FileFault:
     """One file or folder that is not as the database has it; `domain` is its folder's name, None for the totals file.
 
     "orphan": one of our files for a domain without entries. "foreign": nothing of ours, so only its owner may remove it.
+    `pending`: entries were stored since the domain was rendered last (of the totals file: any domain), so that the next
+    ingest sees to it.
     """
 
     kind: FileFaultKind
     path: Path
     domain: str | None
+    pending: bool = False
 
 
 def compare_files(database: Database, data_dir: Path) -> list[FileFault]:
@@ -49,17 +52,21 @@ def _differences(database: Database, data_dir: Path) -> list[FileFault]:
         connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
         domains = [name for (name,) in connection.execute("SELECT domain FROM minister_domains ORDER BY domain")]
         with_files: set[str] = set()
+        pending: set[str] = set()
         for domain in domains:
             content = domain_content(connection, domain)
-            if content is None or not content.files:
+            if content is None:
                 continue
-            with_files.add(domain)
+            if content.rendered_at != content.changed_at:
+                pending.add(domain)
+            if content.files:
+                with_files.add(domain)
             for name, wanted in content.files.items():
-                faults += _compared(ministers / domain / name, wanted, domain)
+                faults += _compared(ministers / domain / name, wanted, domain, pending=domain in pending)
         index = combined_index_content(connection)
         if index is not None:
-            faults += _compared(data_dir / COMBINED_INDEX, index, None)
-    faults += _others(ministers, with_files)
+            faults += _compared(data_dir / COMBINED_INDEX, index, None, pending=bool(pending))
+    faults += _others(ministers, with_files, pending)
     return sorted(faults, key=lambda fault: fault.path)
 
 
@@ -73,14 +80,14 @@ def remove_orphans(faults: list[FileFault]) -> None:
             folder.rmdir()
 
 
-def _compared(path: Path, wanted: bytes, domain: str | None) -> Iterator[FileFault]:
+def _compared(path: Path, wanted: bytes, domain: str | None, *, pending: bool) -> Iterator[FileFault]:
     if not path.is_file():
-        yield FileFault(kind="missing", path=path, domain=domain)
+        yield FileFault(kind="missing", path=path, domain=domain, pending=pending)
     elif path.read_bytes() != wanted:
-        yield FileFault(kind="different", path=path, domain=domain)
+        yield FileFault(kind="different", path=path, domain=domain, pending=pending)
 
 
-def _others(ministers: Path, with_files: set[str]) -> Iterator[FileFault]:
+def _others(ministers: Path, with_files: set[str], pending: set[str]) -> Iterator[FileFault]:
     for path in sorted(ministers.iterdir()) if ministers.is_dir() else ():
         if not path.is_dir():
             if not path.name.startswith("."):
@@ -89,7 +96,7 @@ def _others(ministers: Path, with_files: set[str]) -> Iterator[FileFault]:
         for file in sorted(path.iterdir()):
             if file.name in DOMAIN_FILES and file.is_file():
                 if path.name not in with_files:
-                    yield FileFault(kind="orphan", path=file, domain=path.name)
+                    yield FileFault(kind="orphan", path=file, domain=path.name, pending=path.name in pending)
             elif not file.name.startswith("."):
                 yield FileFault(kind="foreign", path=file, domain=path.name)
         if path.name not in with_files and not any(path.iterdir()):

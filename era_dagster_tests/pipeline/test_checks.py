@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import pytest
 
 from era_dagster.domain.errors import ChaptersFailed
+from era_dagster.domain.stages import with_upstream
 from era_dagster.pipeline.checks import CHECKS, EXTRACTOR_READS_CHARS, Verdict, run_checks
 from era_dagster.pipeline.verify import finish, inspect, mend
 from era_dagster.storage.dead_letters import ask_again, find_letters
@@ -212,6 +213,36 @@ def test_an_edited_file_turns_its_check_red_until_verify_mends_it(bench: Workben
     assert "`era verify --fix`" in verdict.said
     verify_and_fix(bench)
     assert file.read_bytes() == good
+    assert failing(bench) == set()
+
+
+def test_files_that_no_run_was_to_render_yet_are_called_pending_and_the_damaged_ones_beside_them_are_not_hidden(
+    bench: Workbench,
+) -> None:
+    """After `--select embeddings` all files "differed", and a hint sent to mend what was not broken."""
+    sound(bench)
+    run(bench)
+    bench.drop("gale", chapter(1, domains=["timing"], rules=["A wind is no friend."]))
+    bench.look()
+    bench.run(with_upstream(["embeddings"]))
+    pending = verdicts(bench)["files_agree_with_tables"]
+    assert pending.said.startswith("6 files are pending: ")
+    assert pending.said.endswith("`era ingest` renders them.")
+    (bench.settings.ministers_dir / "risk" / "rules.json").write_bytes(b"{}")
+    verdict = verdicts(bench)["files_agree_with_tables"]
+    assert (verdict.passed, verdict.offenders) == (False, 7)
+    assert verdict.said.startswith(
+        "1 files differ from the database; `era verify --fix` mends them. 6 files are pending"
+    )
+    assert verdict.named[0]["fault"] == "different"
+    assert {row["fault"] for row in verdict.named[1:]} == {"missing (pending)", "different (pending)"}
+    found = inspect(bench.settings, bench.database)
+    assert sorted((finding.kind, finding.mend) for finding in found.findings if finding.kind.endswith("file")) == [
+        ("different_file", "finish"),
+        ("different_file", "render"),
+        *[("missing_file", "finish")] * 5,
+    ]
+    verify_and_fix(bench)
     assert failing(bench) == set()
 
 
