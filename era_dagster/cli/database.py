@@ -6,9 +6,10 @@ import click
 
 from era_dagster.cli.output import print_json, settings_from_environment, stdout
 from era_dagster.domain.errors import ConfigurationError
-from era_dagster.storage.database import database_url
+from era_dagster.storage.database import Database, database_url
 from era_dagster.storage.migrations import migrate as migrate_database
 from era_dagster.storage.server import EmbeddedServer
+from era_dagster.storage.spaces import complete_settings
 
 
 @click.group()
@@ -55,10 +56,14 @@ def url(as_json: bool) -> int:
 
 @db.command()
 def migrate() -> int:
-    """Bring the schema up to date; does nothing when it is."""
-    applied = migrate_database(database_url(settings_from_environment()))
+    """Bring the schema up to date, and the database's settings for other programs; does nothing when they are."""
+    url = database_url(settings_from_environment())
+    applied = migrate_database(url)
     for name in applied:
         stdout.print(f"Applied {name}", markup=False)
     if not applied:
         stdout.print("The schema is up to date.")
+    with Database(url, pool_size=1) as database:
+        for name in complete_settings(database):
+            stdout.print(f"Set {name} for the programs that use this database", markup=False)
     return 0

@@ -269,8 +269,15 @@ def model(settings: Settings, live: Space | None) -> list[Finding]:
 
 
 def vector_tables(facts: DatabaseFacts, live: Space | None) -> Finding:
-    """Do the vector tables hold the length that the database says they do?"""
+    """Do the vector tables hold the length that the database says they do, and do other programs find them?"""
     wrong = {table: found for table, found in facts.columns.items() if live is not None and found != live.dimension}
+    if live is not None and not wrong and facts.lacking:
+        return Finding(
+            name="vector tables",
+            level="warning",
+            found=f"{len(facts.columns):,} tables; the database lacks {', '.join(facts.lacking)} for other programs.",
+            next_step="`era db migrate` sets them.",
+        )
     if live is None or not wrong:
         return Finding(name="vector tables", level="ok", found=f"{len(facts.columns):,} tables")
     table, found = next(iter(sorted(wrong.items())))

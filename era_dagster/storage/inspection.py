@@ -9,7 +9,7 @@ import psycopg
 
 from era_dagster.storage.database import driver_errors
 from era_dagster.storage.migrations import compare
-from era_dagster.storage.spaces import LIVE_SCHEMA
+from era_dagster.storage.spaces import LIVE_SCHEMA, lacking_settings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,7 +18,8 @@ class DatabaseFacts:
 
     `server_number` as PostgreSQL gives it (170002 is 17.2). `vector_installed` is the version of pgvector in this
     database, `vector_available` the one its server could install; None: none. `pending` names our migrations that it
-    lacks, `unknown` those it has from a newer release. `columns` maps each vector table to the dimension of its column.
+    lacks, `unknown` those it has from a newer release. `columns` maps each vector table to the dimension of its column;
+    `lacking` names settings for programs that read them, where this user may set them.
     The clock is the database's less ours, and how far off that may be, both in seconds.
     """
 
@@ -29,6 +30,7 @@ class DatabaseFacts:
     pending: tuple[str, ...]
     unknown: tuple[str, ...]
     columns: Mapping[str, int]
+    lacking: tuple[str, ...]
     size_bytes: int
     clock_ahead_seconds: float
     clock_uncertainty_seconds: float
@@ -40,12 +42,13 @@ def inspect_database(url: str) -> DatabaseFacts:
         before = time.time()
         (clock,) = _row(connection, "SELECT extract(epoch FROM clock_timestamp())::float8")
         after = time.time()
-        version, number, installed, available, size = _row(
+        version, number, installed, available, size, owned = _row(
             connection,
             "SELECT current_setting('server_version'), current_setting('server_version_num')::integer,"
             " (SELECT extversion FROM pg_extension WHERE extname = 'vector'),"
             " (SELECT default_version FROM pg_available_extensions WHERE name = 'vector'),"
-            " pg_database_size(current_database())",
+            " pg_database_size(current_database()),"
+            " (SELECT pg_has_role(datdba, 'USAGE') FROM pg_database WHERE datname = current_database())",
         )
         columns = connection.execute(
             # The type modifier of a vector column is its dimension.
@@ -54,6 +57,7 @@ def inspect_database(url: str) -> DatabaseFacts:
             " WHERE n.nspname = %s AND a.attname = 'embedding' AND c.relkind IN ('r', 'p')",
             (LIVE_SCHEMA,),
         ).fetchall()
+        lacking = lacking_settings(connection) if owned else ()
         pending, unknown = compare(connection)
     return DatabaseFacts(
         server_version=version,
@@ -63,6 +67,7 @@ def inspect_database(url: str) -> DatabaseFacts:
         pending=pending,
         unknown=unknown,
         columns=dict(columns),
+        lacking=lacking,
         size_bytes=size,
         clock_ahead_seconds=clock - (before + after) / 2,
         clock_uncertainty_seconds=(after - before) / 2,

@@ -5,7 +5,7 @@ vectors of another model are refused here, for every writer and every reader. Sp
 are the business of `storage.space_register`; why it is built so: docs/adr/0014-embedding-spaces.md.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import psycopg
@@ -21,6 +21,10 @@ SWITCH_LOCK = "embedding spaces"
 # PostgreSQL keeps a row on one 8 kB page: beyond this many half-precision numbers the vector must live out of line.
 _LARGEST_PLAIN_DIMENSION = 3000
 LARGEST_DIMENSION = 4000
+_FOR_OTHER_PROGRAMS: Mapping[str, sql.Composable] = {
+    "search_path": sql.SQL("public, {}").format(sql.Identifier(LIVE_SCHEMA)),
+    **{name: sql.Literal(value) for name, value in SEARCH_SETTINGS.items()},
+}
 
 
 def live_space(database: Database) -> Space | None:
@@ -161,23 +165,46 @@ def record_space(connection: psycopg.Connection, space: Space, *, state: str, sc
     return row[0] if row else 0
 
 
-def _show_to_other_programs(connection: psycopg.Connection) -> None:
+def _show_to_other_programs(connection: psycopg.Connection) -> tuple[str, ...]:
     """Let programs that know only the URL say `doctrine_embeddings` without a schema, and get as many rows from a vector
-    index as they ask for: left to itself pgvector ends after 40. Only the database's owner can."""
+    index as they ask for: left to itself pgvector ends after 40. Only the database's owner can. Returns what was set."""
     row = connection.execute("SELECT current_database()").fetchone()
     database = sql.Identifier(row[0] if row else "")
+    lacking = lacking_settings(connection)
     try:
         with connection.transaction():
-            for setting, value in (
-                ("search_path", sql.SQL("public, {}").format(sql.Identifier(LIVE_SCHEMA))),
-                *((name, sql.Literal(value)) for name, value in SEARCH_SETTINGS.items()),
-            ):
+            # The server knows the settings of pgvector when that is loaded, which its first vector does.
+            connection.execute("SELECT '[1]'::vector")
+            for setting in lacking:
+                value = _FOR_OTHER_PROGRAMS[setting]
                 # Two parts in a name that is one to PostgreSQL; quoted as a whole it would be another.
                 name = sql.Identifier(*setting.split("."))
                 connection.execute(sql.SQL("ALTER DATABASE {} SET {} = {}").format(database, name, value))
     except psycopg.errors.InsufficientPrivilege:
         # Our own connections say all of it themselves; docs/output.md tells others what to set.
-        pass
+        return ()
+    return lacking
+
+
+def lacking_settings(connection: psycopg.Connection) -> tuple[str, ...]:
+    """Which settings for other programs this database does not have: one made by an early release, or restored from a dump,
+    which does not hold them."""
+    rows = connection.execute(
+        "SELECT unnest(setconfig) FROM pg_db_role_setting AS s JOIN pg_database AS d ON d.oid = s.setdatabase"
+        " WHERE d.datname = current_database() AND s.setrole = 0"
+    ).fetchall()
+    found = dict(setting.split("=", 1) for (setting,) in rows)
+    return tuple(
+        name
+        for name in _FOR_OTHER_PROGRAMS
+        if name not in found or (name == "search_path" and LIVE_SCHEMA not in found[name])
+    )
+
+
+def complete_settings(database: Database) -> tuple[str, ...]:
+    """Set what `lacking_settings` names, where a space is live and this user may; returns what was set."""
+    with database.connection() as connection:
+        return () if _live(connection) is None else _show_to_other_programs(connection)
 
 
 def create_vector_tables(connection: psycopg.Connection, *, schema: str, dimension: int) -> None:

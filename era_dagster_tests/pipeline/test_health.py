@@ -7,6 +7,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from psycopg.conninfo import conninfo_to_dict
 
 from era_dagster.domain.errors import ConfigurationError
 from era_dagster.domain.space import Space
@@ -15,7 +16,7 @@ from era_dagster.pipeline.health import Finding
 from era_dagster.settings import Settings, load_settings
 from era_dagster.storage.database import Database
 from era_dagster.storage.inspection import DatabaseFacts, inspect_database
-from era_dagster.storage.spaces import ensure_space
+from era_dagster.storage.spaces import complete_settings, ensure_space
 from era_dagster_tests.fakes.embedding_server import FakeEmbeddingServer, serving
 
 SPACE = Space(provider="ollama", model="test-model", digest=None, dimension=8, document_prefix="", query_prefix="")
@@ -89,6 +90,39 @@ def test_a_vector_table_of_another_dimension_is_named(database: Database, databa
     finding = health.vector_tables(inspect_database(database_url), SPACE)
     assert finding.level == "failed"
     assert "chunk_embeddings holds vectors of 4" in finding.found
+
+
+def test_settings_for_other_programs_that_a_restored_database_lacks_are_named_and_set_by_the_owner(
+    database: Database, database_url: str
+) -> None:
+    """A dump does not hold them: after the restore other programs did not find the tables, and nothing said so."""
+    ensure_space(database, SPACE)
+    name = conninfo_to_dict(database_url)["dbname"]
+    theirs = database_url.replace("postgres@", f"{name}@")
+
+    def of_the_tables() -> Finding:
+        return health.vector_tables(inspect_database(theirs), SPACE)
+
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute(f"CREATE ROLE {name} LOGIN".encode())
+        connection.execute(f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {name}".encode())
+        connection.execute(f"ALTER DATABASE {name} RESET ALL".encode())
+        connection.execute(f"ALTER DATABASE {name} SET hnsw.ef_search = '400'".encode())
+        assert of_the_tables().level == "ok"  # it is not for this user to set them
+        with Database(theirs, pool_size=1) as reading:
+            assert complete_settings(reading) == ()
+        connection.execute(f"ALTER DATABASE {name} OWNER TO {name}".encode())
+        finding = of_the_tables()
+        assert (finding.level, finding.next_step) == ("warning", "`era db migrate` sets them.")
+        assert "lacks search_path, hnsw.iterative_scan for" in finding.found
+        with Database(theirs, pool_size=1) as owning:
+            assert complete_settings(owning) == ("search_path", "hnsw.iterative_scan")
+            assert complete_settings(owning) == ()
+        assert of_the_tables().level == "ok"
+    with psycopg.connect(database_url) as other:
+        other.execute("SELECT embedding <=> '[1,2,3,4,5,6,7,8]' FROM doctrine_embeddings")
+        assert other.execute("SHOW hnsw.iterative_scan").fetchone() == ("strict_order",)
+        assert other.execute("SHOW hnsw.ef_search").fetchone() == ("400",)  # the owner's own choice
 
 
 def test_a_folder_without_space_or_rights_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
