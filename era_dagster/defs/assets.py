@@ -17,7 +17,7 @@ from era_dagster.defs.checks import record_checks
 from era_dagster.defs.events import MaterializationLog
 from era_dagster.defs.failures import as_dagster_failures
 from era_dagster.defs.metadata import chapter_metadata, run_metadata
-from era_dagster.defs.partitions import add_missing, book_chapters, forget, with_unmarked
+from era_dagster.defs.partitions import BOOK_CHAPTERS, add_missing, book_chapters, forget, with_unmarked
 from era_dagster.defs.pictures import domains_picture, knowledge_pictures
 from era_dagster.defs.resources import KnowledgeBaseResource
 from era_dagster.defs.runs import OP_NAME, settle_runs, taking
@@ -304,6 +304,7 @@ def _everything_pending(
     suffixes = stamp_rules(settings, database).suffixes
     pending = with_unmarked(
         context.instance,
+        context.instance.get_dynamic_partitions(BOOK_CHAPTERS),
         registered=pending_chapters(database, stages=stages, suffixes={}, root=None),
         pending=pending_chapters(database, stages=stages, suffixes=suffixes, root=None),
         stages=[stage for stage in STAGES if stage in selected],

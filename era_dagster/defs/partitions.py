@@ -42,6 +42,7 @@ def left_over(instance: dg.DagsterInstance, known: Collection[str], registered: 
 
 def with_unmarked(
     instance: dg.DagsterInstance,
+    known: Collection[str],
     *,
     registered: Sequence[KnownChapter],
     pending: Sequence[KnownChapter],
@@ -50,9 +51,8 @@ def with_unmarked(
     """The pending chapters, and those that are done but that Dagster does not show as such; in the order of `registered`.
 
     A run that was killed between storing a chapter and recording it leaves such a chapter, and so does a new Dagster
-    database, or a partition that somebody deleted. A run over it finds it unchanged and records it.
+    database, or a partition that somebody deleted (not among the `known` ones). A run over it finds it unchanged and records it.
     """
-    known = set(instance.get_dynamic_partitions(BOOK_CHAPTERS))
-    marked = known.intersection(*(instance.get_materialized_partitions(dg.AssetKey(stage)) for stage in stages))
+    marked = set(known).intersection(*(instance.get_materialized_partitions(dg.AssetKey(stage)) for stage in stages))
     keys = {chapter.partition_key for chapter in pending}
     return [chapter for chapter in registered if chapter.partition_key in keys or chapter.partition_key not in marked]

@@ -54,6 +54,7 @@ def chapter_drop_sensor(context: dg.SensorEvaluationContext, knowledge_base: Kno
         forget(context.instance, left_over(context.instance, known, registered))
         pending = with_unmarked(
             context.instance,
+            known,
             registered=registered,
             pending=pending_chapters(database, stages=STAGES, suffixes=suffixes, root=None),
             stages=STAGES,

@@ -39,6 +39,18 @@ def test_when_nothing_is_new_the_tick_says_what_it_saw(desk: Desk) -> None:
     assert "2 chapters, 0 new, 0 changed, 0 gone" in (result.skip_reason.skip_message or "")
 
 
+def test_a_tick_reads_the_partitions_once(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """8,640 times a day, all chapters there are."""
+    desk.drop("level", [1, 2])
+    desk.tick()
+    desk.execute()
+    read: list[str] = []
+    answer = desk.instance.get_dynamic_partitions
+    monkeypatch.setattr(desk.instance, "get_dynamic_partitions", lambda name: read.append(name) or answer(name))
+    assert desk.asked() == []
+    assert read == [BOOK_CHAPTERS]
+
+
 def test_an_empty_drop_folder_starts_nothing(desk: Desk) -> None:
     assert desk.asked() == []
     assert desk.partitions() == []
