@@ -109,3 +109,19 @@ def test_both_instance_files_let_the_run_s_lines_into_the_ui() -> None:
     for file in (root / "dagster.yaml", root / "era_dagster" / "defs" / "dagster.yaml"):
         logs = yaml.safe_load(file.read_text(encoding="utf-8"))["python_logs"]
         assert logs == {"python_log_level": "INFO", "managed_python_loggers": ["era_dagster"]}
+
+
+def test_a_run_says_that_the_steps_which_dagster_skips_are_done_before_it_skips_them(desk: Desk) -> None:
+    """ "Skipping step combined_index due to skipped dependencies" was the last that a good run said."""
+    desk.drop("level", [1])
+    run = build_defs(everything_pending=True).resolve_implicit_global_asset_job_def()
+    done = run.execute_in_process(instance=desk.instance)
+    assert done.success
+    said = [entry.user_message for entry in desk.instance.all_logs(done.run_id) if entry.user_message]
+    (place,) = [place for place, line in enumerate(said) if line.startswith("Done here too: ")]
+    assert [line.split()[2] for line in said[place + 1 :] if line.startswith("Skipping step")] == [
+        name for name in ("combined_index", "knowledge_base_checks") if name in said[place]
+    ]
+    assert not any(line.startswith("Skipping step") for line in said[:place])
+    # The run of the sensor has no such steps.
+    assert not any("skips" in entry.user_message for entry in desk.instance.all_logs(desk.run([]).run_id))
