@@ -1,6 +1,8 @@
 # Everything runs in .venv; nothing is installed outside this folder but the model in the user's cache folder.
 PYTHON ?= python3
 BIN := .venv/bin
+# Test processes, each with a database server of its own; the tests of one file stay together.
+WORKERS ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help run test dev check format bench clean
@@ -18,7 +20,7 @@ run: .venv/installed ## Set up, bring the sample books into the knowledge base, 
 	$(BIN)/era demo
 
 test: .venv/installed check ## Set up and run all checks and tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=loadfile --no-loadscope-reorder
 
 dev: .venv/installed ## The Dagster UI on http://127.0.0.1:3000, sensor included
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dagster dev --host 127.0.0.1 --port 3000
