@@ -262,8 +262,12 @@ class EndpointController:
             self._pacer.refused(
                 now, sent_at=ticket.sent_at, sent=ticket.sent, items=ticket.items, first=first, full=full
             )
-        if self._unavailable.learnt(now, self._pacer.rate):
+        no_rate = self._unavailable.refused(
+            now, sent_at=ticket.sent_at, items=ticket.items, alone=ticket.alone, items_per_second=self._pacer.rate
+        )
+        if no_rate:
             self._pacer.forget()
+            self._tell(now, self._limit.was_never_full(now))
         if first:
             self._limit.interrupted(now)
             pause = self._throttle.closed_until - now

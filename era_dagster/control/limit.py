@@ -39,6 +39,7 @@ class AdaptiveLimit:
         self._course = Course(ceilings)
         self._room = Room()
         self._before_refusals = 0
+        self._waves_cut_short = False
         self._flight = Flight()
         self._answers: dict[int, tuple[float, float]] = {}
         self._answered_items = 0
@@ -181,6 +182,19 @@ class AdaptiveLimit:
         self._course.moved(most_requests=less.concurrency if "requests" in bounds else None)
         return bool(bounds), self._go(now, less, "the server is full" if bounds else "it was not full")
 
+    def was_never_full(self, now: float) -> Judgement | None:
+        """Refusals said nothing: first waves that they cut short begin anew."""
+        if not self._waves_cut_short:
+            return None
+        self._waves_cut_short = False
+        self._startup = Startup(self._ceilings)
+        self._answers, self._wave_cv, self._over, self._drain = {}, 0.0, 0, None
+        self._course.moved()
+        wave = self._startup.wave
+        return self._go(
+            now, Point(wave.concurrency, wave.texts * self.item_tokens), "it never was full: first waves anew"
+        )
+
     @property
     def _refused_among(self) -> int:
         return max(2 * self.point.concurrency, FEWEST_REFUSED_AMONG)
@@ -291,6 +305,7 @@ class AdaptiveLimit:
     def _judge_wave(self, now: float, startup: Startup, measured: Measurement) -> Judgement | None:
         wave, room = startup.wave, self._room
         if room.most("texts", now) < wave.texts or room.most("requests", now) < wave.concurrency:
+            self._waves_cut_short = True
             return self._land(now, startup.ended(wave.concurrency, "the server is full"), measured)
         if startup.alone or not startup.is_first:
             self._wave_cv = max(self._wave_cv, measured.cv)

@@ -37,13 +37,13 @@ def test_no_request_is_larger_than_its_ceiling_or_empty() -> None:
     assert set(sizes(held_at(Point(4, 20.0)), 20)) == {1}
 
 
-def flight(limit: AdaptiveLimit, now: float, seconds: float = 0.165) -> float:
-    """As many requests as may be, of ten texts, all answered after so long."""
-    numbers = [limit.sent(now, 100, items=10) for _ in range(limit.point.concurrency)]
+def flight(limit: AdaptiveLimit, now: float, seconds: float = 0.165, *, items: int = 10) -> float:
+    """As many requests as may be, of so many texts, all answered after so long."""
+    numbers = [limit.sent(now, 10 * items, items=items) for _ in range(limit.point.concurrency)]
     limit.reached(now)
     for number in numbers:
         limit.freed(now + seconds)
-        limit.succeeded(now + seconds, number, items=10)
+        limit.succeeded(now + seconds, number, items=items)
     return now + seconds
 
 
@@ -141,3 +141,18 @@ def test_a_few_503_change_nothing() -> None:
     for _ in range(4):
         assert limit.refused(now, limit.sent(now, 100, items=10), limited=False) == (None, None)
     assert limit.point == before
+
+
+def test_first_waves_that_refusals_cut_short_begin_anew_where_these_said_nothing() -> None:
+    limit = AdaptiveLimit(Ceilings())
+    assert limit.was_never_full(0.0) is None
+    limit.succeeded(0.05, limit.sent(0.0, 10, items=1), items=1)
+    for _ in range(6):
+        limit.refused(0.1, limit.sent(0.1, 10, items=1), limited=False)
+        limit.sent(0.1, 10, items=1)
+    now = 0.1
+    while limit.phase == "start":
+        now = flight(limit, now, items=1)
+    assert limit.was_never_full(now) is not None
+    assert limit.phase == "start"
+    assert limit.was_never_full(now) is None, "once"
