@@ -258,7 +258,7 @@ class EndpointController:
             full = False
             if first and not (ticket.probe or self._pacer.is_known or self._unavailable.is_rate):
                 full = self._is_full(now, ticket, limited=True) is True
-            self._limit.forget(ticket.number)
+            self._limit.turned_away(now, ticket.number)
             self._pacer.refused(
                 now, sent_at=ticket.sent_at, sent=ticket.sent, items=ticket.items, first=first, full=full
             )

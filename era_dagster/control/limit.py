@@ -144,6 +144,10 @@ class AdaptiveLimit:
         """A request ended without vectors, or says nothing about the server any more."""
         self._flight.ended(number)
 
+    def turned_away(self, now: float, number: int) -> None:
+        """A request was refused, of which no more is to be known than that it never was inside."""
+        self._flight.refused(now, number)
+
     def too_large(self, now: float, number: int, *, items: int) -> Judgement | None:
         """A request of `items` texts was refused for its size (413): no request is that large again."""
         self.forget(number)
