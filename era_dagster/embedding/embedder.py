@@ -329,6 +329,7 @@ class Embedder:
 
     def _without_vector(self, text: Batch, error: BadVectors, url: str, *, among_good: bool) -> None:
         """A text whose vector was none is alone from now on; it is to blame where others of its request have theirs."""
+        text.suspect, text.may_join = True, False
         if among_good:
             self._retries.rejected(text, error, self._now(), url=url, open_at=self._open_at)
         else:

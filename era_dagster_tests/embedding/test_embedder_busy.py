@@ -103,6 +103,47 @@ def test_where_one_of_three_servers_behind_an_address_is_down_the_others_are_use
     assert server.answered_at[18_000] < 1.3 * 18_000 * SECONDS_PER_TEXT / 4, "the last ones wait for their turn"
 
 
+class Spoilt(Proxied):
+    """A server that gives some texts the vector zero, and refuses the first requests with such texts."""
+
+    def __init__(self, response: httpx.Response, *, refused_first: int) -> None:
+        super().__init__(lambda _inside, _more: False, response)
+        self._refused_first = refused_first
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        wanted = orjson.loads(request.content)["input"] if request.method == "POST" else []
+        spoilt = [text.startswith("spoilt") for text in wanted]
+        if any(spoilt) and self.refused < self._refused_first:
+            self.refused += 1
+            return httpx.Response(self._response.status_code)
+        answer = await super().handle_async_request(request)
+        if any(spoilt):
+            return httpx.Response(200, json={"embeddings": [[0.0 if bad else 0.1] * 3 for bad in spoilt]})
+        return answer
+
+
+def spoilt_among_good(server: Spoilt, spoilt: int) -> EmbedReport:
+    """What comes of these among six hundred others; an endless run ends after half an hour."""
+    texts = [f"text {number}" for number in range(600)] + [f"spoilt {number}" for number in range(spoilt)]
+
+    async def main() -> EmbedReport:
+        async with (
+            Embedder(EmbedderConfig(urls=(URL,), model="m"), transport=server) as embedder,
+            asyncio.timeout(1800),
+        ):
+            return await embedder.embed(texts)
+
+    return run_virtually(main())
+
+
+@pytest.mark.parametrize(("response", "refused_first"), [(NGINX, 3), (TEI, 1)], ids=["503", "429"])
+def test_texts_that_have_no_vector_are_told_one_by_one_also_when_they_were_refused_together_before(
+    response: httpx.Response, refused_first: int
+) -> None:
+    report = spoilt_among_good(Spoilt(response, refused_first=refused_first), 100)
+    assert [failure.position for failure in report.failures] == list(range(600, 700))
+
+
 # --- the queue ---
 
 
