@@ -259,15 +259,12 @@ class EndpointController:
             if first and not (ticket.probe or self._pacer.is_known or self._unavailable.is_rate):
                 full = self._is_full(now, ticket, limited=True) is True
             self._limit.turned_away(now, ticket.number)
-            self._pacer.refused(
+            learnt = self._pacer.refused(
                 now, sent_at=ticket.sent_at, sent=ticket.sent, items=ticket.items, first=first, full=full
             )
-        no_rate = self._unavailable.refused(
-            now, sent_at=ticket.sent_at, items=ticket.items, alone=ticket.alone, items_per_second=self._pacer.rate
-        )
-        if no_rate:
-            self._pacer.forget()
-            self._tell(now, self._limit.was_never_full(now))
+            if learnt and self._unavailable.learnt(now, self._pacer.rate):
+                self._pacer.forget()
+                self._tell(now, self._limit.was_never_full(now))
         if first:
             self._limit.interrupted(now)
             pause = self._throttle.closed_until - now

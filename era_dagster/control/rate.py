@@ -16,8 +16,8 @@ from era_dagster.control.evidence import LACKED, NOTHING, STRETCHES, Counted, Em
 
 FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 16.0
-BARREN_SECONDS = 60.0
-"""Smaller requests, where none was accepted, are kept to for so long."""
+BARREN, BARREN_SECONDS = 2, 60.0
+"""Requests become smaller where so many in a row found nothing accepted since the refusal before; that is kept to for so long."""
 MARGIN = 0.97
 """Share of a learnt rate that a pace begins with: the bucket fills a little, and its clock may be off."""
 REMEMBERED = 16
@@ -272,10 +272,13 @@ class Pacer:
             return spent / said.reset_seconds
         return known.rate / MARGIN if known else said.limit
 
-    def refused(self, now: float, *, sent_at: float, sent: Sent, items: int, first: bool, full: bool = False) -> None:
-        """A 429 to a request sent at `sent_at`; `first`: the first one of its flight; `full`: for another reason, perhaps."""
+    def refused(self, now: float, *, sent_at: float, sent: Sent, items: int, first: bool, full: bool = False) -> bool:
+        """A 429 to a request sent at `sent_at`; `first`: the first one of its flight; `full`: for another reason, perhaps.
+
+        Whether a pace was learnt that tells of the server as it is: not of a while in which it took nothing.
+        """
         if self._announced:
-            return
+            return False
         this = Sent(requests=1, items=items, tokens=0.0)
         accepted = sent - self._refused - this
         self._refused += this
@@ -284,20 +287,22 @@ class Pacer:
                 self._emptied[place] = replace(each, accepted=each.accepted - this)
         last = self._emptied[-1] if self._emptied else None
         if not first or (last is not None and sent_at <= last.at):
-            return
+            return False
         self._emptied.append(Empty(at=sent_at, number=sent.requests, accepted=accepted, refused=this))
         if last is not None and accepted.requests <= last.accepted.requests:
             self._nothing_fits(now, items)
-            return
-        self._barren = 0
-        if last is not None and not full:
-            self._learn(now)
+            return False
+        took_nothing, self._barren = self._barren >= BARREN, 0
+        if last is None or full:
+            return False
+        self._learn(now)
+        return not took_nothing
 
     def _nothing_fits(self, now: float, items: int) -> None:
         """Refused again, after a pause, and nothing accepted meanwhile: such a request may be larger than all it gives, or it
         gave nothing to anybody for a while."""
         self._barren += 1
-        if self._barren >= 2:
+        if self._barren >= BARREN:
             self._most_items, self._most_items_until = max(1, items // 2), now + BARREN_SECONDS
 
     def _learn(self, now: float) -> None:

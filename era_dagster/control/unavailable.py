@@ -17,7 +17,6 @@ class Unavailable:
     def __init__(self) -> None:
         self.is_rate = False
         self._items_per_second = 0.0
-        self._refused_at = math.inf
         self._chance_until = -math.inf
         self._chance_seconds = CHANCE_SECONDS
 
@@ -30,18 +29,9 @@ class Unavailable:
         self.is_rate = True
         self._items_per_second = items_per_second
 
-    def refused(self, now: float, *, sent_at: float, items: int, alone: bool, items_per_second: float | None) -> bool:
-        """A request of `items` texts was refused, and such a pace was learnt; whether there is no rate after all.
-
-        A pace that lets far less through than came through before is none; and none refuses what is `alone` after a pause in
-        which far more would have come in.
-        """
-        came_in = (sent_at - self._refused_at) * self._items_per_second
-        self._refused_at = now
-        if not self.is_rate:
-            return False
-        too_slow = items_per_second is not None and MUCH_LESS * items_per_second < self._items_per_second
-        if not too_slow and not (alone and came_in > MUCH_LESS * items):
+    def learnt(self, now: float, items_per_second: float | None) -> bool:
+        """A pace was learnt; whether it is none."""
+        if not self.is_rate or items_per_second is None or MUCH_LESS * items_per_second >= self._items_per_second:
             return False
         self.is_rate = False
         self._chance_until = now + self._chance_seconds

@@ -137,6 +137,27 @@ def test_what_may_have_been_refused_for_another_reason_teaches_no_rate_but_is_re
     assert pacer.rate is None
 
 
+@pytest.mark.parametrize(("barren", "tells"), [(0, True), (1, True), (2, False), (5, False)])
+def test_a_pace_that_was_learnt_over_a_while_in_which_nothing_was_taken_does_not_tell_of_the_server(
+    barren: int, tells: bool
+) -> None:
+    pacer, now = Pacer(None), 0.0
+
+    def refused(*, accepted: int) -> bool:
+        nonlocal now
+        now += 1.0
+        for _ in range(accepted):
+            pacer.sent(now, items=4, tokens=80.0)
+        last = pacer.sent(now, items=4, tokens=80.0)
+        return pacer.refused(now, sent_at=now, sent=last, items=4, first=True)
+
+    assert not refused(accepted=9), "what the first refusal was preceded by is no stretch"
+    assert refused(accepted=9)
+    assert not any(refused(accepted=0) for _ in range(barren))
+    assert refused(accepted=9) is tells
+    assert refused(accepted=9), "and the next one does"
+
+
 def test_a_sender_with_little_to_send_does_not_raise_the_pace() -> None:
     pacer = Pacer(None)
     drive(pacer, Refusing(50.0, 50.0), seconds=30.0)

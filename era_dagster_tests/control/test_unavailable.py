@@ -11,20 +11,12 @@ def test_a_503_is_a_503_until_it_cannot_be_explained() -> None:
     assert unavailable.is_rate
 
 
-def refused(
-    unavailable: Unavailable, at: float, pace: float | None, *, waited: float = 0.0, alone: bool = True
-) -> bool:
-    """Whether a refusal at `at` shows that there is no rate; it was sent so long after the one before."""
-    unavailable.refused(at - waited, sent_at=at - waited, items=8, alone=False, items_per_second=None)
-    return unavailable.refused(at, sent_at=at, items=8, alone=alone, items_per_second=pace)
-
-
 def test_a_pace_that_lets_as_much_through_as_came_through_before_is_a_rate() -> None:
     unavailable = Unavailable()
     unavailable.unexplained(10.0)
-    assert not refused(unavailable, 1.0, None), "nothing is known yet"
-    assert not refused(unavailable, 1.0, 9.0)
-    assert not refused(unavailable, 2.0, 3.0), "the first estimates are rough"
+    assert not unavailable.learnt(1.0, None), "nothing is known yet"
+    assert not unavailable.learnt(1.0, 9.0)
+    assert not unavailable.learnt(2.0, 3.0), "the first estimates are rough"
     assert unavailable.is_rate
 
 
@@ -32,18 +24,11 @@ def test_a_pace_that_lets_far_less_through_is_none_and_503_say_nothing_for_a_min
     unavailable = Unavailable()
     for seconds in (CHANCE_SECONDS, 2 * CHANCE_SECONDS):
         unavailable.unexplained(100.0)
-        assert refused(unavailable, 10.0, 12.0)
+        assert unavailable.learnt(10.0, 12.0)
         assert not unavailable.is_rate
         assert unavailable.is_chance(10.0 + 0.99 * seconds)
         assert not unavailable.is_chance(10.0 + seconds)
 
 
-def test_what_is_refused_alone_after_a_pause_in_which_far_more_came_in_is_refused_for_no_rate() -> None:
-    for waited, alone, none in ((4.0, True, True), (3.0, True, False), (4.0, False, False)):
-        unavailable = Unavailable()
-        unavailable.unexplained(10.0)
-        assert refused(unavailable, 10.0, None, waited=waited, alone=alone) == none
-
-
 def test_a_429_that_was_never_a_503_is_not_judged() -> None:
-    assert not refused(Unavailable(), 10.0, 0.001, waited=9.0)
+    assert not Unavailable().learnt(1.0, 0.001)

@@ -89,6 +89,29 @@ def test_a_rate_that_a_proxy_calls_503_is_learnt_and_costs_no_text() -> None:
     assert seconds < 60, "ten requests a second of a tenth of a second each: two minutes if they held a few texts"
 
 
+def test_a_rate_that_is_called_503_is_not_forgotten_over_an_outage_that_is_called_503_too() -> None:
+    level, at = 10.0, 0.0
+
+    def refuses(_inside: int, _more: int) -> bool:
+        nonlocal level, at
+        now = asyncio.get_running_loop().time()
+        if 40 < now < 100:
+            return True
+        level, at = min(10.0, level + 10.0 * (now - at)), now
+        if level < 1.0:
+            return True
+        level -= 1.0
+        return False
+
+    server = Proxied(refuses, NGINX)
+    report, took = embedded(server, 40_000)
+    assert not report.failures
+    assert server.refused < 150
+    assert took < 240, (
+        "forty seconds before the outage, a minute of it, and a minute and a half after it if nothing were lost"
+    )
+
+
 def test_where_one_of_three_servers_behind_an_address_is_down_the_others_are_used_in_full() -> None:
     turn = 0
 
