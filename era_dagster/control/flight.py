@@ -65,12 +65,12 @@ class Flight:
     def answered(self, now: float, number: int) -> Request | None:
         """The request was answered; None if it is not known any more.
 
-        It had left the server before those arrived that were sent less than a round trip ago.
+        It had left the server before those arrived that were sent after it, less than a round trip ago.
         """
         known = self.ended(number)
         if known is not None and self._round_trip:
-            for each in reversed(self._under_way.values()):
-                if each.sent_at <= now - self._round_trip:
+            for other, each in reversed(self._under_way.items()):
+                if other < number or each.sent_at <= now - self._round_trip:
                     break
                 each.was_without(known)
         return known

@@ -42,3 +42,13 @@ def test_what_had_left_the_server_when_a_request_arrived_was_not_inside_with_it(
     assert after is not None
     assert before.inside == Inside(2, 9), "the first was still being worked on"
     assert after.inside == Inside(2, 11), "its answer was on the way already"
+
+
+def test_what_was_sent_before_a_request_that_overtook_it_never_had_it_beside() -> None:
+    flight = Flight()
+    flight.refused(0.1, flight.sent(0.0, 3, 30.0))  # a round trip takes 0.1 s
+    slow, quick = flight.sent(1.0, 4, 40.0), flight.sent(1.01, 5, 50.0)
+    assert flight.answered(1.09, quick) is not None
+    overtaken = flight.ended(slow)
+    assert overtaken is not None
+    assert overtaken.inside == Inside(1, 4)
