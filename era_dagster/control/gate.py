@@ -242,6 +242,8 @@ class EndpointController:
             # A server that turns some away while it works on others is not down.
             opened = self._breaker.failed(now, timed_out=outcome is Outcome.TIMED_OUT)
             if opened:
+                if not self._pacer.is_known and self._unavailable.went_down():
+                    self._pacer.forget()
                 self._record(now, "nothing answers: only probes from here on")
 
     def _answered(self, now: float, ticket: Ticket) -> None:

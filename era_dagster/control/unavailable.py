@@ -29,6 +29,11 @@ class Unavailable:
         self.is_rate = True
         self._items_per_second = items_per_second
 
+    def went_down(self) -> bool:
+        """It refuses one request at a time, again and again: that is no rate. Whether it was taken for one."""
+        was_rate, self.is_rate = self.is_rate, False
+        return was_rate
+
     def learnt(self, now: float, items_per_second: float | None) -> bool:
         """A pace was learnt; whether it is none."""
         if not self.is_rate or items_per_second is None or MUCH_LESS * items_per_second >= self._items_per_second:

@@ -32,3 +32,12 @@ def test_a_pace_that_lets_far_less_through_is_none_and_503_say_nothing_for_a_min
 
 def test_a_429_that_was_never_a_503_is_not_judged() -> None:
     assert not Unavailable().learnt(1.0, 0.001)
+
+
+def test_a_server_that_went_down_while_503_was_taken_for_a_rate_has_none() -> None:
+    unavailable = Unavailable()
+    assert not unavailable.went_down(), "it was not taken for one"
+    unavailable.unexplained(10.0)
+    assert unavailable.went_down()
+    assert not unavailable.is_rate
+    assert not unavailable.learnt(1.0, 0.001), "nor is it chance"

@@ -1,6 +1,7 @@
 """Servers that refuse because they are full, proxies that call a rate 503, and those behind which one of several is down."""
 
 import asyncio
+import math
 from collections.abc import Callable
 
 import httpx
@@ -129,7 +130,7 @@ def test_where_one_of_three_servers_behind_an_address_is_down_the_others_are_use
 class Spoilt(Proxied):
     """A server that gives some texts the vector zero, and refuses the first requests with such texts."""
 
-    def __init__(self, response: httpx.Response, *, refused_first: int) -> None:
+    def __init__(self, response: httpx.Response, *, refused_first: float) -> None:
         super().__init__(lambda _inside, _more: False, response)
         self._refused_first = refused_first
 
@@ -165,6 +166,11 @@ def test_texts_that_have_no_vector_are_told_one_by_one_also_when_they_were_refus
 ) -> None:
     report = spoilt_among_good(Spoilt(response, refused_first=refused_first), 100)
     assert [failure.position for failure in report.failures] == list(range(600, 700))
+
+
+def test_many_texts_that_are_refused_with_503_whatever_is_beside_them_are_given_up_and_no_others() -> None:
+    report = spoilt_among_good(Spoilt(NGINX, refused_first=math.inf), 40)
+    assert [failure.position for failure in report.failures] == list(range(600, 640))
 
 
 # --- the queue ---
