@@ -99,7 +99,7 @@ class Room:
         either = limited and len(may_be) > 1
         holds: dict[Bound, int] = {}
         if may_be:
-            if len(may_be) > 1 and not limited and inside.requests > 1:
+            if len(may_be) > 1 and not limited:
                 may_be = ("requests",)
             for each in may_be:
                 # One that is refused although it is alone is too large by itself.

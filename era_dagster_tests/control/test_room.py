@@ -106,6 +106,36 @@ def test_a_request_that_is_refused_although_it_is_alone_is_halved() -> None:
     assert 32 <= room.most("texts", 1.0) <= 48
 
 
+def test_a_server_that_took_nothing_yet_gets_less_than_half_of_what_it_refused_with_429() -> None:
+    room = Room()
+    assert room.refused(1.0, Inside(1, 64), Inside(1, 64), limited=True) == {"texts"}
+    assert room.most("texts", 1.0) == int(0.7 * 32)
+
+
+def test_what_is_refused_beside_nearly_as_much_as_was_taken_may_be_for_room() -> None:
+    room = taken(Room(), Inside(10, 100))
+    assert room.refused(1.0, Inside(8, 80), Inside(1, 10), limited=True) == {"requests", "texts"}
+
+
+def test_429_of_a_server_that_was_seen_to_be_full_is_news_at_once_also_the_second_time() -> None:
+    room = taken(Room(), Inside(16, 64))
+    room.refused(1.0, Inside(8, 96), Inside(1, 12), limited=True)
+    taken(room, Inside(16, 44), at=2.0 + TRIED_SECONDS)
+    assert room.refused(20.0, Inside(11, 41), Inside(1, 4), limited=True) == {"texts"}
+    assert room.refused(20.0 + 0.5 * WATCHED_SECONDS, Inside(8, 30), Inside(1, 4), limited=True) == set()
+
+
+@pytest.mark.parametrize("again", [2.0 + REMEMBERED_SECONDS, 3.5])
+def test_503_beside_less_than_was_taken_is_less_room_at_first_also_after_a_minute_and_after_it_was_something_else(
+    again: float,
+) -> None:
+    room = taken(Room(), Inside(16, 160))
+    room.refused(1.0, Inside(5, 50), Inside(1, 10), limited=False)
+    if again < REMEMBERED_SECONDS:
+        assert room.refused(2.5, Inside(5, 50), Inside(1, 10), limited=False) == set()
+    assert room.refused(again, Inside(5, 50), Inside(1, 10), limited=False) == {"requests", "texts"}
+
+
 def test_a_single_text_is_never_too_much() -> None:
     assert Room().refused(1.0, Inside(1, 1), Inside(1, 1), limited=True) == set()
 
