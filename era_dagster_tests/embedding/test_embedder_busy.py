@@ -206,3 +206,14 @@ def test_texts_that_may_be_what_fails_keep_their_company() -> None:
     assert taken(refused("a"), Batch(items=[Item("b", 1, None)])) == ["a"]
     assert taken(Batch(items=[Item("a", 1, None)]), refused("b")) == ["a"]
     assert taken(refused("a"), refused("b", failures=1)) == ["a"], "and none is given up for the failures of another"
+
+
+def test_texts_that_travel_together_keep_the_longest_history_and_leave_out_what_is_settled() -> None:
+    queue, other = WorkQueue(), refused("b", "c", attempts=5, first_sent_at=1.0)
+    other.items[0].settled = True
+    queue.again(refused("a", attempts=2, first_sent_at=3.0), 0.0)
+    queue.again(other, 0.1)
+    batch = queue.take(4.0, BatchSize(items=8, tokens=1000), url=URL, open_at=frozenset())
+    assert batch is not None
+    assert [item.text for item in batch.items] == ["a", "c"]
+    assert (batch.attempts, batch.first_sent_at, queue.pending) == (5, 1.0, 0)
