@@ -1,6 +1,6 @@
 """What every test may ask for: settings in a folder of its own, and a fresh, migrated database on a real PostgreSQL.
 
-One server runs for the whole test session; each test gets a database of its own, copied from a migrated template.
+One server runs for all tests of a process; each test gets a database of its own, copied from a migrated template.
 """
 
 import itertools

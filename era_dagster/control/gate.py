@@ -89,7 +89,6 @@ class EndpointController:
         self._probing = False
         self._probes = 0
         self._tickets: dict[int, Ticket] = {}
-        self._sent_at: dict[int, float] = {}
         self._stuck = Stuck()
         self._items_in_flight = self._tokens_in_flight = 0
         self._heard_at = math.inf
@@ -174,7 +173,6 @@ class EndpointController:
         if len(self._tickets) == len(self._stuck):
             self._heard_at = now
         self._tickets[number] = ticket
-        self._sent_at[number] = now
         self._items_in_flight += items
         self._tokens_in_flight += tokens
         return ticket
@@ -215,7 +213,7 @@ class EndpointController:
             self._load.answered(
                 tokens=ticket.tokens, under_way=ticket.under_way, seconds=seconds, target_seconds=target
             )
-            self._stuck.answered(ticket.number, self._sent_at)
+            self._stuck.answered(ticket.number, self._tickets)
         elif outcome is Outcome.TOO_LARGE and not ticket.probe:
             self._tell(now, self._limit.too_large(now, ticket.number, items=ticket.items))
         comes_back = retry_after_seconds is not None or self._unavailable.is_rate
@@ -224,7 +222,9 @@ class EndpointController:
             self._is_full(now, ticket, limited=False)
             if math.isfinite(self._limit.expected_latency):
                 heapq.heappush(self._refused_places, now + self._limit.expected_latency)
-        if not limited:
+        if outcome is Outcome.OVERLOADED:
+            self._limit.turned_away(now, ticket.number)
+        elif not limited:
             self._limit.forget(ticket.number)
         if outcome in (Outcome.SUCCESS, Outcome.TEXTS, Outcome.TOO_LARGE):
             self._answered(now, ticket)
@@ -294,7 +294,7 @@ class EndpointController:
         """
         numbers, again_at = self._stuck.find(
             now,
-            self._sent_at,
+            self._tickets,
             concurrency=self._limit.point.concurrency,
             latency=self._limit.expected_latency,
         )
@@ -307,7 +307,6 @@ class EndpointController:
 
     def _leave(self, ticket: Ticket) -> None:
         del self._tickets[ticket.number]
-        del self._sent_at[ticket.number]
         if ticket.number not in self._stuck:
             self._items_in_flight -= ticket.items
             self._tokens_in_flight -= ticket.tokens

@@ -1,11 +1,23 @@
 """Requests that are stuck: younger ones have overtaken them, and what holds them up is their own. No clock, no I/O."""
 
 import math
+from collections.abc import Iterable
+from typing import Protocol, TypeVar
 
 LATE_FACTOR = 4.0
 LATE_SECONDS = 0.25
 """A request that younger ones have overtaken is late when it has taken so many times the mean latency, and so long."""
 OVERTAKEN_FLIGHTS = 2
+
+
+class UnderWay(Protocol):
+    """A request that is under way, by when it was sent."""
+
+    @property
+    def sent_at(self) -> float: ...
+
+
+Request = TypeVar("Request", bound=UnderWay)
 
 
 class Stuck:
@@ -21,7 +33,7 @@ class Stuck:
     def __contains__(self, number: int) -> bool:
         return number in self._found
 
-    def answered(self, number: int, under_way: dict[int, float]) -> None:
+    def answered(self, number: int, under_way: Iterable[int]) -> None:
         """A request was answered while others were `under_way`, in the order of sending: it overtook the older ones."""
         for other in under_way:
             if other >= number:
@@ -35,11 +47,11 @@ class Stuck:
         self._found.discard(number)
 
     def find(
-        self, now: float, under_way: dict[int, float], *, concurrency: int, latency: float
+        self, now: float, under_way: dict[int, Request], *, concurrency: int, latency: float
     ) -> tuple[list[int], float]:
         """Those that are found to be stuck, each told once, and when to look again.
 
-        `under_way`: when each was sent, in the order of sending. `latency`: what a request takes.
+        `under_way`: each by its number, in the order of sending. `latency`: what a request takes.
         """
         found: list[int] = []
         again_at = math.inf
@@ -51,7 +63,7 @@ class Stuck:
             by_far = times >= OVERTAKEN_FLIGHTS * concurrency
             if not by_far and number != youngest and any(n > number and n not in self._found for n in under_way):
                 continue
-            at = under_way[number] + (wait if by_far else 2.0 * wait)
+            at = under_way[number].sent_at + (wait if by_far else 2.0 * wait)
             if now >= at and len(self._found) < concurrency:
                 del self._overtaken[number]
                 self._found.add(number)

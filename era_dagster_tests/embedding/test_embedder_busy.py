@@ -72,6 +72,14 @@ def test_a_server_that_is_full_is_filled_nearly_and_hardly_refuses_anything(resp
     assert server.refused < 0.05 * len(server.sizes)
 
 
+@pytest.mark.parametrize("response", [INFINITY, NGINX], ids=["429", "503"])
+def test_room_that_becomes_less_by_a_third_is_followed(response: httpx.Response) -> None:
+    server = Proxied(lambda inside, more: inside + more > (60 if len(server.answered_at) < 6000 else 40), response)
+    report, seconds = embedded(server, 12_000)
+    assert not report.failures
+    assert seconds < 1.25 * 12_000 * SECONDS_PER_TEXT / 4
+
+
 def test_a_rate_that_a_proxy_calls_503_is_learnt_and_costs_no_text() -> None:
     opens_at = 0.0
 
