@@ -80,6 +80,13 @@ def test_room_that_becomes_less_by_a_third_is_followed(response: httpx.Response)
     assert seconds < 1.25 * 12_000 * SECONDS_PER_TEXT / 4
 
 
+def test_a_moment_in_which_everything_is_refused_is_over_when_it_is_over() -> None:
+    server = Proxied(lambda _inside, _more: 5.0 < asyncio.get_running_loop().time() < 5.3, NGINX)
+    report, seconds = embedded(server, 16_000)
+    assert not report.failures
+    assert seconds < 1.1 * 16_000 * SECONDS_PER_TEXT / 4
+
+
 def test_a_rate_that_a_proxy_calls_503_is_learnt_and_costs_no_text() -> None:
     opens_at = 0.0
 
