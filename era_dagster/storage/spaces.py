@@ -21,6 +21,9 @@ SWITCH_LOCK = "embedding spaces"
 # PostgreSQL keeps a row on one 8 kB page: beyond this many half-precision numbers the vector must live out of line.
 _LARGEST_PLAIN_DIMENSION = 3000
 LARGEST_DIMENSION = 4000
+# A new domain waits so long for who uses the table of all domains, and who comes after it waits as long: less than a
+# look-up waits for a lock.
+_USERS_WAIT_MS = 2000
 _FOR_OTHER_PROGRAMS: Mapping[str, sql.Composable] = {
     "search_path": sql.SQL("public, {}").format(sql.Identifier(LIVE_SCHEMA)),
     **{name: sql.Literal(value) for name, value in SEARCH_SETTINGS.items()},
@@ -339,10 +342,27 @@ def _attach_domain_table(connection: psycopg.Connection, schema: str, slug: str)
         "parent": sql.Identifier(schema, "doctrine_embeddings"),
         "slug": sql.Literal(slug),
     }
-    # CREATE + ATTACH lets readers of the parent go on; CREATE ... PARTITION OF waits for all of them.
+    _wait_for_users(
+        connection, parts["parent"]
+    )  # first of all: no lock that CREATE TABLE takes may have to become more
     connection.execute(sql.SQL("CREATE TABLE {child} (LIKE {parent} INCLUDING ALL)").format(**parts))
     connection.execute(
         sql.SQL("ALTER TABLE {child} ADD CONSTRAINT only_this_domain CHECK (domain = {slug})").format(**parts)
     )
     connection.execute(sql.SQL("ALTER TABLE {parent} ATTACH PARTITION {child} FOR VALUES IN ({slug})").format(**parts))
     connection.execute(sql.SQL("ALTER TABLE {child} SET (autovacuum_vacuum_scale_factor = 0.05)").format(**parts))
+
+
+def _wait_for_users(connection: psycopg.Connection, parent: sql.Identifier) -> None:
+    """Have nobody else use `parent` until this transaction ends, unless somebody keeps it for long.
+
+    ATTACH PARTITION alone lets readers go on, and one that collects the list of partitions just then may lose the message
+    that there is a new one: its session misses the domain for as long as it is open (seen with PostgreSQL 18.4). A dump or
+    an idle transaction had its list long before, so it need not hold up an ingest.
+    """
+    try:
+        with connection.transaction():
+            connection.execute("SELECT set_config('lock_timeout', %s, true)", (str(_USERS_WAIT_MS),))
+            connection.execute(sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(parent))
+    except psycopg.errors.LockNotAvailable:
+        pass  # and with it goes the shorter time-out

@@ -1,6 +1,7 @@
 """A second embedding space: built from stored text, caught up, promoted, gone back from, dropped; and what is refused."""
 
 import asyncio
+import math
 import os
 import signal
 import subprocess
@@ -34,6 +35,7 @@ from era_dagster_tests.fakes.embedding_server import (
     FakeEmbeddingServer,
     FakeTransport,
     Fault,
+    Reply,
     serving,
     vector_of,
 )
@@ -434,18 +436,28 @@ def test_a_database_that_goes_away_in_the_middle_of_a_build_loses_nothing(bench:
     assert check_space(bench.database, number(built)).sound
 
 
+class DyingModel(OtherModel):
+    """Refuses connections once it has answered `life` texts."""
+
+    life = math.inf
+
+    async def _embed(self, openai: bool, payload: dict) -> Reply:
+        reply = await super()._embed(openai, payload)
+        self.down = len(self.texts) >= self.life
+        return reply
+
+
 def test_an_embedding_server_that_dies_in_the_middle_leaves_what_was_built(bench: Workbench) -> None:
     filled(bench)
-    other = second(bench)
-
-    def dies(report: BuildReport) -> None:
-        other.server.down = True
-
+    other = Workbench(bench.settings, bench.database, server=DyingModel(model="second-model", dimension=16))
+    other.server.life = 10
     with pytest.raises(EndpointUnavailable):
-        build(replace_in_flight(other), on_progress=dies)
-    other.server.down = False
+        build(replace_in_flight(other))
+    answered = set(other.server.texts)
+    other.server.life, other.server.down = math.inf, False
     assert build(other).space is not None
     assert space(bench, 2).complete
+    assert answered - set(other.server.texts)
 
 
 def test_which_model_is_meant_must_be_said_unless_one_is_being_built(bench: Workbench) -> None:

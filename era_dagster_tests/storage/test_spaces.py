@@ -13,6 +13,7 @@ import pytest
 
 from era_dagster.domain.domains import slugify_domain
 from era_dagster.domain.errors import ConfigurationError
+from era_dagster.storage import spaces
 from era_dagster.storage.database import Database
 from era_dagster.storage.spaces import (
     LARGEST_DIMENSION,
@@ -184,6 +185,39 @@ def test_a_table_that_another_process_has_just_made_is_used_only_when_that_proce
             time.sleep(0.01)
         maker.execute("SELECT pg_advisory_unlock_all()")
         writer.result(timeout=20)
+
+
+def test_a_new_domain_waits_for_who_reads_all_domains_so_that_nobody_misses_it(
+    database: Database, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen in a test: a session that had asked while a domain got its table missed that domain from then on."""
+    monkeypatch.setattr(spaces, "_USERS_WAIT_MS", 60_000)
+    ensure_space(database, SPACE)
+    waiting = (
+        "SELECT count(*) FROM pg_locks WHERE relation = 'doctrine_embeddings'::regclass AND NOT granted"
+        " AND mode = 'AccessExclusiveLock'"
+    )
+    with psycopg.connect(database_url) as reader, ThreadPoolExecutor(1) as threads:
+        reader.execute("SELECT count(*) FROM doctrine_embeddings")
+        writer = threads.submit(ensure_domain_tables, database, [("risk", "Risk")])
+        deadline = time.monotonic() + 20
+        while reader.execute(waiting).fetchone() != (1,):
+            assert time.monotonic() < deadline and not writer.done()
+            time.sleep(0.01)
+        reader.commit()
+        writer.result(timeout=20)
+    assert "vectors.doctrine_embeddings_risk" in tables(database)
+
+
+def test_a_session_that_keeps_its_transaction_open_does_not_hold_up_new_domains(
+    database: Database, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spaces, "_USERS_WAIT_MS", 50)
+    ensure_space(database, SPACE)
+    with psycopg.connect(database_url) as reader:
+        reader.execute("SELECT count(*) FROM doctrine_embeddings")
+        ensure_domain_tables(database, [("risk", "Risk"), ("timing", "Timing")])
+        assert len(tables(database)) == 3
 
 
 def test_the_longest_slug_is_a_legal_table_name(database: Database) -> None:
