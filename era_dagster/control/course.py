@@ -139,6 +139,10 @@ class Course:
         if abs(off) > TOLERANCE and (self._moves < MOST_MOVES or abs(off) > 0.7):
             moved = towards_target(at.point, off, measured.latency, self.target, item_tokens=tokens, pace=pace)
             moved = self._as_wide(at, self._below_harm(at, moved))
+            if pace:
+                # Twice what the pace lets through is no limit, and more would all be sent when there is a pace no more.
+                work = max(at.point.work, 2.0 * measured.throughput * self.target.aimed_at())
+                moved = at.bounded(replace(moved, work=min(moved.work, work)))
             if not moved.is_as_good_as(at.point, tokens):
                 step = Step(at.point, measured)
                 self._moves += 1

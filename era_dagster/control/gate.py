@@ -15,10 +15,12 @@ from era_dagster.control.breaker import Breaker
 from era_dagster.control.ceilings import Ceilings
 from era_dagster.control.evidence import Sent
 from era_dagster.control.limit import AdaptiveLimit, Judgement
+from era_dagster.control.load import Load
 from era_dagster.control.measure import Measurement
 from era_dagster.control.outcome import Outcome
 from era_dagster.control.patience import Patience
-from era_dagster.control.rate import Load, Pacer, Throttle
+from era_dagster.control.rate import Pacer, Throttle
+from era_dagster.control.room import TRIED_SECONDS
 from era_dagster.control.stuck import LATE_SECONDS, Stuck
 from era_dagster.control.trace import Mode, TraceRecord
 from era_dagster.control.unavailable import Unavailable
@@ -209,6 +211,7 @@ class EndpointController:
             self._pacer.counted(estimated=ticket.tokens, counted=tokens)
         if outcome is Outcome.SUCCESS and not ticket.probe and not late:
             self._tell(now, self._limit.succeeded(now, ticket.number, items=ticket.items))
+            self._pacer.accepted(now, items=ticket.items, tokens=ticket.tokens)
             seconds, target = now - ticket.sent_at, self._ceilings.latency_seconds
             self._load.answered(
                 tokens=ticket.tokens, under_way=ticket.under_way, seconds=seconds, target_seconds=target
@@ -258,11 +261,18 @@ class EndpointController:
         first = self._throttle.refused(now, sent_at=ticket.sent_at, retry_after_seconds=retry_after_seconds)
         if limited:
             full = False
-            if first and not (ticket.probe or self._pacer.is_known or self._unavailable.is_rate):
+            by_time = (retry_after_seconds or 0.0) > TRIED_SECONDS
+            if first and not (by_time or ticket.probe or self._pacer.is_known or self._unavailable.is_rate):
                 full = self._is_full(now, ticket, limited=True) is True
             self._limit.turned_away(now, ticket.number)
             learnt = self._pacer.refused(
-                now, sent_at=ticket.sent_at, sent=ticket.sent, items=ticket.items, first=first, full=full
+                now,
+                sent_at=ticket.sent_at,
+                sent=ticket.sent,
+                items=ticket.items,
+                tokens=ticket.tokens,
+                first=first,
+                full=full,
             )
             if learnt and self._unavailable.learnt(now, self._pacer.rate):
                 self._pacer.forget()

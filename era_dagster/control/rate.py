@@ -2,8 +2,7 @@
 
 `Throttle` is the pause a 429 asks for. `Pacer` finds the rate: told by a setting, read from `x-ratelimit-*` headers, or
 learnt. A bucket that refuses is empty; between two refusals it gave out what came in, so that what was accepted from one
-refusal to another, over that time, is the rate, however large the bucket. `Load` is what a request may carry where only
-their number counts. Pure: the caller passes its clock.
+refusal to another, over that time, is the rate, however large the bucket. Pure: the caller passes its clock.
 """
 
 import math
@@ -17,7 +16,8 @@ from era_dagster.control.evidence import LACKED, NOTHING, STRETCHES, Counted, Em
 FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 16.0
 BARREN, BARREN_SECONDS = 2, 60.0
-"""Requests become smaller where so many in a row found nothing accepted since the refusal before; that is kept to for so long."""
+"""Requests become smaller where so many in a row found nothing accepted since the refusal before; where such a size was
+accepted before, only if nothing was for so long."""
 MARGIN = 0.97
 """Share of a learnt rate that a pace begins with: the bucket fills a little, and its clock may be off."""
 REMEMBERED = 16
@@ -29,19 +29,12 @@ REQUEST_SECONDS = 0.05
 rate is seen exactly; more than twenty requests a second would cost more than that is worth."""
 BURST_SECONDS = 1.0
 """What a pause brought may be made up for at once, up to so long: buckets of less are rare."""
+EVEN_BURST_SECONDS = 0.25
+"""What a window has left is spread, but for places that become free together."""
 DOUBLED_SECONDS = 4.0
 DOUBLED_REQUESTS = 30.0
 """A pace that meets no refusal has doubled after the longer of these, so that a rate which did not change refuses about
 one request in twenty-five; but never later than for as long as the rate has been known."""
-FURTHER = 8.0
-"""A request tells nothing of one that is larger by more than this."""
-WEIGHT = 0.25
-SPREAD_WEIGHT = 0.0625
-"""Weights of an answer in the mean of what fits, which must follow the server, and in how far it is missed."""
-SHORTFALLS = 5.0
-"""The 95th percentile is four mean shortfalls below the mean, and the mean itself is off by a part of one."""
-LARGEST_SHORTFALL = 0.125
-"""Of what fits: a stall is no shortfall."""
 
 
 class Throttle:
@@ -109,12 +102,18 @@ class Bucket:
 
 
 class Window(Bucket):
-    """Lets through `size` units until `ends_at`, then as many again: what a server gives by the minute or by the second."""
+    """Lets through `size` units until `ends_at`, then as many again: what a server gives by the minute or by the second.
 
-    def __init__(self, now: float, *, seconds: float, size: float, level: float, ends_at: float) -> None:
+    `even` spreads what is left over the time that is left; without it all may go at once.
+    """
+
+    def __init__(
+        self, now: float, *, seconds: float, size: float, level: float, ends_at: float, even: Bucket | None = None
+    ) -> None:
         super().__init__(now, rate=size / seconds, size=size, level=level)
         self._seconds = seconds
         self._ends_at = ends_at
+        self.even = even
 
     def level(self, now: float) -> float:
         """What may be sent at `now`; negative: a debt."""
@@ -122,9 +121,22 @@ class Window(Bucket):
             self._level, self._ends_at = self.size, now + self._seconds
         return self._level
 
+    def take(self, now: float, units: float) -> None:
+        """Send `units`."""
+        super().take(now, units)
+        if self.even is not None:
+            self.even.take(now, units)
+
     def ready_at(self, now: float, units: float) -> float:
         """When `units` may be sent; more than its whole size counts as its size."""
-        return now if min(units, self.size) <= self.level(now) + 1e-9 else self._ends_at
+        units, level = min(units, self.size), self.level(now)
+        if units > level + 1e-9:
+            return self._ends_at
+        if self.even is None:
+            return now
+        self.even.rate = (level + units) / max(self._ends_at - now, 1e-9)
+        self.even.size = max(units, self.even.rate * EVEN_BURST_SECONDS)
+        return self.even.ready_at(now, units)
 
 
 class Pacer:
@@ -148,10 +160,12 @@ class Pacer:
         self._token_scale = 1.0
         self._emptied: deque[Empty] = deque(maxlen=REMEMBERED)
         self._barren = 0
+        self._was_full = False
         self._twice_as_large = False
         self._sized_after = 0
         self._most_items: float = math.inf
-        self._most_items_until = -math.inf
+        self._fitted = NOTHING
+        self._accepted_at = -math.inf
         self._base = self._explains = 0.0
         self._seen_at = self._held_until = -math.inf
         self._held_seconds = 0.0
@@ -203,8 +217,6 @@ class Pacer:
 
     def ready_at(self, now: float) -> float:
         """When the next request, if it is like the last, may go; at or before `now`: at once."""
-        if now >= self._most_items_until:
-            self._most_items = math.inf
         times: list[tuple[float, bool]] = []
         if self._decided is not None:
             times.append((self._decided.ready_at(now, 1.0), False))
@@ -251,7 +263,12 @@ class Pacer:
                 gives_at = now + (1.0 - said.remaining) / rate
             else:
                 gives_at = now + said.reset_seconds
-                bucket = Window(now, seconds=length, size=size, level=level, ends_at=gives_at)
+                known = self._announced.get(kind)
+                even = known.even if isinstance(known, Window) else None
+                if kind == "requests" and even is None:
+                    # It is their number that counts, so that each had better carry as much as it can.
+                    even = Bucket(now, rate=1.0, size=1.0, level=1.0)
+                bucket = Window(now, seconds=length, size=size, level=level, ends_at=gives_at, even=even)
             if said.remaining < 1.0:
                 self.announced_empty_until = max(self.announced_empty_until, gives_at)
             self._announced[kind] = bucket
@@ -272,7 +289,15 @@ class Pacer:
             return spent / said.reset_seconds
         return known.rate / MARGIN if known else said.limit
 
-    def refused(self, now: float, *, sent_at: float, sent: Sent, items: int, first: bool, full: bool = False) -> bool:
+    def accepted(self, now: float, *, items: int, tokens: float) -> None:
+        """A request was answered: twice as much may fit."""
+        self._accepted_at = now
+        self._fitted = Sent(requests=1, items=max(items, self._fitted.items), tokens=max(tokens, self._fitted.tokens))
+        self._most_items = max(self._most_items, 2.0 * items)
+
+    def refused(
+        self, now: float, *, sent_at: float, sent: Sent, items: int, tokens: float, first: bool, full: bool = False
+    ) -> bool:
         """A 429 to a request sent at `sent_at`; `first`: the first one of its flight; `full`: for another reason, perhaps.
 
         Whether a pace was learnt that tells of the server as it is: not of a while in which it took nothing.
@@ -288,22 +313,31 @@ class Pacer:
         last = self._emptied[-1] if self._emptied else None
         if not first or (last is not None and sent_at <= last.at):
             return False
-        self._emptied.append(Empty(at=sent_at, number=sent.requests, accepted=accepted, refused=this))
-        if last is not None and accepted.requests <= last.accepted.requests:
-            self._nothing_fits(now, items)
+        barren = last is not None and accepted.requests <= last.accepted.requests
+        took_nothing = self._barren >= BARREN
+        if not (barren and self._barren):
+            # Nothing comes in little by little where it refuses again and again: that is a window, and no bucket.
+            self._emptied.append(Empty(at=sent_at, number=sent.requests, accepted=accepted, refused=this))
+        if barren:
+            self._nothing_fits(now, items, tokens)
+        else:
+            self._barren = 0
+        if last is None or full or (barren and not self._was_full):
+            self._was_full = full
             return False
-        took_nothing, self._barren = self._barren >= BARREN, 0
-        if last is None or full:
-            return False
+        self._was_full = False
         self._learn(now)
         return not took_nothing
 
-    def _nothing_fits(self, now: float, items: int) -> None:
+    def _nothing_fits(self, now: float, items: int, tokens: float) -> None:
         """Refused again, after a pause, and nothing accepted meanwhile: such a request may be larger than all it gives, or it
-        gave nothing to anybody for a while."""
+        gives nothing to anybody for a while, as where a minute's allowance is used up."""
         self._barren += 1
-        if self._barren >= BARREN:
-            self._most_items, self._most_items_until = max(1, items // 2), now + BARREN_SECONDS
+        if now >= self._accepted_at + BARREN_SECONDS:
+            self._fitted = NOTHING
+        fits = items <= self._fitted.items and tokens <= self._fitted.tokens
+        if self._barren >= BARREN and not fits:
+            self._most_items = max(1, items // 2)
 
     def _learn(self, now: float) -> None:
         """A server counts what came at the same rate again and again, whatever the size of the requests was.
@@ -346,42 +380,3 @@ class Pacer:
         learnt.level(now)
         learnt.rate = self._base * (1.0 + steps**3)
         learnt.size = max(self._next_units, learnt.rate * BURST_SECONDS)
-
-
-class Load:
-    """What a request may carry so that the latency target is kept, where only their number is held back.
-
-    Every answer says what would have fitted: its tokens times the target over its latency. Some of them are slower than
-    others, so that the 95th percentile asks for less than the mean of that. Where the rate is about what the server can work
-    on, requests wait for each other, and those that are small by then would show what is past: no more is under way than the
-    server works off in the target. By Little's law that is what was under way with a request, over the time it took.
-    """
-
-    def __init__(self) -> None:
-        self._fits: float | None = None
-        self._short = 0.0
-        self.most_under_way = math.inf
-        """The tokens that the server works off in the latency target, as the last answers tell."""
-
-    @property
-    def tokens(self) -> float | None:
-        """The tokens of one request; None before anything was answered."""
-        return (
-            None if self._fits is None else self._fits - SHORTFALLS * min(self._short, LARGEST_SHORTFALL * self._fits)
-        )
-
-    def answered(self, *, tokens: float, under_way: float, seconds: float, target_seconds: float) -> None:
-        """A request was answered after `seconds`; a stall is no shortfall of more than an eighth.
-
-        `under_way`: the tokens in flight when it was sent, its own among them.
-        """
-        worked_off = under_way * target_seconds / max(seconds, 1e-9)
-        if self._fits is None:
-            self.most_under_way = worked_off
-        self.most_under_way += WEIGHT * (worked_off - self.most_under_way)
-        fits = tokens * min(FURTHER, target_seconds / max(seconds, 1e-9))
-        if self._fits is None:
-            self._fits = fits
-        short = max(0.0, self._fits - fits)
-        self._fits += WEIGHT * (fits - self._fits)
-        self._short += SPREAD_WEIGHT * (min(short, LARGEST_SHORTFALL * self._fits) - self._short)

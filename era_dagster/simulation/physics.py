@@ -34,15 +34,19 @@ class _Request:
     tokens: Sequence[int]
 
 
-class _Bucket:
-    """A token bucket; starts full."""
+class _Allowance:
+    """What may be used up at a moment; starts full, and fills little by little, or at once when a window begins."""
 
     def __init__(self) -> None:
         self.level = -1.0
         self._at = 0.0
 
-    def refill(self, now: float, rate: float, size: float) -> None:
-        self.level = size if self.level < 0 else min(size, self.level + (now - self._at) * rate)
+    def refill(self, now: float, rate: float, size: float, window_seconds: float | None) -> None:
+        if window_seconds is None:
+            came_in = (now - self._at) * rate
+        else:
+            came_in = size if now // window_seconds > self._at // window_seconds else 0.0
+        self.level = size if self.level < 0 else min(size, self.level + came_in)
         self._at = now
 
 
@@ -59,7 +63,7 @@ class ServerPhysics:
         self._slots: list[float] = [0.0] * self.spec.slots
         self._waiting: deque[_Request] = deque()
         self._engine_busy = False
-        self._buckets = {name: _Bucket() for name in ("requests", "texts", "tokens")}
+        self._allowances = {name: _Allowance() for name in ("requests", "texts", "tokens")}
         self._warm_at: float | None = None
         self.texts_inside = 0
         self._starts: list[float] = []
@@ -216,22 +220,26 @@ class ServerPhysics:
         waits = 0.0
         limited = {name: rate for name, rate in rates.items() if rate is not None}
         for name, rate in limited.items():
-            bucket, size = self._buckets[name], rate * spec.burst_seconds
-            bucket.refill(at, rate, max(size, 1.0))
-            if bucket.level < needs[name] - 1e-9:
-                waits = max(waits, (needs[name] - bucket.level) / rate)
+            allowance = self._allowances[name]
+            allowance.refill(at, rate, spec.most_at_once(rate), spec.window_seconds)
+            if allowance.level < needs[name] - 1e-9:
+                waits = max(waits, self._fills_in(at, rate, needs[name] - allowance.level))
         if waits == 0.0:
             for name in limited:
-                self._buckets[name].level -= needs[name]
+                self._allowances[name].level -= needs[name]
             return None
         return Finished(
             request=request.number,
             status=spec.rate_status,
             message="rate limit exceeded",
-            headers={**_retry_after(spec, waits), **self.announced()},
+            headers={**_retry_after(spec, waits), **self.announced(at)},
         )
 
-    def announced(self) -> dict[str, str]:
+    def _fills_in(self, at: float, rate: float, missing: float) -> float:
+        window = self.spec.window_seconds
+        return missing / rate if window is None else window - at % window
+
+    def announced(self, at: float) -> dict[str, str]:
         """The `x-ratelimit-*` headers at this moment, in the form of hosted services; empty if it keeps them secret."""
         spec = self.spec
         if not spec.announce:
@@ -239,11 +247,13 @@ class ServerPhysics:
         headers: dict[str, str] = {}
         for name, rate in (("requests", spec.requests_per_second), ("tokens", spec.tokens_per_second)):
             if rate is not None:
-                size = max(rate * spec.burst_seconds, 1.0)
-                level = max(0.0, self._buckets[name].level) if self._buckets[name].level >= 0 else size
+                allowance, size = self._allowances[name], spec.most_at_once(rate)
+                if spec.window_seconds is not None or allowance.level < 0:
+                    allowance.refill(at, rate, size, spec.window_seconds)
+                level = max(0.0, allowance.level)
                 headers[f"x-ratelimit-limit-{name}"] = str(round(size))
                 headers[f"x-ratelimit-remaining-{name}"] = str(int(level))
-                headers[f"x-ratelimit-reset-{name}"] = f"{(size - level) / rate:.3f}s"
+                headers[f"x-ratelimit-reset-{name}"] = f"{self._fills_in(at, rate, size - level):.3f}s"
         return headers
 
     def _slowness(self, at: float) -> float:
@@ -288,7 +298,7 @@ class ServerPhysics:
 
     def _worked(self, at: float, request: _Request) -> None:
         self._leave(request)
-        self._reply(at, Finished(request=request.number, status=200, headers=self.announced()))
+        self._reply(at, Finished(request=request.number, status=200, headers=self.announced(at)))
 
     def _leave(self, request: _Request) -> None:
         self.texts_inside -= len(request.tokens)

@@ -32,8 +32,9 @@ class ServerSpec:
 
     Refusals: more than `queue_limit` waiting requests, or more than `most_inside` texts waiting and being worked on:
     `full_status`, which is 503, or 429 as from Infinity and TEI. A bucket per second of requests, texts or tokens that holds
-    `burst_seconds` of its rate: `rate_status`, which is 429, or 503 as from nginx, with `retry_after` in the given form, and
-    `x-ratelimit-*` headers if `announce`. More than `most_texts` in a request: 413. A text over `context_tokens`: 400.
+    `burst_seconds` of its rate, or one that is filled at the begin of every `window_seconds` with what they give:
+    `rate_status`, which is 429, or 503 as from nginx, with `retry_after` in the given form, and `x-ratelimit-*` headers if
+    `announce`. More than `most_texts` in a request: 413. A text over `context_tokens`: 400.
 
     Faults: shares of 500, 503, reset connections and stalls of `stall_seconds`. The first request waits
     `cold_start_seconds`. When it goes `down`, requests inside break off and new ones are refused, and it comes back
@@ -65,6 +66,7 @@ class ServerSpec:
     texts_per_second: float | None = None
     tokens_per_second: float | None = None
     burst_seconds: float = 1.0
+    window_seconds: float | None = None
     rate_status: RefusalStatus = 429
     retry_after: RetryAfterForm = "none"
     announce: bool = False
@@ -87,12 +89,16 @@ class ServerSpec:
         if min(*least, 1 if self.most_inside is None else self.most_inside) < 1:
             raise ConfigurationError("slots, step_tokens, knee and most_inside of a simulated server are at least 1.")
         for name, value in _values(self):
-            if name.endswith(("_seconds", "_per_text", "_per_token", "_per_request")) and value < 0:
+            if name.endswith(("_seconds", "_per_text", "_per_token", "_per_request")) and (value or 0.0) < 0:
                 raise ConfigurationError(f"{name} of a simulated server must not be negative.")
-            if name.endswith("_per_second") and value is not None and value <= 0:
+            if (name.endswith("_per_second") or name == "window_seconds") and value is not None and value <= 0:
                 raise ConfigurationError(f"{name} of a simulated server must be more than 0.")
             if value is not None and (name.startswith("share_") or name == "tail_share") and not 0.0 <= value <= 1.0:
                 raise ConfigurationError(f"{name} of a simulated server is a share from 0 to 1.")
+
+    def most_at_once(self, rate: float) -> float:
+        """How much of a rate may be used up at once."""
+        return max(1.0, rate * (self.burst_seconds if self.window_seconds is None else self.window_seconds))
 
     def work_seconds(self, tokens: Sequence[int]) -> float:
         """Undisturbed work on the texts of one request, without what the request itself costs."""

@@ -2,8 +2,9 @@
 
 Each seed is one server of one of ten kinds, with its speed, its fixed costs and its texts drawn over orders of magnitude; or,
 drawn as `slow`, one that takes as long for a text as is aimed at, varies much, and works on several at a time; as `rates`,
-one that refuses what is over a rate of which it says nothing; or, as `busy`, one that refuses what it has no room for, or says
-503 and means a rate, or nothing.
+one that refuses what is over a rate of which it says nothing; as `windows`, one that gives its rate by the second or by the
+third of a minute, and may say so; or, as `busy`, one that refuses what it has no room for, or says 503 and means a rate, or
+nothing.
 """
 
 from collections.abc import Callable, Mapping
@@ -114,6 +115,21 @@ def draw_rates(seed: int) -> tuple[str, Course, Texts]:
     return intent + (f", then x {change:g}" if change != 1.0 else ""), course, Texts(mean_tokens=mean)
 
 
+def draw_windows(seed: int) -> tuple[str, Course, Texts]:
+    """A rate that comes all at once when a window begins, and that every third server tells."""
+    _, course, texts = draw_rates(seed)
+    random = Random(f"window {seed}")
+    seconds, announce = random.choice([1.0, 5.0, 20.0]), random.choice([False, False, True])
+    spec = replace(course.spec, window_seconds=seconds, announce=announce)
+    (counted, rate), *_ = (
+        (name, rate * seconds / (texts.mean_tokens if name == "tokens" else 1))
+        for name in ("requests", "texts", "tokens")
+        if (rate := getattr(spec, f"{name}_per_second")) is not None
+    )
+    intent = f"{rate:.3g} {'texts in tokens' if counted == 'tokens' else counted} in {seconds:g} s"
+    return intent + (", announced" if announce else ""), Course(spec=spec), texts
+
+
 def draw_busy(seed: int) -> tuple[str, Course, Texts]:
     """A server that bounds the texts inside it, or the requests that wait, and refuses more with 503 or 429; of five, one has a
     rate that it calls 503, and one says 503 by chance."""
@@ -163,6 +179,7 @@ DRAWN: Mapping[str, Callable[[int], tuple[str, Course, Texts]]] = {
     "any": draw,
     "slow": draw_slow,
     "rates": draw_rates,
+    "windows": draw_windows,
     "busy": draw_busy,
 }
 """What can be drawn, by the name it is asked for."""

@@ -333,3 +333,27 @@ def test_a_rate_of_requests_that_nearly_fills_the_server_does_not_leave_it_idle(
         result = alone(course, mean_tokens=60.0, warm_up=10.0, seed=seed)
         assert result.goodput >= 0.85 * 16 / 0.1, f"seed {seed}"
         assert result.percentile(0.95) <= 0.75, "late, but by no long queue"
+
+
+BY_THE_WINDOW = {"slots": 4, "seconds_per_text": 0.02, "rtt_seconds": 0.02, "jitter": 0.1}
+
+
+@pytest.mark.parametrize("told", [{}, {"retry_after": "seconds"}, {"announce": True}])
+@pytest.mark.parametrize(("requests", "seconds", "least"), [(50, 10.0, 120.0), (40, 60.0, 40.0)])
+def test_a_number_of_requests_by_the_window_is_used_for_large_ones(
+    requests: int, seconds: float, least: float, told: dict[str, object]
+) -> None:
+    """Before, they were used up by small ones, which became single texts while the window was empty."""
+    rate = {"requests_per_second": requests / seconds, "window_seconds": seconds}
+    for seed in (1, 2, 3):
+        course = course_from({**BY_THE_WINDOW, **rate, **told})
+        result = alone(course, mean_tokens=20.0, seconds=300.0, warm_up=150.0, seed=seed)
+        assert result.goodput >= least
+
+
+def test_a_pace_that_is_far_below_what_a_server_can_do_opens_no_limit_for_the_day_on_which_it_is_gone() -> None:
+    """A window shows no pace while it has something left: what was let through then was 21 seconds of work at once."""
+    course = course_from({**BY_THE_WINDOW, "requests_per_second": 10.0, "window_seconds": 60.0})
+    for seed in (1, 2, 3):
+        result = alone(course, mean_tokens=20.0, seconds=400.0, warm_up=130.0, seed=seed)
+        assert result.percentile(0.95) <= 1.0

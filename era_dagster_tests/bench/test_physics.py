@@ -139,6 +139,33 @@ def test_a_bucket_holds_its_burst() -> None:
     assert statuses({"slots": 100, "requests_per_second": 5, "burst_seconds": 3}, at_once(20)).count(429) == 5
 
 
+def test_a_window_gives_at_its_begin_what_its_rate_brings_in_it_and_nothing_before_the_next_one() -> None:
+    server = {"slots": 100, "requests_per_second": 0.5, "window_seconds": 10}
+    asked = [(at, [1]) for at in (1.0, 2.0, *[8.0] * 4, 9.9, *[10.0] * 6, 19.9)]
+    assert statuses(server, asked) == [200, 200, 200, 200, 200, 429, 429, 200, 200, 200, 200, 200, 429, 429]
+
+
+def test_a_window_tells_when_it_ends() -> None:
+    server = {
+        "slots": 9,
+        "requests_per_second": 0.2,
+        "window_seconds": 10,
+        "retry_after": "milliseconds",
+        "announce": True,
+    }
+    taken, still, refused, again = (
+        each.headers for _, each in ask(server, [(at, [1]) for at in (1.0, 4.0, 7.0, 10.0)])
+    )
+    names = ("x-ratelimit-limit-requests", "x-ratelimit-remaining-requests", "x-ratelimit-reset-requests")
+    assert [[headers[name] for name in names] for headers in (taken, still, refused, again)] == [
+        ["2", "1", "8.980s"],
+        ["2", "0", "5.980s"],
+        ["2", "0", "3.000s"],
+        ["2", "1", "9.980s"],
+    ]
+    assert refused["retry-after-ms"] == "3000"
+
+
 def test_retry_after_comes_in_the_given_form() -> None:
     forms: dict[str, dict[str, str]] = {}
     for form in ("none", "seconds", "date", "milliseconds"):

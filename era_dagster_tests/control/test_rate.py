@@ -8,7 +8,8 @@ import pytest
 
 from era_dagster.control.allowances import Allowance, announced_allowances
 from era_dagster.control.evidence import Sent
-from era_dagster.control.rate import Load, Pacer, Throttle
+from era_dagster.control.load import Load
+from era_dagster.control.rate import Pacer, Throttle
 
 
 class Refusing:
@@ -58,9 +59,20 @@ def drive(
         else:
             refusals += 1
             first = throttle.refused(now, sent_at=now, retry_after_seconds=None)
-            pacer.refused(now, sent_at=now, sent=sent, items=items, first=first)
+            pacer.refused(now, sent_at=now, sent=sent, items=items, tokens=20.0 * items, first=first)
         now += 1e-3
     return accepted, refusals
+
+
+def accept(pacer: Pacer, now: float, *, items: int) -> None:
+    pacer.sent(now, items=items, tokens=20.0 * items)
+    pacer.accepted(now, items=items, tokens=20.0 * items)
+
+
+def refuse(pacer: Pacer, now: float, *, items: int, tokens: float | None = None, full: bool = False) -> None:
+    tokens = 20.0 * items if tokens is None else tokens
+    sent = pacer.sent(now, items=items, tokens=tokens)
+    pacer.refused(now, sent_at=now, sent=sent, items=items, tokens=tokens, first=True, full=full)
 
 
 @pytest.mark.parametrize("rate", [5.0, 40.0, 150.0, 900.0])
@@ -111,17 +123,52 @@ def test_a_limit_that_changes_is_followed(factor: float) -> None:
     assert refusals <= 25
 
 
-def test_requests_that_were_made_smaller_while_nothing_was_accepted_are_large_again_after_a_minute() -> None:
-    pacer, now = Pacer(None), 0.0
-    for _ in range(4):
-        pacer.ready_at(now)
-        pacer.refused(now, sent_at=now, sent=pacer.sent(now, items=16, tokens=320.0), items=16, first=True)
-        now += 10.0
+def test_requests_that_were_made_smaller_while_nothing_was_accepted_double_with_what_is() -> None:
+    pacer = Pacer(None)
+    for number in range(4):
+        refuse(pacer, 10.0 * number, items=16)
     assert pacer.most_items == 8
-    pacer.ready_at(now + 40.0)
-    assert pacer.most_items == 8
-    pacer.ready_at(now + 60.0)
-    assert pacer.most_items == math.inf
+    accept(pacer, 50.0, items=8)
+    assert pacer.most_items == 16
+    accept(pacer, 51.0, items=16)
+    accept(pacer, 52.0, items=1)
+    assert pacer.most_items == 32
+
+
+@pytest.mark.parametrize(
+    ("items", "tokens", "seconds", "most"),
+    [(16, 320.0, 0.0, math.inf), (17, 320.0, 0.0, 8), (16, 330.0, 0.0, 8), (16, 320.0, 60.0, 8)],
+)
+def test_requests_of_a_size_that_was_accepted_a_moment_ago_do_not_become_smaller_where_a_window_is_used_up(
+    items: int, tokens: float, seconds: float, most: float
+) -> None:
+    pacer = Pacer(None)
+    accept(pacer, 0.0, items=16)
+    for number in range(3):
+        refuse(pacer, 1.0 + number + seconds, items=items, tokens=tokens)
+    assert pacer.most_items == most
+
+
+def test_what_a_window_gave_is_taken_over_all_of_the_time_and_not_since_it_was_last_found_used_up() -> None:
+    """A hundred requests a minute, at once; asked again and again meanwhile it refuses."""
+    pacer = Pacer(None)
+    for at in (3.0, 3.5, 4.5, 6.5, 10.5, 18.5, 34.5, 50.5):
+        refuse(pacer, at, items=8)
+    for _ in range(100):
+        accept(pacer, 66.5, items=8)
+    refuse(pacer, 69.5, items=8)
+    assert pacer.rate is not None and pacer.rate / 8 == pytest.approx(100 / 66, rel=0.1)
+
+
+def test_that_a_refusal_was_no_matter_of_room_may_be_told_by_the_next_one() -> None:
+    pacer = Pacer(None)
+    refuse(pacer, 1.0, items=4)
+    for _ in range(9):
+        accept(pacer, 2.0, items=4)
+    refuse(pacer, 2.0, items=4, full=True)
+    assert pacer.rate is None
+    refuse(pacer, 2.5, items=4)
+    assert pacer.rate is not None and pacer.rate / 4 == pytest.approx(9 / 1.5, rel=0.1)
 
 
 def test_what_may_have_been_refused_for_another_reason_teaches_no_rate_but_is_remembered_where_it_was_none() -> None:
@@ -130,7 +177,7 @@ def test_what_may_have_been_refused_for_another_reason_teaches_no_rate_but_is_re
         for _ in range(9):
             pacer.sent(at, items=4, tokens=80.0)
         last = pacer.sent(at, items=4, tokens=80.0)
-        pacer.refused(at, sent_at=at, sent=last, items=4, first=True, full=full)
+        pacer.refused(at, sent_at=at, sent=last, items=4, tokens=80.0, first=True, full=full)
         assert (pacer.rate is None) == full
     assert pacer.rate == pytest.approx(9 * 4, rel=0.15)
     pacer.forget()
@@ -149,7 +196,7 @@ def test_a_pace_that_was_learnt_over_a_while_in_which_nothing_was_taken_does_not
         for _ in range(accepted):
             pacer.sent(now, items=4, tokens=80.0)
         last = pacer.sent(now, items=4, tokens=80.0)
-        return pacer.refused(now, sent_at=now, sent=last, items=4, first=True)
+        return pacer.refused(now, sent_at=now, sent=last, items=4, tokens=80.0, first=True)
 
     assert not refused(accepted=9), "what the first refusal was preceded by is no stretch"
     assert refused(accepted=9)
@@ -190,7 +237,7 @@ def test_a_refusal_that_comes_late_was_not_accepted_before() -> None:
 
         def refuse(number: int, *, first: bool, of: Pacer = pacer, all_sent: Sequence[Sent] = sent) -> None:
             at = 0.1 * number
-            of.refused(at + 0.05, sent_at=at, sent=all_sent[number], items=4, first=first)
+            of.refused(at + 0.05, sent_at=at, sent=all_sent[number], items=4, tokens=80.0, first=first)
 
         refuse(0, first=True)
         if late:
@@ -287,17 +334,19 @@ def test_a_window_that_is_announced_is_used_up_and_waited_for_without_a_single_r
     assert pacer.rate == pytest.approx(8.0 * limit / length, rel=0.02)
 
 
-def test_a_window_gives_as_much_again_after_its_end_though_no_answer_tells_so() -> None:
+@pytest.mark.parametrize(("kind", "gap"), [("requests", 5.0), ("tokens", 0.0)])
+def test_a_window_gives_as_much_again_after_its_end_though_no_answer_tells_so(kind: str, gap: float) -> None:
+    """Its tokens may go at once; its requests are spread, because then each of them comes to carry more."""
     pacer = Pacer(None)
     for number, reset in enumerate((10.0, 9.0)):
-        sent = pacer.sent(float(number), items=1, tokens=20.0)
+        sent = pacer.sent(float(number), items=1, tokens=1.0)
         said = Allowance(limit=2.0, remaining=1.0 - number, reset_seconds=reset)
-        pacer.announced(float(number), sent, {"requests": said})
+        pacer.announced(float(number), sent, {kind: said})
     for start in (10.0, 20.0):
         assert pacer.ready_at(start - 1.0) == start
-        for _ in range(2):
-            assert pacer.ready_at(start) <= start
-            pacer.sent(start, items=1, tokens=20.0)
+        for at in (start, start + gap):
+            assert pacer.ready_at(start) == pytest.approx(at)
+            pacer.sent(at, items=1, tokens=1.0)
 
 
 @pytest.mark.parametrize(
@@ -339,9 +388,9 @@ def test_refusals_of_one_burst_may_come_back_in_any_order() -> None:
         pacer = Pacer(None)
         sent = {number: pacer.sent(0.0, items=4, tokens=80.0) for number in range(1, 9)}
         for number in order:
-            pacer.refused(0.01, sent_at=0.0, sent=sent[number], items=4, first=number == order[0])
+            pacer.refused(0.01, sent_at=0.0, sent=sent[number], items=4, tokens=80.0, first=number == order[0])
         later = {number: pacer.sent(1.0, items=4, tokens=80.0) for number in range(9, 14)}
-        pacer.refused(1.01, sent_at=1.0, sent=later[13], items=4, first=True)
+        pacer.refused(1.01, sent_at=1.0, sent=later[13], items=4, tokens=80.0, first=True)
         rate = pacer.rate
         assert rate is not None and 0.9 * 16 <= rate <= 1.25 * 16, (
             "four of four texts each were accepted in that second"
