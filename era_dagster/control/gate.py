@@ -148,7 +148,8 @@ class EndpointController:
         if load is not None:
             items, tokens = float(self._limit.most_items), load
         items = min(items, self._limit.most_items, self._pacer.most_items, room)
-        return Decision(batch_items=max(1, int(items)), batch_tokens=max(1, int(min(tokens, self._ceilings.tokens))))
+        tokens = min(tokens, self._ceilings.tokens, self._pacer.most_tokens)
+        return Decision(batch_items=max(1, int(items)), batch_tokens=max(1, int(tokens)))
 
     @property
     def _counted_load(self) -> float | None:
@@ -265,14 +266,9 @@ class EndpointController:
             if first and not (by_time or ticket.probe or self._pacer.is_known or self._unavailable.is_rate):
                 full = self._is_full(now, ticket, limited=True) is True
             self._limit.turned_away(now, ticket.number)
+            items, tokens, sent = ticket.items, ticket.tokens, ticket.sent
             learnt = self._pacer.refused(
-                now,
-                sent_at=ticket.sent_at,
-                sent=ticket.sent,
-                items=ticket.items,
-                tokens=ticket.tokens,
-                first=first,
-                full=full,
+                now, sent_at=ticket.sent_at, sent=sent, items=items, tokens=tokens, first=first, full=full
             )
             if learnt and self._unavailable.learnt(now, self._pacer.rate):
                 self._pacer.forget()

@@ -31,6 +31,8 @@ BURST_SECONDS = 1.0
 """What a pause brought may be made up for at once, up to so long: buckets of less are rare."""
 EVEN_BURST_SECONDS = 0.25
 """What a window has left is spread, but for places that become free together."""
+WINDOW_PARTS = 8.0
+"""Requests whose tokens use a window up."""
 DOUBLED_SECONDS = 4.0
 DOUBLED_REQUESTS = 30.0
 """A pace that meets no refusal has doubled after the longer of these, so that a rate which did not change refuses about
@@ -214,6 +216,18 @@ class Pacer:
             usual = max(1.0, math.floor(REQUEST_SECONDS * self._learnt.rate))
             most = min(most, 2.0 * usual if self._twice_as_large else usual)
         return most
+
+    @property
+    def most_tokens(self) -> float:
+        """The most tokens, as they are estimated, in a request: no more than the server announces to give at once, or it
+        would be refused for ever. Of a window an eighth, so that little is left over, or its tokens by its requests."""
+        tokens, requests = self._announced.get("tokens"), self._announced.get("requests")
+        if tokens is None:
+            return math.inf
+        parts = WINDOW_PARTS if isinstance(tokens, Window) else 1.0
+        if requests is not None:
+            parts = max(1.0, min(parts, requests.size))
+        return tokens.size / parts / self._token_scale
 
     def ready_at(self, now: float) -> float:
         """When the next request, if it is like the last, may go; at or before `now`: at once."""

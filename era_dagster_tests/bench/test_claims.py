@@ -351,6 +351,16 @@ def test_a_number_of_requests_by_the_window_is_used_for_large_ones(
         assert result.goodput >= least
 
 
+def test_a_few_requests_and_their_tokens_by_the_minute_are_used_up_where_the_server_tells_of_them() -> None:
+    """Before, a request of more tokens than the minute has was sent again and again until the patience was over."""
+    rates = {"requests_per_second": 0.05, "tokens_per_second": 10_000 / 60, "window_seconds": 60, "announce": True}
+    for seed in (1, 2, 3):
+        course = course_from({"slots": 32, "seconds_per_token": 0.0001, "rtt_seconds": 0.02, **rates})
+        result = alone(course, mean_tokens=200.0, seconds=900.0, warm_up=300.0, seed=seed)
+        assert result.goodput >= 0.85 * 10_000 / 60 / 200
+        assert result.refusals <= 5
+
+
 def test_a_pace_that_is_far_below_what_a_server_can_do_opens_no_limit_for_the_day_on_which_it_is_gone() -> None:
     """A window shows no pace while it has something left: what was let through then was 21 seconds of work at once."""
     course = course_from({**BY_THE_WINDOW, "requests_per_second": 10.0, "window_seconds": 60.0})

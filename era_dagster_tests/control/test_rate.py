@@ -350,6 +350,27 @@ def test_a_window_gives_as_much_again_after_its_end_though_no_answer_tells_so(ki
 
 
 @pytest.mark.parametrize(
+    ("resets", "requests", "most"),
+    [((60.0, 59.0), None, 1000.0), ((60.0, 59.0), 3.0, 8000.0 / 3.0), ((0.1, 0.2), 3.0, 8000.0)],
+    ids=["a window", "a window of few requests", "a bucket"],
+)
+def test_a_request_holds_no_more_tokens_than_are_announced_to_be_given_at_once(
+    resets: tuple[float, float], requests: float | None, most: float
+) -> None:
+    pacer = Pacer(None)
+    for number, reset in enumerate(resets):
+        sent = pacer.sent(float(number), items=1, tokens=100.0)
+        said = {"tokens": Allowance(limit=8000.0, remaining=7900.0 - 100.0 * number, reset_seconds=reset)}
+        if requests is not None:
+            said["requests"] = Allowance(limit=requests, remaining=requests - 1.0, reset_seconds=reset)
+        pacer.announced(float(number), sent, said)
+    assert pacer.most_tokens == pytest.approx(most)
+    for _ in range(200):
+        pacer.counted(estimated=100.0, counted=200.0)
+    assert pacer.most_tokens == pytest.approx(most / 2.0), "the server counts twice as many"
+
+
+@pytest.mark.parametrize(
     ("reset", "seconds"),
     [("12", 12.0), ("0.5", 0.5), ("1.5s", 1.5), ("20ms", 0.02), ("6m0s", 360.0), ("1h2m3s", 3723.0)],
 )
