@@ -1,12 +1,24 @@
-"""What a server says of its own limits: the `x-ratelimit-*` headers, read."""
+"""What a server says of its own limits: the `x-ratelimit-*` and `ratelimit-*` headers, read."""
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC
+from email.utils import parsedate_to_datetime
 
-PARTS = ("limit", "remaining", "reset")
 LONGEST_RESET_SECONDS = 366 * 86400.0
 """A longer time is a moment, in seconds since 1970, and no duration."""
+NAMES = [
+    (kind, [name.format(part) for part in ("limit", "remaining", "reset")])
+    for kind, name in (
+        ("requests", "x-ratelimit-{}-requests"),
+        ("requests", "x-ratelimit-{}"),
+        ("requests", "ratelimit-{}"),
+        ("tokens", "x-ratelimit-{}-tokens"),
+    )
+]
+"""What each three count; the first that can be read are taken."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,18 +31,51 @@ class Allowance:
 
 
 def announced_allowances(headers: Mapping[str, str]) -> dict[str, Allowance]:
-    """The `x-ratelimit-*` headers by what they count, `requests` or `tokens`; those that cannot be read are left out.
+    """The headers about limits by what they count, `requests` or `tokens`; those that cannot be read are left out.
 
-    Without a kind in their names they count requests. Resets are seconds ("12", "0.5"), or durations as in "6m0s", "1.5s",
-    "20ms". A date, or the seconds since 1970, is none: it would take the server's clock to read it.
+    Without a kind in their names they count requests. Resets are seconds ("12", "0.5"), durations as in "6m0s", "1.5s",
+    "20ms", or seconds since 1970 where the server's own clock stands in `Date`. A limit may name its windows ("100,
+    100;w=60"). `RateLimit` as one field is read as draft 7 of the IETF has it, and as draft 8 with `RateLimit-Policy`.
     """
     found: dict[str, Allowance] = {}
-    for kind, suffix in (("requests", "-requests"), ("requests", ""), ("tokens", "-tokens")):
-        limit, remaining, reset = (headers.get(f"x-ratelimit-{part}{suffix}", "") for part in PARTS)
-        most, left, seconds = _number(limit), _number(remaining), _duration(reset)
-        if kind not in found and most and left is not None and seconds is not None:
-            found[kind] = Allowance(limit=most, remaining=min(left, most), reset_seconds=seconds)
+    for kind, names in NAMES:
+        if names[0] in headers and kind not in found:
+            limit, remaining, reset = (headers.get(name, "") for name in names)
+            said = _allowance(re.split("[,;]", limit)[0], remaining, reset, headers.get("date", ""))
+            if said is not None:
+                found[kind] = said
+    if "ratelimit" in headers and "requests" not in found:
+        said = _combined(headers["ratelimit"], headers.get("ratelimit-policy", ""))
+        if said is not None:
+            found["requests"] = said
     return found
+
+
+def _allowance(limit: str, remaining: str, reset: str, date: str = "") -> Allowance | None:
+    most, left, seconds = _number(limit), _number(remaining), _duration(reset, date)
+    if not most or left is None or seconds is None:
+        return None
+    return Allowance(limit=most, remaining=min(left, most), reset_seconds=seconds)
+
+
+def _combined(fields: str, policies: str) -> Allowance | None:
+    """Draft 7: `limit=100, remaining=50, reset=30`. Draft 8: `"default";r=50;t=30`, `"default";q=100;w=60`; of several that
+    of which least is left."""
+    plain = dict(re.findall(r"(limit|remaining|reset)=([\d.]+)", fields))
+    if plain:
+        return _allowance(plain.get("limit", ""), plain.get("remaining", ""), plain.get("reset", ""))
+    quotas = _by_name(policies)
+    known = (
+        _allowance(quotas.get(name, {}).get("q", ""), said.get("r", ""), said.get("t", ""))
+        for name, said in _by_name(fields).items()
+    )
+    return min((each for each in known if each is not None), key=lambda each: each.remaining, default=None)
+
+
+def _by_name(text: str) -> dict[str, dict[str, str]]:
+    """The parameters of each item of a list as in RFC 9651: `"default";r=50;t=30, "daily";r=900;t=3600`."""
+    items = (part.partition(";") for part in text.split(","))
+    return {name.strip(): dict(re.findall(r"(\w+)=([\d.]+)", parameters)) for name, _, parameters in items}
 
 
 def _number(text: str) -> float | None:
@@ -41,9 +86,17 @@ def _number(text: str) -> float | None:
     return number if math.isfinite(number) and number >= 0 else None
 
 
-def _duration(text: str) -> float | None:
+def _duration(text: str, date: str) -> float | None:
     seconds = _spelled_duration(text)
-    return None if seconds is None or seconds > LONGEST_RESET_SECONDS else seconds
+    if seconds is None or seconds <= LONGEST_RESET_SECONDS:
+        return seconds
+    try:
+        now = parsedate_to_datetime(date)
+    except ValueError:
+        return None
+    # A date with the zone -0000 comes without one; it is UTC.
+    until = seconds - (now if now.tzinfo else now.replace(tzinfo=UTC)).timestamp()
+    return until if 0.0 <= until <= LONGEST_RESET_SECONDS else None
 
 
 def _spelled_duration(text: str) -> float | None:

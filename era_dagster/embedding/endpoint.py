@@ -45,7 +45,7 @@ class Endpoint:
     def why_not(self) -> str:
         """Why it takes nothing, for the error that ends everything; empty if it never failed."""
         if self.controller.announces_long_wait:
-            return f"{self.provider.url} has given all that its x-ratelimit headers allow for now."
+            return f"{self.provider.url} has given all that its rate limit headers allow for now."
         return self.last_error
 
     @property
@@ -57,7 +57,7 @@ class Endpoint:
         """Tell the controller how a request ended."""
         if isinstance(answer, Answer):
             self.loading = False
-            self.controller.completed(now, ticket, Outcome.SUCCESS, tokens=answer.tokens, headers=answer.limits)
+            self.controller.completed(now, ticket, Outcome.SUCCESS, tokens=answer.tokens, headers=answer.headers)
             return
         self.last_error = answer.error.message
         self.controller.completed(

@@ -51,7 +51,6 @@ SPARE_ANSWER_BYTES = 1 << 20
 LONGEST_ERROR_BYTES = 16_384
 """So much of an error is read. Only its first words are kept, and some servers echo the whole request in it."""
 
-LIMITS_PREFIX = "x-ratelimit-"
 
 _NO_COOKIES = DefaultCookiePolicy(allowed_domains=())
 """A client would remember, and send along, whatever cookies a server or what is before it sets with each answer."""
@@ -63,12 +62,12 @@ _GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
 class Answer:
     """Vectors as the server gave them: float32, shape (texts, dimension), neither checked nor normalised.
 
-    `tokens` is the server's own count, where it gave one; `limits` its headers about rate limits.
+    `tokens` is the server's own count, where it gave one; its `headers` may tell of its limits.
     """
 
     vectors: NDArray[np.float32]
     tokens: int | None
-    limits: Mapping[str, str] = field(default_factory=dict[str, str])
+    headers: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,14 +81,14 @@ class Identified:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
-    """A JSON object that a server answered, and those of its headers that tell its limits (`x-ratelimit-*`).
+    """A JSON object that a server answered, and its headers, with names in any case.
 
     `asked_bytes`: the length of the request's body.
     """
 
     content: Mapping[str, Any]
     asked_bytes: int
-    limits: Mapping[str, str]
+    headers: Mapping[str, str]
 
 
 class Provider(Protocol):
@@ -128,7 +127,7 @@ def answered(asked: Asked, reply: Reply, rows: Any, count: int, tokens: Any) -> 
         words = f" It says: {said_of({'error': said}, asked.key).text}." if said else ""
         return Verdict(error=EndpointUnavailable(f"{asked}: {error.message}{words}"), outcome=Outcome.FAILED)
     tokens = tokens if type(tokens) is int and 0 < tokens <= reply.asked_bytes else None
-    return Answer(vectors=vectors, tokens=tokens, limits=reply.limits)
+    return Answer(vectors=vectors, tokens=tokens, headers=reply.headers)
 
 
 class HttpEndpoint:
@@ -201,8 +200,7 @@ class HttpEndpoint:
         parsed = json_object(body)
         if parsed is None:
             return unreadable(self.asked, body)
-        limits = {name: value for name, value in response.headers.items() if name.startswith(LIMITS_PREFIX)}
-        return Reply(content=parsed, limits=limits, asked_bytes=0 if content is None else len(content))
+        return Reply(content=parsed, headers=response.headers, asked_bytes=0 if content is None else len(content))
 
     def _new_client(self) -> httpx.AsyncClient:
         try:

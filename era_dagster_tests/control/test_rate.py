@@ -404,6 +404,50 @@ def test_headers_that_make_no_sense_are_no_allowance(reset: str) -> None:
     assert announced_allowances(headers) == {}
 
 
+DATE = {"date": "Sun, 29 Nov 2026 12:00:00 GMT"}
+NOON = 1795953600
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"ratelimit-limit": "100", "ratelimit-remaining": "40", "ratelimit-reset": "12"},
+        {"ratelimit-limit": "100, 100;w=60", "ratelimit-remaining": "40", "ratelimit-reset": "12"},
+        {
+            "x-ratelimit-limit": '100, 100;w=60;name="ip", 5000;w=3600',
+            "x-ratelimit-remaining": "40",
+            "x-ratelimit-reset": "12",
+        },
+        {"x-ratelimit-limit": "100", "x-ratelimit-remaining": "40", "x-ratelimit-reset": str(NOON + 12), **DATE},
+        {"ratelimit": "limit=100, remaining=40, reset=12", "ratelimit-policy": "100;w=60"},
+        {"ratelimit": '"default";r=40;t=12', "ratelimit-policy": '"default";q=100;w=60'},
+        {
+            "ratelimit": '"day"; r=900; t=3600, "minute"; r=40; t=12',
+            "ratelimit-policy": '"minute"; q=100; w=60, "day"; q=1000; w=86400',
+        },
+    ],
+    ids=["IETF draft 6", "with its window", "Envoy", "express and flask", "draft 7", "draft 8", "two policies"],
+)
+def test_limits_are_read_as_gateways_and_frameworks_tell_them(headers: dict[str, str]) -> None:
+    said = {"requests": Allowance(limit=100.0, remaining=40.0, reset_seconds=12.0)}
+    assert announced_allowances(headers) == said
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"x-ratelimit-limit": "9", "x-ratelimit-remaining": "4", "x-ratelimit-reset": str(NOON - 1), **DATE},
+        {"x-ratelimit-limit": "9", "x-ratelimit-remaining": "4", "x-ratelimit-reset": str(NOON), "date": "yesterday"},
+        {"ratelimit": '"default";r=40;t=12'},
+        {"ratelimit": '"default";r=40;t=12', "ratelimit-policy": '"other";q=100;w=60'},
+        {"ratelimit": "limit=100, remaining=40"},
+        {"ratelimit": ',;=,;;"', "ratelimit-policy": ";;,,"},
+    ],
+)
+def test_limits_of_which_a_part_is_missing_are_none(headers: dict[str, str]) -> None:
+    assert announced_allowances(headers) == {}
+
+
 def test_refusals_of_one_burst_may_come_back_in_any_order() -> None:
     for order in ((8, 5, 6, 7), (5, 6, 7, 8), (7, 8, 5, 6)):
         pacer = Pacer(None)

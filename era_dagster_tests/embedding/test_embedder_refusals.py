@@ -128,7 +128,7 @@ def test_an_allowance_that_is_used_up_until_tomorrow_ends_the_run_at_once_and_sa
     server = FakeEmbeddingServer(dimension=4)
 
     async def main() -> float:
-        with pytest.raises(EndpointUnavailable, match=f"{URL} has given all that its x-ratelimit headers allow"):
+        with pytest.raises(EndpointUnavailable, match=f"{URL} has given all that its rate limit headers allow"):
             await embed_texts([str(n) for n in range(5000)], urls=URL, model=server.model, transport=Daily(server))
         return asyncio.get_running_loop().time()
 
@@ -282,8 +282,9 @@ def test_a_server_that_dies_after_a_refusal_ends_the_run_and_gives_no_text_up() 
         run(Answers(answer), ["a", "x" * 4000, "b"])
 
 
+@pytest.mark.parametrize("name", ["X-RateLimit-{}-Requests", "RateLimit-{}"])
 @pytest.mark.parametrize(("limit", "length"), [(5, 1.0), (60, 60.0)])
-def test_a_window_that_a_server_announces_is_never_overrun(limit: int, length: float) -> None:
+def test_a_window_that_a_server_announces_is_never_overrun(limit: int, length: float, name: str) -> None:
     ends_at, left, refused = 0.0, 0, 0
 
     async def answer(_: str, wanted: list[str]) -> httpx.Response:
@@ -296,8 +297,8 @@ def test_a_window_that_a_server_announces_is_never_overrun(limit: int, length: f
             refused += 1
             return refusal(None)
         left -= 1
-        said = {"limit": str(limit), "remaining": str(left), "reset": f"{ends_at - now:.3f}s"}
-        return vectors(wanted, **{f"x-ratelimit-{part}-requests": value for part, value in said.items()})
+        said = {"Limit": str(limit), "Remaining": str(left), "Reset": f"{ends_at - now:.3f}s"}
+        return vectors(wanted, **{name.format(part): value for part, value in said.items()})
 
     report = run(Answers(answer), [f"text {number}" for number in range(8 * limit)], batch_items=2)
     assert report.failures == ()
