@@ -246,7 +246,7 @@ class EndpointController:
             # A server that turns some away while it works on others is not down.
             opened = self._breaker.failed(now, timed_out=outcome is Outcome.TIMED_OUT)
             if opened:
-                if not self._pacer.is_known and self._unavailable.went_down():
+                if not self._pacer.is_learnt and self._unavailable.went_down():
                     self._pacer.forget()
                 self._record(now, "nothing answers: only probes from here on")
 
@@ -263,7 +263,8 @@ class EndpointController:
         if limited:
             full = False
             by_time = (retry_after_seconds or 0.0) > TRIED_SECONDS
-            if first and not (by_time or ticket.probe or self._pacer.is_known or self._unavailable.is_rate):
+            known = self._pacer.is_learnt or self._pacer.is_used_up(now, tokens=ticket.tokens)
+            if first and not (by_time or ticket.probe or known or self._unavailable.is_rate):
                 full = self._is_full(now, ticket, limited=True) is True
             self._limit.turned_away(now, ticket.number)
             items, tokens, sent = ticket.items, ticket.tokens, ticket.sent

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from era_dagster.control.allowances import Allowance
+from era_dagster.control.bucket import Bucket, Window
 from era_dagster.control.evidence import LACKED, NOTHING, STRETCHES, Counted, Empty, Sent, contradicted, explained
 
 FIRST_PAUSE_SECONDS = 0.5
@@ -29,8 +30,6 @@ REQUEST_SECONDS = 0.05
 rate is seen exactly; more than twenty requests a second would cost more than that is worth."""
 BURST_SECONDS = 1.0
 """What a pause brought may be made up for at once, up to so long: buckets of less are rare."""
-EVEN_BURST_SECONDS = 0.25
-"""What a window has left is spread, but for places that become free together."""
 WINDOW_PARTS = 8.0
 """Requests whose tokens use a window up."""
 DOUBLED_SECONDS = 4.0
@@ -76,69 +75,6 @@ class Throttle:
         self.half_open = False
         self._refusals = 0
         return True
-
-
-class Bucket:
-    """Lets through `rate` units a second on average and `size` at once; goes into debt rather than split a request."""
-
-    def __init__(self, now: float, *, rate: float, size: float, level: float = 0.0) -> None:
-        self.rate = rate
-        self.size = size
-        self._level = level
-        self._at = now
-
-    def level(self, now: float) -> float:
-        """What may be sent at `now`; negative: a debt."""
-        self._level = min(self.size, self._level + (now - self._at) * self.rate)
-        self._at = now
-        return self._level
-
-    def take(self, now: float, units: float) -> None:
-        """Send `units`."""
-        self._level = self.level(now) - units
-
-    def ready_at(self, now: float, units: float) -> float:
-        """When `units` may be sent; more than its whole size counts as its size."""
-        missing = min(units, self.size) - self.level(now)
-        return now if missing <= 1e-9 else now + missing / self.rate
-
-
-class Window(Bucket):
-    """Lets through `size` units until `ends_at`, then as many again: what a server gives by the minute or by the second.
-
-    `even` spreads what is left over the time that is left; without it all may go at once.
-    """
-
-    def __init__(
-        self, now: float, *, seconds: float, size: float, level: float, ends_at: float, even: Bucket | None = None
-    ) -> None:
-        super().__init__(now, rate=size / seconds, size=size, level=level)
-        self._seconds = seconds
-        self._ends_at = ends_at
-        self.even = even
-
-    def level(self, now: float) -> float:
-        """What may be sent at `now`; negative: a debt."""
-        if now >= self._ends_at:
-            self._level, self._ends_at = self.size, now + self._seconds
-        return self._level
-
-    def take(self, now: float, units: float) -> None:
-        """Send `units`."""
-        super().take(now, units)
-        if self.even is not None:
-            self.even.take(now, units)
-
-    def ready_at(self, now: float, units: float) -> float:
-        """When `units` may be sent; more than its whole size counts as its size."""
-        units, level = min(units, self.size), self.level(now)
-        if units > level + 1e-9:
-            return self._ends_at
-        if self.even is None:
-            return now
-        self.even.rate = (level + units) / max(self._ends_at - now, 1e-9)
-        self.even.size = max(units, self.even.rate * EVEN_BURST_SECONDS)
-        return self.even.ready_at(now, units)
 
 
 class Pacer:
@@ -193,9 +129,9 @@ class Pacer:
         self._emptied.clear()
 
     @property
-    def is_known(self) -> bool:
-        """Whether a rate was learnt, or announced."""
-        return self._learnt is not None or bool(self._announced)
+    def is_learnt(self) -> bool:
+        """Whether a rate was learnt."""
+        return self._learnt is not None
 
     @property
     def requests_per_second(self) -> float | None:
@@ -213,7 +149,10 @@ class Pacer:
         if self._decided is not None:
             most = min(most, max(1.0, math.floor(self._decided.rate)))
         if self._learnt is not None and self._counts == "items":
-            usual = max(1.0, math.floor(REQUEST_SECONDS * self._learnt.rate))
+            every = REQUEST_SECONDS
+            if "requests" in self._announced:  # and fewer requests may be allowed than would bring so many texts
+                every = max(every, 1.0 / self._announced["requests"].rate)
+            usual = max(1.0, math.floor(every * self._learnt.rate))
             most = min(most, 2.0 * usual if self._twice_as_large else usual)
         return most
 
@@ -309,6 +248,11 @@ class Pacer:
         self._fitted = Sent(requests=1, items=max(items, self._fitted.items), tokens=max(tokens, self._fitted.tokens))
         self._most_items = max(self._most_items, 2.0 * items)
 
+    def is_used_up(self, now: float, *, tokens: float) -> bool:
+        """Whether what is announced does not give another request, or one of so many tokens."""
+        needs = {"requests": 1.0, "tokens": tokens * self._token_scale}
+        return any(bucket.level(now) < min(needs[kind], bucket.size) for kind, bucket in self._announced.items())
+
     def refused(
         self, now: float, *, sent_at: float, sent: Sent, items: int, tokens: float, first: bool, full: bool = False
     ) -> bool:
@@ -316,8 +260,6 @@ class Pacer:
 
         Whether a pace was learnt that tells of the server as it is: not of a while in which it took nothing.
         """
-        if self._announced:
-            return False
         this = Sent(requests=1, items=items, tokens=0.0)
         accepted = sent - self._refused - this
         self._refused += this
@@ -325,7 +267,7 @@ class Pacer:
             if sent.requests < each.number:  # it was taken for accepted; answers may come in another order
                 self._emptied[place] = replace(each, accepted=each.accepted - this)
         last = self._emptied[-1] if self._emptied else None
-        if not first or (last is not None and sent_at <= last.at):
+        if not first or self.is_used_up(now, tokens=tokens) or (last is not None and sent_at <= last.at):
             return False
         barren = last is not None and accepted.requests <= last.accepted.requests
         took_nothing = self._barren >= BARREN

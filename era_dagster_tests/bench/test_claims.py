@@ -367,3 +367,16 @@ def test_a_pace_that_is_far_below_what_a_server_can_do_opens_no_limit_for_the_da
     for seed in (1, 2, 3):
         result = alone(course, mean_tokens=20.0, seconds=400.0, warm_up=130.0, seed=seed)
         assert result.percentile(0.95) <= 1.0
+
+
+@pytest.mark.parametrize(
+    ("also", "least"), [({"texts_per_second": 60.0}, 45.0), ({"most_inside": 24, "full_status": 429}, 100.0)]
+)
+def test_what_is_refused_though_the_server_tells_of_something_left_is_learnt(
+    also: dict[str, object], least: float
+) -> None:
+    """Before, a server that tells of its requests and refuses for its texts got the same large request for ever."""
+    server = {"slots": 4, "seconds_per_text": 0.02, "rtt_seconds": 0.02, "requests_per_second": 20.0, "announce": True}
+    for seed in (1, 2, 3):
+        result = alone(course_from({**server, **also}), mean_tokens=20.0, warm_up=20.0, seed=seed)
+        assert result.goodput >= least
