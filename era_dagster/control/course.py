@@ -70,6 +70,7 @@ class Course:
         self._moves = 0
         self._origin = Point(1, 0.0)
         self._width = 1
+        self._by_step = False
         """As many requests as did no harm; a cut that leaves fewer texts than that does not change it."""
 
     @property
@@ -88,6 +89,7 @@ class Course:
         """The first waves are over: `wave` is the last of them and what was `measured` there, `fastest` the shortest latency
         under a light load and `light` a mean one, in seconds."""
         self._width = landing.concurrency
+        self._by_step = landing.by_step
         self.target.begin(landing.target_seconds, light_latency=light if math.isfinite(light) else fastest)
         self._probes.begin(now, check_width=landing.concurrency <= 2)
         self._rivals.begin(light, (wave, measured) if measured and landing.by_work else None)
@@ -138,7 +140,7 @@ class Course:
         tokens, pace = at.item_tokens, at.pace
         if abs(off) > TOLERANCE and (self._moves < MOST_MOVES or abs(off) > 0.7):
             moved = towards_target(at.point, off, measured.latency, self.target, item_tokens=tokens, pace=pace)
-            moved = self._as_wide(at, self._below_harm(at, moved))
+            moved = self._as_one(at, self._as_wide(at, self._below_harm(at, moved)))
             if pace:
                 # Twice what the pace lets through is no limit, and more would all be sent when there is a pace no more.
                 work = max(at.point.work, 2.0 * measured.throughput * self.target.aimed_at())
@@ -157,6 +159,7 @@ class Course:
         fine = self._below_harm(at, fine)
         if before.has_single_texts(tokens):
             fine = self._as_wide(at, fine)
+        fine = self._as_one(at, fine)
         move = self._try(at, measured)
         if self._probes.running is not None:
             return move
@@ -240,6 +243,8 @@ class Course:
         )
         second_text = self._probes.other_way and at.point.is_single(at.item_tokens)
         tried = self._as_wide(at, tried) if probe == "up" and not second_text else at.bounded(tried)
+        if probe == "up":
+            tried = self._as_one(at, tried)
         if tried.is_as_good_as(at.point, at.item_tokens):
             self._probes.undone(at.now, probe)
             return self._go(at, at.point, "on target", measured)
@@ -328,6 +333,11 @@ class Course:
             # What cost throughput was perhaps another client's growth.
             return at.bounded(point)
         return at.bounded(replace(point, work=min(point.work, max(self._most_work, at.point.work))))
+
+    def _as_one(self, at: Situation, point: Point) -> Point:
+        """One request at a time stays one where the others would wait for its step, unless a probe shows otherwise."""
+        more = at.bounded(point).concurrency > 1 == at.point.concurrency
+        return at.point if self._by_step and more else point
 
     def _as_wide(self, at: Situation, point: Point) -> Point:
         """The point, bounded; more work goes into as many requests again as there were before a cut left too few texts."""

@@ -17,11 +17,14 @@ COLD_SECONDS = 1.0
 ALIKE = 1.3
 """First answers that take longer than this, or differ by more than this, may tell of connections and loading."""
 SERIAL_SHARE = 0.5
+TOGETHER = 1.1
 CERTAIN = 1.25
 LIKELY = 2.0
 """Gaps as even as the first are a serial server's; up to the second they may be chance, and the wave is repeated."""
 FREE = 0.8
 """An elasticity of throughput from here on means that nothing queues yet: the next wave is four times as large."""
+STEPS_SHARE = 0.5
+"""Of the highest mean latency: where single texts take longer because they wait for a step, one request at a time is better."""
 LEAST_GROWTH = 1.5
 WORTH_IT = 0.5
 """Growth goes on while doubling the work raises throughput by at least the square root of two."""
@@ -52,13 +55,15 @@ class Wave:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Landing:
     """Where the waves end: the concurrency to go on with, the latency (seconds) to aim at, the texts in flight if a wave
-    has shown how many are best. `by_work`: it was the work that saturated the server, not the number of requests."""
+    has shown how many are best. `by_work`: it was the work that saturated the server, not the number of requests. `by_step`:
+    one request at a time, since a second one waits for a step of the first."""
 
     concurrency: int
     target_seconds: float
     reason: str
     texts: int | None = None
     by_work: bool = False
+    by_step: bool = False
 
 
 class Startup:
@@ -75,6 +80,7 @@ class Startup:
         self.light = math.inf
         """The mean latency, in seconds, of the wave that was answered most quickly."""
         self.alone = False
+        self._by_step = False
         self._best: tuple[Wave, float] | None = None
 
     @property
@@ -142,6 +148,13 @@ class Startup:
                 concurrency = 1 if waits else 2
                 reason = "answers came one by one: the server is serial"
                 return self._land(concurrency, concurrency * first, reason, texts=1 if waits else None)
+            if self.alone and _in_two_steps(answers) and latency_seconds > STEPS_SHARE * self._ceilings.highest_latency:
+                self.alone, self._by_step = False, True
+                self._fastest = self.light = first
+                self._before = Wave(1, 1), first, error
+                self.wave = Wave(1, min(4, self._ceilings.items))
+                self.reason = "it works step by step, and to wait for one takes too long"
+                return None
             last = max(done - sent for sent, done in answers)
             if not self.alone and (last > ALIKE * first or first > COLD_SECONDS or unevenness < LIKELY):
                 self.alone = True
@@ -163,6 +176,9 @@ class Startup:
             # What cannot be told is taken for growth in number: the next wave, with more answers, will tell.
             worth_it = elasticity >= WORTH_IT - (0.0 if self._larger else doubt)
             full = latency_seconds > max(self._ceilings.highest_latency, 1.3 * self._fastest)
+            if self._by_step and (full or not worth_it):
+                reason = f"one request at a time, e = {elasticity:.2f}"
+                return self._land(1, min(before, latency_seconds), reason, texts=(wave if full else self.wave).texts)
             if not self._larger and (full or not worth_it):
                 wide = math.ceil(wave.concurrency * math.exp(step * max(0.0, min(1.0, elasticity))))
                 if self._best is not None and self._best[0].texts > self.wave.texts:
@@ -200,6 +216,8 @@ class Startup:
     def _grow(self, factor: float, latency_seconds: float, error: float) -> Landing | None:
         wave = self.wave
         items = min(max(wave.items + 1, int(factor * wave.items)), self._ceilings.items)
+        if self._by_step and items == wave.items:
+            return self._land(1, latency_seconds, "one request at a time, at the ceiling", texts=wave.texts)
         if self._larger and items > wave.items:
             grown = Wave(wave.concurrency, items)
         else:
@@ -227,7 +245,14 @@ class Startup:
         elif self._fastest == math.inf:
             target = low
         concurrency = min(concurrency, self._ceilings.concurrency)
-        return Landing(concurrency=concurrency, target_seconds=target, reason=reason, texts=texts, by_work=by_work)
+        return Landing(
+            concurrency=concurrency,
+            target_seconds=target,
+            reason=reason,
+            texts=texts,
+            by_work=by_work,
+            by_step=self._by_step,
+        )
 
 
 def _one_by_one(answers: Sequence[tuple[float, float]]) -> float:
@@ -242,3 +267,9 @@ def _one_by_one(answers: Sequence[tuple[float, float]]) -> float:
     if min(gaps) < 0.0 or span < SERIAL_SHARE * last or span == 0.0:
         return math.inf
     return max(gaps) * len(gaps) / span
+
+
+def _in_two_steps(answers: Sequence[tuple[float, float]]) -> bool:
+    """Whether one was answered after a step of its own, and all others together after the next: a batching engine's steps."""
+    first, *others = sorted(done - sent for sent, done in answers)
+    return len(others) > 1 and others[-1] <= TOGETHER * others[0] and others[0] >= ALIKE * first

@@ -143,3 +143,44 @@ def test_the_lightest_wave_is_what_a_light_load_takes() -> None:
     answers(startup, [0.095, 0.1, 0.1, 0.105])
     even(startup, 0.11)
     assert startup.light == 0.1
+
+
+def test_a_batching_server_whose_steps_are_slow_gets_one_request_at_a_time_and_larger_ones() -> None:
+    """Single texts wait for the step before; four of them miss the target, and a hundred in one request do not."""
+    startup = Startup(Ceilings(items=100))
+    two_steps = [0.3, 0.601, 0.602, 0.603]
+    assert answers(startup, two_steps) is None
+    assert startup.wave == Wave(4, 1) and startup.alone
+    assert answers(startup, two_steps) is None
+    assert startup.wave == Wave(1, 4)
+    assert not startup.alone
+    assert even(startup, 0.302) is None
+    assert startup.wave == Wave(1, 16)
+    assert even(startup, 0.308) is None
+    assert startup.wave == Wave(1, 64)
+    assert even(startup, 0.33) is None
+    assert startup.wave == Wave(1, 100)
+    landing = even(startup, 0.35)
+    assert landing is not None
+    assert (landing.concurrency, landing.texts, landing.by_step) == (1, 100, True)
+
+
+def test_requests_that_become_too_slow_one_at_a_time_go_back_to_the_size_before() -> None:
+    startup = Startup(Ceilings(items=100))
+    for _ in range(2):
+        answers(startup, [0.3, 0.601, 0.602, 0.603])
+    assert even(startup, 0.34) is None
+    assert startup.wave == Wave(1, 16)
+    landing = even(startup, 0.47)
+    assert landing is not None
+    assert (landing.concurrency, landing.texts, landing.by_step) == (1, 4, True)
+
+
+def test_steps_that_can_be_waited_for_and_slots_that_are_taken_in_turn_are_no_reason_for_one_request_at_a_time() -> (
+    None
+):
+    for seconds in ([0.1, 0.2, 0.2, 0.2], [0.3, 0.3, 0.6, 0.6], [0.45, 0.3, 0.6, 0.62]):
+        startup = Startup(Ceilings())
+        for _ in range(2):
+            assert answers(startup, seconds) is None
+        assert startup.wave.concurrency == 4
