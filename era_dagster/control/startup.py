@@ -25,6 +25,8 @@ FREE = 0.8
 """An elasticity of throughput from here on means that nothing queues yet: the next wave is four times as large."""
 STEPS_SHARE = 0.5
 """Of the highest mean latency: where single texts take longer because they wait for a step, one request at a time is better."""
+ENOUGH_TEXTS = 64
+"""Where a request may hold fewer, several that go together and wait for each other's steps bring more, though later."""
 LEAST_GROWTH = 1.5
 WORTH_IT = 0.5
 """Growth goes on while doubling the work raises throughput by at least the square root of two."""
@@ -80,7 +82,7 @@ class Startup:
         self.light = math.inf
         """The mean latency, in seconds, of the wave that was answered most quickly."""
         self.alone = False
-        self._by_step = False
+        self._by_step, self._may_be_by_step = False, True
         self._best: tuple[Wave, float] | None = None
 
     @property
@@ -148,7 +150,8 @@ class Startup:
                 concurrency = 1 if waits else 2
                 reason = "answers came one by one: the server is serial"
                 return self._land(concurrency, concurrency * first, reason, texts=1 if waits else None)
-            if self.alone and _in_two_steps(answers) and latency_seconds > STEPS_SHARE * self._ceilings.highest_latency:
+            waits = self._may_be_by_step and latency_seconds > STEPS_SHARE * self._ceilings.highest_latency
+            if self.alone and waits and _in_two_steps(answers):
                 self.alone, self._by_step = False, True
                 self._fastest = self.light = first
                 self._before = Wave(1, 1), first, error
@@ -170,6 +173,8 @@ class Startup:
         if self._before is not None:
             wave, before, _ = self._before
             if self.wave.texts <= wave.texts:
+                if self._by_step:
+                    return self._grow(1.0, latency_seconds, error)
                 return self._land(self.wave.concurrency, 0.0, "at the ceiling")
             step = math.log(self.wave.texts / wave.texts)
             elasticity, doubt = self._elasticity(self._before, latency_seconds, error)
@@ -216,8 +221,14 @@ class Startup:
     def _grow(self, factor: float, latency_seconds: float, error: float) -> Landing | None:
         wave = self.wave
         items = min(max(wave.items + 1, int(factor * wave.items)), self._ceilings.items)
-        if self._by_step and items == wave.items:
-            return self._land(1, latency_seconds, "one request at a time, at the ceiling", texts=wave.texts)
+        if self._by_step and items <= wave.items:
+            if items >= ENOUGH_TEXTS:
+                return self._land(1, latency_seconds, "one request at a time, at the ceiling", texts=wave.texts)
+            self._by_step, self._may_be_by_step, self._before, self.alone = False, False, None, True
+            self._fastest, self.light, self._best = math.inf, math.inf, None
+            self.wave = Wave(min(FIRST_CONCURRENCY, self._ceilings.concurrency), 1)
+            self.reason = "no request may be large enough to go alone"
+            return None
         if self._larger and items > wave.items:
             grown = Wave(wave.concurrency, items)
         else:

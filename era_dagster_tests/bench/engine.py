@@ -314,7 +314,7 @@ class _Client:
             return
         count = len(batch.tokens)
         batch.suspect |= outcome not in (Outcome.RATE_LIMITED, Outcome.OVERLOADED)
-        if outcome is Outcome.TEXTS:
+        if outcome in (Outcome.TEXTS, Outcome.TOO_LARGE):
             if count == 1:
                 result.lost += 1
             else:
@@ -403,7 +403,7 @@ def run(
 _OUTCOMES: Mapping[int, Outcome] = {
     200: Outcome.SUCCESS,
     400: Outcome.TEXTS,
-    413: Outcome.TEXTS,
+    413: Outcome.TOO_LARGE,
     429: Outcome.RATE_LIMITED,
     503: Outcome.OVERLOADED,
     -1: Outcome.TIMED_OUT,

@@ -184,3 +184,17 @@ def test_steps_that_can_be_waited_for_and_slots_that_are_taken_in_turn_are_no_re
         for _ in range(2):
             assert answers(startup, seconds) is None
         assert startup.wave.concurrency == 4
+
+
+def test_where_a_request_may_hold_few_texts_several_go_together_after_all() -> None:
+    startup = Startup(Ceilings(items=128))
+    for _ in range(2):
+        answers(startup, [0.3, 0.601, 0.602, 0.603])
+    assert even(startup, 0.302) is None
+    assert startup.wave == Wave(1, 16)
+    startup.bound(Ceilings(items=8))
+    assert startup.wave == Wave(1, 8)
+    assert even(startup, 0.304) is None
+    assert (startup.wave, startup.alone) == (Wave(4, 1), True)
+    assert answers(startup, [0.3, 0.601, 0.602, 0.603]) is None
+    assert startup.wave == Wave(4, 2), "and not one at a time again"
