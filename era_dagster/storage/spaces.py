@@ -342,9 +342,8 @@ def _attach_domain_table(connection: psycopg.Connection, schema: str, slug: str)
         "parent": sql.Identifier(schema, "doctrine_embeddings"),
         "slug": sql.Literal(slug),
     }
-    _wait_for_users(
-        connection, parts["parent"]
-    )  # first of all: no lock that CREATE TABLE takes may have to become more
+    # First of all: no lock that CREATE TABLE takes may have to become more.
+    _wait_for_users(connection, parts["parent"])
     connection.execute(sql.SQL("CREATE TABLE {child} (LIKE {parent} INCLUDING ALL)").format(**parts))
     connection.execute(
         sql.SQL("ALTER TABLE {child} ADD CONSTRAINT only_this_domain CHECK (domain = {slug})").format(**parts)
@@ -358,11 +357,12 @@ def _wait_for_users(connection: psycopg.Connection, parent: sql.Identifier) -> N
 
     ATTACH PARTITION alone lets readers go on, and one that collects the list of partitions just then may lose the message
     that there is a new one: its session misses the domain for as long as it is open (seen with PostgreSQL 18.4). A dump or
-    an idle transaction had its list long before, so it need not hold up an ingest.
+    an idle transaction had its list long before, so it need not hold up an ingest. The tables of other domains are no matter:
+    a vector index is built on one of them for minutes.
     """
     try:
         with connection.transaction():
             connection.execute("SELECT set_config('lock_timeout', %s, true)", (str(_USERS_WAIT_MS),))
-            connection.execute(sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(parent))
+            connection.execute(sql.SQL("LOCK TABLE ONLY {} IN ACCESS EXCLUSIVE MODE").format(parent))
     except psycopg.errors.LockNotAvailable:
         pass  # and with it goes the shorter time-out

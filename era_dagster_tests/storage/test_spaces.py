@@ -220,6 +220,22 @@ def test_a_session_that_keeps_its_transaction_open_does_not_hold_up_new_domains(
         assert len(tables(database)) == 3
 
 
+def test_a_new_domain_waits_for_nobody_who_uses_another_domains_table_alone(
+    database: Database, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the build of its vector index does for minutes: all look-ups of all domains would wait behind that."""
+    monkeypatch.setattr(spaces, "_USERS_WAIT_MS", 60_000)
+    ensure_space(database, SPACE)
+    ensure_domain_tables(database, [("risk", "Risk")])
+    with psycopg.connect(database_url) as builder, ThreadPoolExecutor(1) as threads:
+        builder.execute("LOCK TABLE doctrine_embeddings_risk IN SHARE UPDATE EXCLUSIVE MODE")
+        try:
+            threads.submit(ensure_domain_tables, database, [("timing", "Timing")]).result(timeout=20)
+        finally:
+            builder.rollback()
+    assert "vectors.doctrine_embeddings_timing" in tables(database)
+
+
 def test_the_longest_slug_is_a_legal_table_name(database: Database) -> None:
     slug = slugify_domain("an extremely long domain name that never seems to come to its end")
     ensure_space(database, SPACE)
