@@ -2,6 +2,8 @@
 
 EVEN_BURST_SECONDS = 0.25
 """What a window has left is spread, but for places that become free together."""
+FREE_SHARE, FREE_SECONDS = 0.5, 60.0
+"""So much of a window may go within about so long all the same: what is allowed in a day is no pace for minutes of work."""
 
 
 class Bucket:
@@ -32,7 +34,8 @@ class Bucket:
 class Window(Bucket):
     """Lets through `size` units until `ends_at`, then as many again: what a server gives by the minute or by the second.
 
-    `even` spreads what is left over the time that is left; without it all may go at once.
+    `even` spreads what is left over the time that is left, but the first half over no more than minutes; without it all may
+    go at once.
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class Window(Bucket):
             return self._ends_at
         if self.even is None:
             return now
-        self.even.rate = (level + units) / max(self._ends_at - now, 1e-9)
+        free = (level - (1.0 - FREE_SHARE) * self.size) / FREE_SECONDS
+        self.even.rate = max(free, (level + units) / max(self._ends_at - now, 1e-9))
         self.even.size = max(units, self.even.rate * EVEN_BURST_SECONDS)
         return self.even.ready_at(now, units)

@@ -304,3 +304,18 @@ def test_a_window_that_a_server_announces_is_never_overrun(limit: int, length: f
     assert report.failures == ()
     assert refused == 0
     assert report.seconds < 5.0 * length
+
+
+def test_what_a_server_announces_to_give_in_a_day_is_no_pace_for_work_of_seconds() -> None:
+    left = 10_000
+
+    async def answer(_: str, wanted: list[str]) -> httpx.Response:
+        nonlocal left
+        left -= 1
+        said = {"limit": "10000", "remaining": str(left), "reset": str(86_400 - asyncio.get_running_loop().time())}
+        await asyncio.sleep(0.05 + 0.002 * len(wanted))
+        return vectors(wanted, **{f"ratelimit-{part}": value for part, value in said.items()})
+
+    report = run(Answers(answer), [f"text {number}" for number in range(20_000)])
+    assert report.failures == ()
+    assert report.seconds < 30.0
