@@ -15,6 +15,11 @@ class Bucket:
         self._level = level
         self._at = now
 
+    @property
+    def pace(self) -> float:
+        """How many units a second it lets through now."""
+        return self.rate
+
     def level(self, now: float) -> float:
         """What may be sent at `now`; negative: a debt."""
         self._level = min(self.size, self._level + (now - self._at) * self.rate)
@@ -45,6 +50,11 @@ class Window(Bucket):
         self._seconds = seconds
         self._ends_at = ends_at
         self.even = even
+
+    @property
+    def pace(self) -> float:
+        """How many units a second it lets through now: while much is left, more than over all of its time."""
+        return self.rate if self.even is None else self.even.rate
 
     def level(self, now: float) -> float:
         """What may be sent at `now`; negative: a debt."""

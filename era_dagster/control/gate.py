@@ -246,7 +246,7 @@ class EndpointController:
             # A server that turns some away while it works on others is not down.
             opened = self._breaker.failed(now, timed_out=outcome is Outcome.TIMED_OUT)
             if opened:
-                if not self._pacer.is_learnt and self._unavailable.went_down():
+                if self._pacer.learnt_rate is None and self._unavailable.went_down():
                     self._pacer.forget()
                 self._record(now, "nothing answers: only probes from here on")
 
@@ -263,7 +263,7 @@ class EndpointController:
         if limited:
             full = False
             by_time = (retry_after_seconds or 0.0) > TRIED_SECONDS
-            known = self._pacer.is_learnt or self._pacer.is_used_up(now, tokens=ticket.tokens)
+            known = self._pacer.learnt_rate is not None or self._pacer.is_used_up(now, tokens=ticket.tokens)
             if first and not (by_time or ticket.probe or known or self._unavailable.is_rate):
                 full = self._is_full(now, ticket, limited=True) is True
             self._limit.turned_away(now, ticket.number)
@@ -271,7 +271,7 @@ class EndpointController:
             learnt = self._pacer.refused(
                 now, sent_at=ticket.sent_at, sent=sent, items=items, tokens=tokens, first=first, full=full
             )
-            if learnt and self._unavailable.learnt(now, self._pacer.rate):
+            if learnt and self._unavailable.learnt(now, self._pacer.learnt_rate):
                 self._pacer.forget()
                 self._tell(now, self._limit.was_never_full(now))
         if first:

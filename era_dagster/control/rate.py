@@ -115,8 +115,8 @@ class Pacer:
     def rate(self) -> float | None:
         """The most texts a second at this moment; None while unpaced."""
         rates = [] if self._decided is None else [self._decided.rate]
-        if self._learnt is not None:
-            rates.append(self._learnt.rate * self._last.items / max(self._last.of(self._counts), 1e-9))
+        if self.learnt_rate is not None:
+            rates.append(self.learnt_rate)
         if "requests" in self._announced:
             rates.append(self._announced["requests"].rate * self._last.items)
         if "tokens" in self._announced:
@@ -129,9 +129,11 @@ class Pacer:
         self._emptied.clear()
 
     @property
-    def is_learnt(self) -> bool:
-        """Whether a rate was learnt."""
-        return self._learnt is not None
+    def learnt_rate(self) -> float | None:
+        """The texts a second of the pace that was learnt; None where none was."""
+        if self._learnt is None:
+            return None
+        return self._learnt.rate * self._last.items / max(self._last.of(self._counts), 1e-9)
 
     @property
     def requests_per_second(self) -> float | None:
@@ -139,7 +141,7 @@ class Pacer:
         if not self.by_requests:
             return None
         rates = [self._base] if self._learnt is not None and self._counts == "requests" else []
-        rates += [self._announced["requests"].rate] if "requests" in self._announced else []
+        rates += [self._announced["requests"].pace] if "requests" in self._announced else []
         return min(rates) if rates else None
 
     @property
@@ -151,7 +153,7 @@ class Pacer:
         if self._learnt is not None and self._counts == "items":
             every = REQUEST_SECONDS
             if "requests" in self._announced:  # and fewer requests may be allowed than would bring so many texts
-                every = max(every, 1.0 / self._announced["requests"].rate)
+                every = max(every, 1.0 / self._announced["requests"].pace)
             usual = max(1.0, math.floor(every * self._learnt.rate))
             most = min(most, 2.0 * usual if self._twice_as_large else usual)
         return most

@@ -319,3 +319,40 @@ def test_what_a_server_announces_to_give_in_a_day_is_no_pace_for_work_of_seconds
     report = run(Answers(answer), [f"text {number}" for number in range(20_000)])
     assert report.failures == ()
     assert report.seconds < 30.0
+
+
+class BehindGateway:
+    """Five requests a second, or a hundred texts; a gateway before it tells of so many requests a day."""
+
+    def __init__(self, status: int, *, counts_texts: bool, daily: int) -> None:
+        self._status, self._counts_texts, self._daily = status, counts_texts, daily
+        self._rate = self._level = 100.0 if counts_texts else 5.0
+        self._at = 0.0
+        self._received = 0
+
+    async def __call__(self, _: str, wanted: list[str]) -> httpx.Response:
+        now = asyncio.get_running_loop().time()
+        self._received += 1
+        self._level, self._at = min(self._rate, self._level + self._rate * (now - self._at)), now
+        units = len(wanted) if self._counts_texts else 1
+        fits = units <= self._level
+        self._level -= units if fits else 0
+        await asyncio.sleep(0.05 + 0.002 * len(wanted) if fits else 0.003)
+        response = vectors(wanted) if fits else httpx.Response(self._status, content=b"busy")
+        left, reset = self._daily - self._received, math.ceil(86_400.0 - now)
+        response.headers["RateLimit"] = f"limit={self._daily}, remaining={left}, reset={reset}"
+        return response
+
+
+def test_a_rate_that_a_server_calls_503_is_no_chance_because_a_gateway_tells_of_a_slow_allowance_for_the_day() -> None:
+    server = BehindGateway(503, counts_texts=False, daily=100_000)
+    report = run(Answers(server), [f"text {number}" for number in range(10_000)])
+    assert report.failures == ()
+    assert report.seconds < 60.0
+
+
+def test_requests_do_not_become_larger_than_a_server_takes_because_a_gateway_tells_of_few_for_the_day() -> None:
+    server = BehindGateway(429, counts_texts=True, daily=1000)
+    report = run(Answers(server), [f"text {number}" for number in range(5000)])
+    assert report.failures == ()
+    assert report.seconds < 150.0
