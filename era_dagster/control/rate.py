@@ -102,6 +102,7 @@ class Pacer:
         self._twice_as_large = False
         self._sized_after = 0
         self._most_items: float = math.inf
+        self._too_many, self._too_many_until = 0, -math.inf
         self._fitted = NOTHING
         self._accepted_at = -math.inf
         self._base = self._explains = 0.0
@@ -245,10 +246,13 @@ class Pacer:
         return known.rate / MARGIN if known else said.limit
 
     def accepted(self, now: float, *, items: int, tokens: float) -> None:
-        """A request was answered: twice as much may fit."""
+        """A request was answered: twice as much may fit, unless so much was seen not to fit a moment ago."""
         self._accepted_at = now
         self._fitted = Sent(requests=1, items=max(items, self._fitted.items), tokens=max(tokens, self._fitted.tokens))
-        self._most_items = max(self._most_items, 2.0 * items)
+        most = 2.0 * items
+        if now < self._too_many_until and most >= self._too_many:
+            most = max(items, 0.5 * self._too_many)
+        self._most_items = max(self._most_items, most)
 
     def is_used_up(self, now: float, *, tokens: float) -> bool:
         """Whether what is announced does not give another request, or one of so many tokens."""
@@ -295,6 +299,8 @@ class Pacer:
             self._fitted = NOTHING
         fits = items <= self._fitted.items and tokens <= self._fitted.tokens
         if self._barren >= BARREN and not fits:
+            self._too_many = items if self._barren == BARREN else max(items, self._too_many)
+            self._too_many_until = now + LONGEST_PAUSE_SECONDS
             self._most_items = max(1, items // 2)
 
     def _learn(self, now: float) -> None:
@@ -318,7 +324,6 @@ class Pacer:
         if rate <= 0.0:
             return
         self._base = max(rate, SLOWEST_PER_SECOND) if self._counts == "requests" else rate
-        self._most_items = math.inf
         self._held_seconds, self._seen_at, self._held_until = 0.0, now, now
         self._learnt = Bucket(now, rate=MARGIN * self._base, size=1.0)
         self._learnt.take(now, LACKED * self._next_units)

@@ -135,6 +135,20 @@ def test_requests_that_were_made_smaller_while_nothing_was_accepted_double_with_
     assert pacer.most_items == 32
 
 
+def test_a_size_that_was_seen_not_to_fit_is_not_tried_again_at_once() -> None:
+    pacer = Pacer(None)
+    accept(pacer, 0.0, items=20)
+    for number in range(3):
+        refuse(pacer, 1.0 + number, items=40)
+    accept(pacer, 4.0, items=20)
+    assert pacer.most_items == 20
+    refuse(pacer, 4.1, items=20)
+    assert pacer.rate is not None
+    assert pacer.most_items == 20, "nor because a pace is learnt"
+    accept(pacer, 20.0, items=20)
+    assert pacer.most_items == 40
+
+
 @pytest.mark.parametrize(
     ("items", "tokens", "seconds", "most"),
     [(16, 320.0, 0.0, math.inf), (17, 320.0, 0.0, 8), (16, 330.0, 0.0, 8), (16, 320.0, 60.0, 8)],

@@ -356,3 +356,21 @@ def test_requests_do_not_become_larger_than_a_server_takes_because_a_gateway_tel
     report = run(Answers(server), [f"text {number}" for number in range(5000)])
     assert report.failures == ()
     assert report.seconds < 150.0
+
+
+def test_requests_that_are_larger_than_a_bucket_of_texts_are_not_tried_over_and_over() -> None:
+    """Before, they were by turns as large as fits and twice as large, and the slowest pace of requests was never left."""
+    level, at = 50.0, 0.0
+
+    async def answer(_: str, wanted: list[str]) -> httpx.Response | None:
+        nonlocal level, at
+        now = asyncio.get_running_loop().time()
+        level, at = min(50.0, level + 10.0 * (now - at)), now
+        fits = len(wanted) <= level
+        level -= len(wanted) if fits else 0
+        await asyncio.sleep(0.05 + 0.002 * len(wanted) if fits else 0.003)
+        return None if fits else refusal(None)
+
+    report = run(Answers(answer), [f"text {number}" for number in range(1200)])
+    assert report.failures == ()
+    assert report.seconds < 1.5 * (1200 - 50) / 10.0
