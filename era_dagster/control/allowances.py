@@ -18,7 +18,7 @@ NAMES = [
         ("tokens", "x-ratelimit-{}-tokens"),
     )
 ]
-"""What each three count; the first that can be read are taken."""
+"""What each three count."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,21 +33,19 @@ class Allowance:
 def announced_allowances(headers: Mapping[str, str]) -> dict[str, Allowance]:
     """The headers about limits by what they count, `requests` or `tokens`; those that cannot be read are left out.
 
-    Without a kind in their names they count requests. Resets are seconds ("12", "0.5"), durations as in "6m0s", "1.5s",
-    "20ms", or seconds since 1970 where the server's own clock stands in `Date`. A limit may name its windows ("100,
-    100;w=60"). `RateLimit` as one field is read as draft 7 of the IETF has it, and as draft 8 with `RateLimit-Policy`.
+    Without a kind in their names they count requests; of several, as of a gateway and of the server behind it, that counts of
+    which least is left. Resets are seconds ("12", "0.5"), durations as in "6m0s", "1.5s", "20ms", or seconds since 1970 where
+    the server's own clock stands in `Date`. A limit may name its windows ("100, 100;w=60"). `RateLimit` as one field is read
+    as draft 7 of the IETF has it, and as draft 8 with `RateLimit-Policy`.
     """
-    found: dict[str, Allowance] = {}
+    said = [("requests", _combined(headers.get("ratelimit", ""), headers.get("ratelimit-policy", "")))]
     for kind, names in NAMES:
-        if names[0] in headers and kind not in found:
-            limit, remaining, reset = (headers.get(name, "") for name in names)
-            said = _allowance(re.split("[,;]", limit)[0], remaining, reset, headers.get("date", ""))
-            if said is not None:
-                found[kind] = said
-    if "ratelimit" in headers and "requests" not in found:
-        said = _combined(headers["ratelimit"], headers.get("ratelimit-policy", ""))
-        if said is not None:
-            found["requests"] = said
+        limit, remaining, reset = (headers.get(name, "") for name in names)
+        said.append((kind, _allowance(re.split("[,;]", limit)[0], remaining, reset, headers.get("date", ""))))
+    found: dict[str, Allowance] = {}
+    for kind, each in said:
+        if each is not None and (kind not in found or each.remaining < found[kind].remaining):
+            found[kind] = each
     return found
 
 
@@ -92,7 +90,7 @@ def _duration(text: str, date: str) -> float | None:
         return seconds
     try:
         now = parsedate_to_datetime(date)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     # A date with the zone -0000 comes without one; it is UTC.
     until = seconds - (now if now.tzinfo else now.replace(tzinfo=UTC)).timestamp()

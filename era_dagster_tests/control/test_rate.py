@@ -408,6 +408,23 @@ def test_a_limit_of_no_kind_counts_requests_unless_there_is_one_that_says_so() -
     assert announced_allowances(plain | kinds)["requests"].limit == 9.0
 
 
+@pytest.mark.parametrize("name", ["ratelimit-{}", "x-ratelimit-{}"])
+def test_of_several_limits_that_count_requests_that_counts_of_which_least_is_left(name: str) -> None:
+    """A gateway allows ten thousand a day, the server behind it fifty a minute; or the other way round."""
+    day = {"limit": "10000", "remaining": "9000", "reset": "86000"}
+    minute = {"limit": "50", "remaining": "8", "reset": "12"}
+    for one, other in ((day, minute), (minute, day)):
+        headers = {f"x-ratelimit-{part}-requests": value for part, value in one.items()}
+        headers |= {name.format(part): value for part, value in other.items()}
+        assert announced_allowances(headers)["requests"].limit == 50.0
+
+
+def test_a_date_that_no_calendar_holds_is_no_clock() -> None:
+    headers = {"ratelimit-limit": "60", "ratelimit-remaining": "59", "ratelimit-reset": "1795953612"}
+    headers["date"] = "Sun, 29 Nov 99999999999999999999 12:00:00 GMT"
+    assert announced_allowances(headers) == {}
+
+
 @pytest.mark.parametrize("reset", ["", "soon", "1x", "-3", "nan", "inf", "s", "1767225600", "2026-01-01T00:00:00Z"])
 def test_headers_that_make_no_sense_are_no_allowance(reset: str) -> None:
     headers = {
