@@ -38,10 +38,13 @@ def announced_allowances(headers: Mapping[str, str]) -> dict[str, Allowance]:
     the server's own clock stands in `Date`. A limit may name its windows ("100, 100;w=60"). `RateLimit` as one field is read
     as draft 7 of the IETF has it, and as draft 8 with `RateLimit-Policy`.
     """
-    said = [("requests", _combined(headers.get("ratelimit", ""), headers.get("ratelimit-policy", "")))]
+    said: list[tuple[str, Allowance | None]] = []
+    if "ratelimit" in headers:
+        said.append(("requests", _combined(headers["ratelimit"], headers.get("ratelimit-policy", ""))))
     for kind, names in NAMES:
-        limit, remaining, reset = (headers.get(name, "") for name in names)
-        said.append((kind, _allowance(re.split("[,;]", limit)[0], remaining, reset, headers.get("date", ""))))
+        if names[0] in headers:
+            limit, remaining, reset = (headers.get(name, "") for name in names)
+            said.append((kind, _allowance(re.split("[,;]", limit)[0], remaining, reset, headers.get("date", ""))))
     found: dict[str, Allowance] = {}
     for kind, each in said:
         if each is not None and (kind not in found or each.remaining < found[kind].remaining):

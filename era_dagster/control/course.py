@@ -70,8 +70,8 @@ class Course:
         self._moves = 0
         self._origin = Point(1, 0.0)
         self._width = 1
-        self._by_step = False
         """As many requests as did no harm; a cut that leaves fewer texts than that does not change it."""
+        self._by_step = False
 
     @property
     def is_probing(self) -> bool:
@@ -243,8 +243,7 @@ class Course:
         )
         second_text = self._probes.other_way and at.point.is_single(at.item_tokens)
         tried = self._as_wide(at, tried) if probe == "up" and not second_text else at.bounded(tried)
-        if probe == "up":
-            tried = self._as_one(at, tried)
+        tried = self._as_one(at, tried) if probe == "up" else tried
         if tried.is_as_good_as(at.point, at.item_tokens):
             self._probes.undone(at.now, probe)
             return self._go(at, at.point, "on target", measured)

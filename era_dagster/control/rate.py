@@ -1,6 +1,6 @@
 """When the next request may be sent: the pause after a refusal, and the pace a server allows.
 
-`Throttle` is the pause a 429 asks for. `Pacer` finds the rate: told by a setting, read from `x-ratelimit-*` headers, or
+`Throttle` is the pause a 429 asks for. `Pacer` finds the rate: told by a setting, read from a server's headers, or
 learnt. A bucket that refuses is empty; between two refusals it gave out what came in, so that what was accepted from one
 refusal to another, over that time, is the rate, however large the bucket. Pure: the caller passes its clock.
 """
@@ -98,7 +98,7 @@ class Pacer:
         self._token_scale = 1.0
         self._emptied: deque[Empty] = deque(maxlen=REMEMBERED)
         self._barren = 0
-        self._was_full = False
+        self._was_full = False  # whether the last refusal may have been for room
         self._twice_as_large = False
         self._sized_after = 0
         self._most_items: float = math.inf
@@ -114,7 +114,7 @@ class Pacer:
 
     @property
     def rate(self) -> float | None:
-        """The most texts a second at this moment; None while unpaced."""
+        """The most texts a second at this moment, of a window on the mean; None while unpaced."""
         rates = [] if self._decided is None else [self._decided.rate]
         if self.learnt_rate is not None:
             rates.append(self.learnt_rate)

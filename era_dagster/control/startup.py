@@ -17,12 +17,13 @@ COLD_SECONDS = 1.0
 ALIKE = 1.3
 """First answers that take longer than this, or differ by more than this, may tell of connections and loading."""
 SERIAL_SHARE = 0.5
-TOGETHER = 1.1
 CERTAIN = 1.25
 LIKELY = 2.0
 """Gaps as even as the first are a serial server's; up to the second they may be chance, and the wave is repeated."""
 FREE = 0.8
 """An elasticity of throughput from here on means that nothing queues yet: the next wave is four times as large."""
+TOGETHER = 1.1
+"""Answers that differ by no more than this may come from one step of a batching engine."""
 STEPS_SHARE = 0.5
 """Of the highest mean latency: where single texts take longer because they wait for a step, one request at a time is better."""
 ENOUGH_TEXTS = 64
@@ -150,12 +151,12 @@ class Startup:
                 concurrency = 1 if waits else 2
                 reason = "answers came one by one: the server is serial"
                 return self._land(concurrency, concurrency * first, reason, texts=1 if waits else None)
-            waits = self._may_be_by_step and latency_seconds > STEPS_SHARE * self._ceilings.highest_latency
-            if self.alone and waits and _in_two_steps(answers):
+            slow = self._may_be_by_step and latency_seconds > STEPS_SHARE * self._ceilings.highest_latency
+            if self.alone and slow and _in_two_steps(answers):
                 self.alone, self._by_step = False, True
                 self._fastest = self.light = first
                 self._before = Wave(1, 1), first, error
-                self.wave = Wave(1, min(4, self._ceilings.items))
+                self.wave = Wave(1, min(FIRST_CONCURRENCY, self._ceilings.items))
                 self.reason = "it works step by step, and to wait for one takes too long"
                 return None
             last = max(done - sent for sent, done in answers)

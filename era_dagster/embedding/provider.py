@@ -51,7 +51,6 @@ SPARE_ANSWER_BYTES = 1 << 20
 LONGEST_ERROR_BYTES = 16_384
 """So much of an error is read. Only its first words are kept, and some servers echo the whole request in it."""
 
-
 _NO_COOKIES = DefaultCookiePolicy(allowed_domains=())
 """A client would remember, and send along, whatever cookies a server or what is before it sets with each answer."""
 

@@ -32,7 +32,7 @@ class ServerSpec:
 
     Refusals: more than `queue_limit` waiting requests, or more than `most_inside` texts waiting and being worked on:
     `full_status`, which is 503, or 429 as from Infinity and TEI. A bucket per second of requests, texts or tokens that holds
-    `burst_seconds` of its rate, or one that is filled at the begin of every `window_seconds` with what they give:
+    `burst_seconds` of its rate, or one that is filled at the beginning of every `window_seconds` with what they give:
     `rate_status`, which is 429, or 503 as from nginx, with `retry_after` in the given form, and `x-ratelimit-*` headers if
     `announce`. More than `most_texts` in a request: 413. A text over `context_tokens`: 400.
 

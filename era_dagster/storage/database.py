@@ -187,6 +187,11 @@ def live_runs(database: Database) -> frozenset[str]:
         )
 
 
+def set_lock_timeout(connection: psycopg.Connection, milliseconds: int) -> None:
+    """Wait for no lock longer than that until the transaction ends, or the savepoint in which it was set is rolled back."""
+    connection.execute("SELECT set_config('lock_timeout', %s, true)", (str(milliseconds),))
+
+
 def _session_options(url: str, *, lock_timeout_seconds: float | None) -> str:
     """Ours beside those of the URL (a role, a time-out): given beside a URL, options would take the place of its own.
 

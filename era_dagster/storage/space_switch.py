@@ -14,7 +14,7 @@ from psycopg import sql
 
 from era_dagster.domain.errors import ConfigurationError, PermanentError, TransientError
 from era_dagster.domain.stages import Stage, vector_stamps
-from era_dagster.storage.database import Database
+from era_dagster.storage.database import Database, set_lock_timeout
 from era_dagster.storage.dead_letters import DeadText, write_letters
 from era_dagster.storage.indexes import build_vector_indexes
 from era_dagster.storage.space_register import (
@@ -140,7 +140,7 @@ def drop_space(database: Database, space_id: int) -> RegisteredSpace:
 
 def _keep_writers_out(connection: psycopg.Connection) -> None:
     """Wait for the chapters that are being written, and let no other be written until the transaction ends."""
-    _set_lock_timeout(connection, _WRITERS_WAIT_MS)
+    set_lock_timeout(connection, _WRITERS_WAIT_MS)
     try:
         connection.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (SWITCH_LOCK,))
     except psycopg.errors.LockNotAvailable as error:
@@ -156,7 +156,7 @@ def _keep_readers_out(connection: psycopg.Connection) -> float:
     Every look-up reads this table first and holds it to its end. In short tries: while we wait for one that takes long,
     all that come after wait behind us.
     """
-    _set_lock_timeout(connection, _SWITCH_WAIT_MS)
+    set_lock_timeout(connection, _SWITCH_WAIT_MS)
     until = time.monotonic() + _SWITCH_PATIENCE_SECONDS
     while True:
         started = time.monotonic()
@@ -171,10 +171,6 @@ def _keep_readers_out(connection: psycopg.Connection) -> float:
                     hint="Wait for a backup or a long query to end, then try again; nothing was changed.",
                 ) from error
             time.sleep(_PAUSE_SECONDS)
-
-
-def _set_lock_timeout(connection: psycopg.Connection, milliseconds: int) -> None:
-    connection.execute("SELECT set_config('lock_timeout', %s, true)", (str(milliseconds),))
 
 
 def _note_what_is_left_behind(connection: psycopg.Connection, retired: RegisteredSpace) -> None:

@@ -13,7 +13,7 @@ from psycopg import sql
 
 from era_dagster.domain.errors import ConfigurationError
 from era_dagster.domain.space import Space
-from era_dagster.storage.database import SEARCH_SETTINGS, Database
+from era_dagster.storage.database import SEARCH_SETTINGS, Database, set_lock_timeout
 
 LIVE_SCHEMA = "vectors"
 # Who writes vectors holds this advisory lock shared, who switches spaces holds it alone.
@@ -362,7 +362,7 @@ def _wait_for_users(connection: psycopg.Connection, parent: sql.Identifier) -> N
     """
     try:
         with connection.transaction():
-            connection.execute("SELECT set_config('lock_timeout', %s, true)", (str(_USERS_WAIT_MS),))
+            set_lock_timeout(connection, _USERS_WAIT_MS)
             connection.execute(sql.SQL("LOCK TABLE ONLY {} IN ACCESS EXCLUSIVE MODE").format(parent))
     except psycopg.errors.LockNotAvailable:
         pass  # and with it goes the shorter time-out

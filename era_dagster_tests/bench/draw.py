@@ -2,8 +2,8 @@
 
 Each seed is one server of one of ten kinds, with its speed, its fixed costs and its texts drawn over orders of magnitude; or,
 drawn as `slow`, one that takes as long for a text as is aimed at, varies much, and works on several at a time; as `rates`,
-one that refuses what is over a rate of which it says nothing; as `windows`, one that gives its rate by the second or by the
-third of a minute, and may say so; or, as `busy`, one that refuses what it has no room for, or says 503 and means a rate, or
+one that refuses what is over a rate of which it says nothing; as `windows`, one that gives its rate by the window, of one
+to twenty seconds, and may say so; or, as `busy`, one that refuses what it has no room for, or says 503 and means a rate, or
 nothing.
 """
 
@@ -121,12 +121,9 @@ def draw_windows(seed: int) -> tuple[str, Course, Texts]:
     random = Random(f"window {seed}")
     seconds, announce = random.choice([1.0, 5.0, 20.0]), random.choice([False, False, True])
     spec = replace(course.spec, window_seconds=seconds, announce=announce)
-    (counted, rate), *_ = (
-        (name, rate * seconds / (texts.mean_tokens if name == "tokens" else 1))
-        for name in ("requests", "texts", "tokens")
-        if (rate := getattr(spec, f"{name}_per_second")) is not None
-    )
-    intent = f"{rate:.3g} {'texts in tokens' if counted == 'tokens' else counted} in {seconds:g} s"
+    rates = {"requests": spec.requests_per_second, "texts": spec.texts_per_second, "tokens": spec.tokens_per_second}
+    (counted, rate), *_ = ((name, rate) for name, rate in rates.items() if rate is not None)
+    intent = f"{rate * seconds:.3g} {counted} in {seconds:g} s"
     return intent + (", announced" if announce else ""), Course(spec=spec), texts
 
 

@@ -386,7 +386,7 @@ def test_what_is_refused_though_the_server_tells_of_something_left_is_learnt(
 def test_a_batching_server_with_slow_steps_gets_large_requests_one_at_a_time(
     step: float, least: float, late: float
 ) -> None:
-    """Before, few texts waited for each other's steps: a tenth to a half of that, and later."""
+    """Before, few texts waited for each other's steps: a fifth to two thirds of that, and later."""
     server = {"discipline": "batching", "step_seconds": step, "seconds_per_text": 0.0005, "jitter": 0.2}
     for seed in (1, 2, 3):
         result = alone(course_from({**server, "rtt_seconds": 0.002}), mean_tokens=50.0, warm_up=20.0, seed=seed)

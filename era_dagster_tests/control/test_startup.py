@@ -3,6 +3,9 @@
 from era_dagster.control.ceilings import Ceilings
 from era_dagster.control.startup import Landing, Startup, Wave
 
+# Four texts at a batching engine: the first has a step of its own, and the others wait for the next.
+TWO_STEPS = [0.3, 0.601, 0.602, 0.603]
+
 
 def answers(startup: Startup, seconds: list[float]) -> Landing | None:
     """One wave, all sent at 0, answered after `seconds` in the order of sending."""
@@ -148,10 +151,9 @@ def test_the_lightest_wave_is_what_a_light_load_takes() -> None:
 def test_a_batching_server_whose_steps_are_slow_gets_one_request_at_a_time_and_larger_ones() -> None:
     """Single texts wait for the step before; four of them miss the target, and a hundred in one request do not."""
     startup = Startup(Ceilings(items=100))
-    two_steps = [0.3, 0.601, 0.602, 0.603]
-    assert answers(startup, two_steps) is None
+    assert answers(startup, TWO_STEPS) is None
     assert startup.wave == Wave(4, 1) and startup.alone
-    assert answers(startup, two_steps) is None
+    assert answers(startup, TWO_STEPS) is None
     assert startup.wave == Wave(1, 4)
     assert not startup.alone
     assert even(startup, 0.302) is None
@@ -168,7 +170,7 @@ def test_a_batching_server_whose_steps_are_slow_gets_one_request_at_a_time_and_l
 def test_requests_that_become_too_slow_one_at_a_time_go_back_to_the_size_before() -> None:
     startup = Startup(Ceilings(items=100))
     for _ in range(2):
-        answers(startup, [0.3, 0.601, 0.602, 0.603])
+        answers(startup, TWO_STEPS)
     assert even(startup, 0.34) is None
     assert startup.wave == Wave(1, 16)
     landing = even(startup, 0.47)
@@ -189,12 +191,12 @@ def test_steps_that_can_be_waited_for_and_slots_that_are_taken_in_turn_are_no_re
 def test_where_a_request_may_hold_few_texts_several_go_together_after_all() -> None:
     startup = Startup(Ceilings(items=128))
     for _ in range(2):
-        answers(startup, [0.3, 0.601, 0.602, 0.603])
+        answers(startup, TWO_STEPS)
     assert even(startup, 0.302) is None
     assert startup.wave == Wave(1, 16)
     startup.bound(Ceilings(items=8))
     assert startup.wave == Wave(1, 8)
     assert even(startup, 0.304) is None
     assert (startup.wave, startup.alone) == (Wave(4, 1), True)
-    assert answers(startup, [0.3, 0.601, 0.602, 0.603]) is None
+    assert answers(startup, TWO_STEPS) is None
     assert startup.wave == Wave(4, 2), "and not one at a time again"

@@ -307,6 +307,7 @@ def test_a_course_that_makes_no_sense_is_refused_and_the_old_one_goes_on(simulat
         ({"retry_after": "soon"}, "one of none, seconds"),
         ({"full_status": 500}, "one of 503, 429"),
         ({"most_inside": 0}, "at least 1"),
+        ({"window_seconds": 0}, "more than 0"),
         ({"changes": [[2, {}], [1, {}]]}, "order of time"),
         ({"changes": [[2, {"slots": 0}]]}, "at least 1"),
         ({"changes": 7}, "changes"),

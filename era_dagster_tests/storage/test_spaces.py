@@ -3,7 +3,6 @@
 import subprocess
 import sys
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +24,7 @@ from era_dagster.storage.spaces import (
 )
 from era_dagster_tests.pipeline.workbench import dump_tables
 from era_dagster_tests.storage.chapter_rows import SPACE
+from era_dagster_tests.waiting import wait_until
 
 # Makes the space and some domains when told to go; arguments: URL, number of this process.
 MAKE = """
@@ -179,10 +179,8 @@ def test_a_table_that_another_process_has_just_made_is_used_only_when_that_proce
     with psycopg.connect(database_url, autocommit=True) as maker, ThreadPoolExecutor(1) as threads:
         maker.execute("SELECT pg_advisory_lock(hashtextextended('domain table vectors risk', 0))")
         writer = threads.submit(ensure_domain_tables, database, [("risk", "Risk")])
-        deadline = time.monotonic() + 20
-        while maker.execute(waiting).fetchone() != (1,):
-            assert time.monotonic() < deadline and not writer.done()
-            time.sleep(0.01)
+        wait_until(lambda: maker.execute(waiting).fetchone() == (1,))
+        assert not writer.done()
         maker.execute("SELECT pg_advisory_unlock_all()")
         writer.result(timeout=20)
 
@@ -200,10 +198,8 @@ def test_a_new_domain_waits_for_who_reads_all_domains_so_that_nobody_misses_it(
     with psycopg.connect(database_url) as reader, ThreadPoolExecutor(1) as threads:
         reader.execute("SELECT count(*) FROM doctrine_embeddings")
         writer = threads.submit(ensure_domain_tables, database, [("risk", "Risk")])
-        deadline = time.monotonic() + 20
-        while reader.execute(waiting).fetchone() != (1,):
-            assert time.monotonic() < deadline and not writer.done()
-            time.sleep(0.01)
+        wait_until(lambda: reader.execute(waiting).fetchone() == (1,))
+        assert not writer.done()
         reader.commit()
         writer.result(timeout=20)
     assert "vectors.doctrine_embeddings_risk" in tables(database)
