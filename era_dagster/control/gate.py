@@ -88,13 +88,11 @@ class EndpointController:
         self._breaker = Breaker()
         self._patience = Patience(patience_seconds)
         self._trace = trace
-        self._probing = False
-        self._probes = 0
+        self._probing, self._probes = False, 0
         self._tickets: dict[int, Ticket] = {}
         self._stuck = Stuck()
         self._items_in_flight = self._tokens_in_flight = 0
-        self._heard_at = math.inf
-        self._silence_broken = False
+        self._heard_at, self._silence_broken = math.inf, False
         self._still_at: Measurement | None = None
 
     @property
@@ -219,7 +217,7 @@ class EndpointController:
             )
             self._stuck.answered(ticket.number, self._tickets)
         elif outcome is Outcome.TOO_LARGE and not ticket.probe:
-            self._tell(now, self._limit.too_large(now, ticket.number, items=ticket.items))
+            self.too_large(now, items=ticket.items)
         comes_back = retry_after_seconds is not None or self._unavailable.is_rate
         limited = outcome is Outcome.RATE_LIMITED or (outcome is Outcome.OVERLOADED and comes_back)
         if outcome is Outcome.OVERLOADED and not (limited or ticket.probe or self._unavailable.is_chance(now)):
@@ -320,6 +318,10 @@ class EndpointController:
         self._stuck.ended(ticket.number)
         if ticket.probe:
             self._probing = False
+
+    def too_large(self, now: float, *, items: int) -> None:
+        """A request of `items` texts is too large for the server."""
+        self._tell(now, self._limit.too_large(now, items=items))
 
     def told_of_others(self, *, present: bool) -> None:
         """Whether clients that follow the same law share this endpoint, by their own word: then all come to equal shares."""

@@ -148,17 +148,17 @@ class AdaptiveLimit:
         """A request was refused, of which no more is to be known than that it never was inside."""
         self._flight.refused(now, number)
 
-    def too_large(self, now: float, number: int, *, items: int) -> Judgement | None:
+    def too_large(self, now: float, *, items: int) -> Judgement | None:
         """A request of `items` texts was refused for its size (413): no request is that large again."""
-        self.forget(number)
-        if items == 1 or items > 2 * self._ceilings.items:
+        fewer = items // 2
+        if not 0 < fewer < self._ceilings.items:
             return None
-        self._ceilings = replace(self._ceilings, items=items // 2)
+        self._ceilings = replace(self._ceilings, items=fewer)
         if self._startup is not None:
             self._startup.bound(self._ceilings)
             return None
         self._course.moved()
-        return self._go(now, self._bounded(now, self.point), "the request was too large (413)")
+        return self._go(now, self._bounded(now, self.point), "the request was too large")
 
     def refused(self, now: float, number: int, *, limited: bool) -> tuple[bool | None, Judgement | None]:
         """A request was refused: whether because too much is inside, None if that cannot be said yet; and a judgement if less

@@ -78,6 +78,15 @@ class Item:
 
 
 @dataclass(slots=True, eq=False)
+class Rejected:
+    """A request of so many `texts` that the endpoint at `url` rejected; `left`: those without a vector from there since."""
+
+    url: str
+    texts: int
+    left: set[Item]
+
+
+@dataclass(slots=True, eq=False)
 class Batch:
     """Texts that travel in one request, and what happened to them so far.
 
@@ -85,7 +94,7 @@ class Batch:
     its text while the server was well, at `rejected_by` (URLs). `passed_over`: how often an endpoint refused it that had
     accepted others since its refusal before (`accepted_before` of them by then, by its URL). `doubled`: its request is stuck,
     and its texts were put in the queue once more. `may_join`: it was refused for no fault of its texts, which may travel with
-    others then; never again once they are `suspect`.
+    others then; never again once they are `suspect`. `part_of`: the last request that was rejected with its texts among others.
     """
 
     items: list[Item]
@@ -99,6 +108,7 @@ class Batch:
     doubled: bool = False
     may_join: bool = False
     suspect: bool = False
+    part_of: Rejected | None = None
 
     @property
     def tokens(self) -> int:

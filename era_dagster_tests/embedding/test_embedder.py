@@ -3,7 +3,9 @@
 import asyncio
 import threading
 import traceback
+from collections import deque
 from collections.abc import Mapping, Sequence
+from random import Random
 
 import httpx
 import numpy as np
@@ -329,6 +331,29 @@ def test_a_request_too_large_is_split_until_it_passes() -> None:
     assert_right(embed(server, texts(200)), texts(200))
     too_large = [len(batch) for batch in server.batches if len(batch) > 3]
     assert 0 < len(too_large) <= 8, "once a size was refused, larger requests are not tried again"
+
+
+@pytest.mark.parametrize("most", [10, 96])
+def test_how_many_texts_a_request_may_hold_is_learnt_whatever_the_server_says_of_more(most: int) -> None:
+    server = slow_server()
+    server.most_texts, server.too_many = most, Fault(400, "Please pass fewer documents.")
+    assert_right(embed(server, texts(6000)), texts(6000))
+    rejected = [place for place, batch in enumerate(server.batches) if len(batch) > most]
+    assert 2 <= len(rejected) <= 8, "once it is no chance, larger requests are not tried again"
+    assert most // 2 < max(map(len, server.batches[rejected[-1] + 1 :])) <= most
+
+
+def test_requests_that_are_rejected_by_chance_are_no_smaller_afterwards() -> None:
+    server, chance = slow_server(), Random(1)
+    server.faults = deque(Fault(400, "something went wrong") if chance.random() < 0.1 else None for _ in range(400))
+    assert_right(embed(server, texts(4000)), texts(4000))
+    assert max(map(len, server.batches[-50:])) > 32
+
+
+def slow_server() -> FakeEmbeddingServer:
+    server = FakeEmbeddingServer()
+    server.seconds_per_text, server.slots = 0.002, 4
+    return server
 
 
 @pytest.mark.parametrize("kind", ["nan", "zero"])

@@ -65,7 +65,8 @@ def vector_of(text: str, dimension: int = 768) -> np.ndarray:
 class FakeEmbeddingServer:
     """`faults` are used up one by one by embedding requests, `always` then hits every one.
 
-    `poison`, `nan`, `zero`: texts containing one of these strings give 400, a NaN, a zero vector. `seconds_per_text` is
+    `poison`, `nan`, `zero`: texts containing one of these strings give 400, a NaN, a zero vector. More than `most_texts` in a
+    request get `too_many`. `seconds_per_text` is
     worked off in `slots` places at once (Ollama has one). `down` refuses connections, `stalled` never answers.
     """
 
@@ -83,6 +84,7 @@ class FakeEmbeddingServer:
         self.zero: set[str] = set()
         self.longest_text = math.inf
         self.most_texts = math.inf
+        self.too_many = Fault(413, "batch size exceeds the maximum allowed batch size")
         self.seconds_per_text = 0.0
         self.slots = 1
         self.down = False
@@ -154,7 +156,7 @@ class FakeEmbeddingServer:
         if payload.get("model") != self.model:
             return _json(404, {"error": f'model "{payload.get("model")}" not found, try pulling it first'})
         if len(texts) > self.most_texts:
-            return _json(413, {"error": f"batch size {len(texts)} > maximum allowed batch size {self.most_texts}"})
+            return _json(self.too_many.status, {"error": self.too_many.message})
         if any(len(text) > self.longest_text for text in texts):
             return _json(400, {"error": TOO_LONG})
         if _holds(texts, self.crashing):
