@@ -17,6 +17,7 @@ class Request:
     texts: int
     tokens: float
     inside: Inside
+    in_parts: bool = False
 
     def was_without(self, other: "Request") -> None:
         """The other one was not inside any more, or never, when this one came."""
@@ -44,14 +45,15 @@ class Flight:
     def __len__(self) -> int:
         return len(self._under_way)
 
-    def sent(self, now: float, texts: int, tokens: float) -> int:
+    def sent(self, now: float, texts: int, tokens: float, *, in_parts: bool = False) -> int:
         """A request goes out; returns the number under which it ends."""
         self._number += 1
         if not self._under_way and not self.epoch.latencies:
             self.epoch.began_at = now
         self.texts += texts
         self.tokens += tokens
-        self._under_way[self._number] = Request(now, texts, tokens, Inside(len(self._under_way) + 1, self.texts))
+        inside = Inside(len(self._under_way) + 1, self.texts)
+        self._under_way[self._number] = Request(now, texts, tokens, inside, in_parts)
         return self._number
 
     def ended(self, number: int) -> Request | None:
@@ -110,7 +112,7 @@ class Flight:
 
     def was_full(self, now: float) -> bool:
         """Whether this epoch measures the server."""
-        return self.epoch.full_seconds >= FULL_SHARE * (now - self.epoch.began_at)
+        return self.epoch.full_seconds >= FULL_SHARE * (now - self.epoch.began_at) and not self.epoch.is_in_parts
 
     def begin(self, now: float, *, settling: int | None = None) -> None:
         """A new epoch. `settling`: so many answers don't count, because the server still works on what was sent before."""

@@ -82,13 +82,13 @@ class EndpointController:
         self._pacer = Pacer(items_per_second)
         self._load = Load()
         self._unavailable = Unavailable()
-        self._crowded = False
-        self._refused_places: list[float] = []
+        self._crowded, self._refused_places = False, list[float]()
         self._throttle = Throttle()
         self._breaker = Breaker()
         self._patience = Patience(patience_seconds)
         self._trace = trace
         self._probing, self._probes = False, 0
+        self._allowed = Decision(batch_items=1, batch_tokens=1)
         self._tickets: dict[int, Ticket] = {}
         self._stuck = Stuck()
         self._items_in_flight = self._tokens_in_flight = 0
@@ -147,7 +147,8 @@ class EndpointController:
             items, tokens = float(self._limit.most_items), load
         items = min(items, self._limit.most_items, self._pacer.most_items, room)
         tokens = min(tokens, self._ceilings.tokens, self._pacer.most_tokens)
-        return Decision(batch_items=max(1, int(items)), batch_tokens=max(1, int(tokens)))
+        self._allowed = Decision(batch_items=max(1, int(items)), batch_tokens=max(1, int(tokens)))
+        return self._allowed
 
     @property
     def _counted_load(self) -> float | None:
@@ -160,7 +161,8 @@ class EndpointController:
         if probe:
             self._probes += 1
             self._probing = True
-        number = -self._probes if probe else self._limit.sent(now, tokens, items=items)
+        in_parts = 2 * items <= self._allowed.batch_items and 2 * tokens <= self._allowed.batch_tokens
+        number = -self._probes if probe else self._limit.sent(now, tokens, items=items, in_parts=in_parts)
         ticket = Ticket(
             number=number,
             sent_at=now,
@@ -259,11 +261,10 @@ class EndpointController:
     def _refused(self, now: float, ticket: Ticket, retry_after_seconds: float | None, *, limited: bool) -> None:
         first = self._throttle.refused(now, sent_at=ticket.sent_at, retry_after_seconds=retry_after_seconds)
         if limited:
-            full = False
             by_time = (retry_after_seconds or 0.0) > TRIED_SECONDS
             known = self._pacer.learnt_rate is not None or self._pacer.is_used_up(now, tokens=ticket.tokens)
-            if first and not (by_time or ticket.probe or known or self._unavailable.is_rate):
-                full = self._is_full(now, ticket, limited=True) is True
+            by_rate = by_time or ticket.probe or known or self._unavailable.is_rate
+            full = first and not by_rate and self._is_full(now, ticket, limited=True) is True
             self._limit.turned_away(now, ticket.number)
             items, tokens, sent = ticket.items, ticket.tokens, ticket.sent
             learnt = self._pacer.refused(
@@ -383,18 +384,17 @@ class EndpointController:
     def _record(self, now: float, reason: str, judgement: Judgement | None = None) -> None:
         if self._trace is None:
             return
-        measured = None if judgement is None else judgement.measured
-        self._trace(
-            TraceRecord(
-                at=now,
-                mode=self.mode,
-                reason=reason,
-                concurrency=self.concurrency,
-                batch_items=self.batch_items,
-                rate=self.rate,
-                throughput=None if measured is None else measured.throughput,
-                latency_seconds=None if measured is None else measured.latency,
-                target_seconds=None if judgement is None else judgement.target_seconds,
-                gain=None if judgement is None else judgement.gain,
-            )
+        record = TraceRecord(
+            at=now,
+            mode=self.mode,
+            reason=reason,
+            concurrency=self.concurrency,
+            batch_items=self.batch_items,
+            rate=self.rate,
         )
+        if judgement is not None:
+            record = replace(record, target_seconds=judgement.target_seconds, gain=judgement.gain)
+            if judgement.measured is not None:
+                seen = judgement.measured
+                record = replace(record, throughput=seen.throughput, latency_seconds=seen.latency)
+        self._trace(record)

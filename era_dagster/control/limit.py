@@ -136,9 +136,10 @@ class AdaptiveLimit:
         """A request ended: until `reached` again the sender may be what is slow."""
         self._flight.freed(now)
 
-    def sent(self, now: float, tokens: int, *, items: int) -> int:
-        """A request of `items` texts goes out; returns the number under which it ends."""
-        return self._flight.sent(now, items, tokens)
+    def sent(self, now: float, tokens: int, *, items: int, in_parts: bool = False) -> int:
+        """A request of `items` texts goes out; returns the number under which it ends. `in_parts`: twice as many might have gone,
+        but for what became of these."""
+        return self._flight.sent(now, items, tokens, in_parts=in_parts)
 
     def forget(self, number: int) -> None:
         """A request ended without vectors, or says nothing about the server any more."""
@@ -235,7 +236,7 @@ class AdaptiveLimit:
         if not self._flight.settled(now, at_once=alone):
             return None
         epoch = self._flight.epoch
-        epoch.add(now, sent_at=sent_at, tokens=tokens)
+        epoch.add(now, sent_at=sent_at, tokens=tokens, in_parts=known.in_parts)
         if self._startup is not None:
             self._answers[number] = (sent_at, now)
             self._over += now - sent_at > self._startup.too_slow_seconds

@@ -44,9 +44,16 @@ class Epoch:
         self.pace: Literal["requests", "items"] | None = None
         self.latencies: list[float] = []
         self._work = 0.0
+        self._in_parts = 0
 
-    def add(self, now: float, *, sent_at: float, tokens: float) -> None:
-        """A request was answered at `now`."""
+    @property
+    def is_in_parts(self) -> bool:
+        """Whether half of the requests were half as large as might have been, at most."""
+        return 2 * self._in_parts >= max(1, len(self.latencies))
+
+    def add(self, now: float, *, sent_at: float, tokens: float, in_parts: bool = False) -> None:
+        """A request was answered at `now`. `in_parts`: it was one of several that took the place of a larger one."""
+        self._in_parts += in_parts
         seconds = max(now - sent_at, 1e-9)
         self.latencies.append(seconds)
         self._work += tokens * min(1.0, (now - self.began_at) / seconds)

@@ -56,6 +56,21 @@ def steady(point: Point) -> tuple[AdaptiveLimit, float]:
     return limit, now
 
 
+@pytest.mark.parametrize(("in_parts", "measured"), [(0, True), (1, True), (2, False), (4, False)])
+def test_what_is_sent_in_parts_is_no_measure_of_whole_requests(in_parts: int, measured: bool) -> None:
+    limit, now = steady(Point(4, 400.0))
+    limit.interrupted(now)
+    before, judged = limit.last, None
+    for _ in range(12):
+        numbers = [limit.sent(now, 10, items=1, in_parts=each < in_parts) for each in range(4)]
+        limit.reached(now)
+        now += 0.05
+        for number in numbers:
+            limit.freed(now)
+            judged = limit.succeeded(now, number, items=1) or judged
+    assert ((judged is not None), (limit.last is not before)) == (measured, measured)
+
+
 @pytest.mark.parametrize(("sent_at", "drains"), [(0.0, True), (0.5, False)])
 def test_one_late_answer_is_enough_where_half_of_those_under_way_are_late_too_by_then(
     sent_at: float, drains: bool

@@ -350,6 +350,13 @@ def test_requests_that_are_rejected_by_chance_are_no_smaller_afterwards() -> Non
     assert max(map(len, server.batches[-50:])) > 32
 
 
+def test_texts_that_spoil_their_company_say_nothing_of_how_many_go_together() -> None:
+    server = slow_server()
+    server.poison = {f"number {number}" for number in range(1000, 1500, 50)}
+    assert_right(embed(server, texts(6000)), texts(6000), without=range(1000, 1500, 50))
+    assert max(map(len, server.batches[-50:])) > 32
+
+
 def slow_server() -> FakeEmbeddingServer:
     server = FakeEmbeddingServer()
     server.seconds_per_text, server.slots = 0.002, 4
