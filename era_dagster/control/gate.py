@@ -266,9 +266,10 @@ class EndpointController:
             by_rate = by_time or ticket.probe or known or self._unavailable.is_rate
             full = first and not by_rate and self._is_full(now, ticket, limited=True) is True
             self._limit.turned_away(now, ticket.number)
-            items, tokens, sent = ticket.items, ticket.tokens, ticket.sent
+            at, sent, sure = ticket.sent_at, ticket.sent, not self._unavailable.is_rate
+            items, tokens = ticket.items, ticket.tokens
             learnt = self._pacer.refused(
-                now, sent_at=ticket.sent_at, sent=sent, items=items, tokens=tokens, first=first, full=full
+                now, sent_at=at, sent=sent, items=items, tokens=tokens, first=first, full=full, sure=sure
             )
             if learnt and self._unavailable.learnt(now, self._pacer.learnt_rate):
                 self._pacer.forget()
@@ -298,12 +299,8 @@ class EndpointController:
         Younger requests have overtaken them by two flights, and they take far longer than the others: what holds them up
         is their own. They no longer count as in flight; their texts had better be sent again.
         """
-        numbers, again_at = self._stuck.find(
-            now,
-            self._tickets,
-            concurrency=self._limit.point.concurrency,
-            latency=self._limit.expected_latency,
-        )
+        concurrency, latency = self._limit.point.concurrency, self._limit.expected_latency
+        numbers, again_at = self._stuck.find(now, self._tickets, concurrency=concurrency, latency=latency)
         found = [self._tickets[number] for number in numbers]
         for ticket in found:
             self._limit.forget(ticket.number)

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from era_dagster.control.allowances import Allowance
 from era_dagster.control.bucket import Bucket, Window
+from era_dagster.control.burst import Burst
 from era_dagster.control.evidence import LACKED, NOTHING, STRETCHES, Counted, Empty, Sent, contradicted, explained
 
 FIRST_PAUSE_SECONDS = 0.5
@@ -29,7 +30,7 @@ REQUEST_SECONDS = 0.05
 """A request brings what is allowed in so long, where texts are counted: small against any bucket, so that its
 rate is seen exactly; more than twenty requests a second would cost more than that is worth."""
 BURST_SECONDS = 1.0
-"""What a pause brought may be made up for at once, up to so long: buckets of less are rare."""
+"""What a pause brought may be made up for at once, up to so long, unless the bucket was seen to hold less."""
 WINDOW_PARTS = 8.0
 """Requests whose tokens use a window up."""
 DOUBLED_SECONDS = 4.0
@@ -105,6 +106,7 @@ class Pacer:
         self._too_many, self._too_many_until = 0, -math.inf
         self._fitted = NOTHING
         self._accepted_at = -math.inf
+        self._burst = Burst()
         self._base = self._explains = 0.0
         self._seen_at = self._held_until = -math.inf
         self._held_seconds = 0.0
@@ -127,6 +129,7 @@ class Pacer:
     def forget(self) -> None:
         """What was learnt was no rate."""
         self._learnt = None
+        self._burst = Burst()
         self._emptied.clear()
 
     @property
@@ -198,6 +201,7 @@ class Pacer:
         for kind, units in (("requests", 1.0), ("tokens", self._last.tokens)):
             if kind in self._announced:
                 self._announced[kind].take(now, units)
+        self._burst.sent(now, self._sent)
         self._sent += self._last
         return self._sent
 
@@ -260,9 +264,19 @@ class Pacer:
         return any(bucket.level(now) < min(needs[kind], bucket.size) for kind, bucket in self._announced.items())
 
     def refused(
-        self, now: float, *, sent_at: float, sent: Sent, items: int, tokens: float, first: bool, full: bool = False
+        self,
+        now: float,
+        *,
+        sent_at: float,
+        sent: Sent,
+        items: int,
+        tokens: float,
+        first: bool,
+        full: bool = False,
+        sure: bool = True,
     ) -> bool:
-        """A 429 to a request sent at `sent_at`; `first`: the first one of its flight; `full`: for another reason, perhaps.
+        """A 429 to a request sent at `sent_at`; `first`: the first one of its flight; `full`: for another reason, perhaps;
+        `sure`: if not for that, for a rate.
 
         Whether a pace was learnt that tells of the server as it is: not of a while in which it took nothing.
         """
@@ -288,7 +302,18 @@ class Pacer:
             self._was_full = full
             return False
         self._was_full = False
-        self._learn(now)
+        known = None
+        if self._learnt is not None and sure:
+            known = self._burst.refused(
+                sent_at,
+                sent - this,
+                emptied_at=last.at,
+                accepted=(accepted - last.accepted).of(self._counts),
+                units=this.of(self._counts),
+                rate=self._base,
+                counted=self._counts,
+            )
+        self._learn(now, known)
         return not took_nothing
 
     def _nothing_fits(self, now: float, items: int, tokens: float) -> None:
@@ -303,8 +328,9 @@ class Pacer:
             self._too_many_until = now + LONGEST_PAUSE_SECONDS
             self._most_items = max(1, items // 2)
 
-    def _learn(self, now: float) -> None:
-        """A server counts what came at the same rate again and again, whatever the size of the requests was.
+    def _learn(self, now: float, known: float | None) -> None:
+        """A server counts what came at the same rate again and again, whatever the size of the requests was. `known`: of what
+        was counted until now, at least, where a bucket that holds little shows it.
 
         Until their sizes differ, requests are counted: nothing then keeps them from growing, and the difference shows. What
         was found may be wrong, and is held against the other with every refusal. Where texts are counted, requests stay
@@ -317,10 +343,12 @@ class Pacer:
         other: Counted = "items" if self._counts == "requests" else "requests"
         if contradicted(emptied, other) < contradicted(emptied, self._counts):
             # The pace was none for what is counted, and the bucket may have been full: the most that was seen counts.
-            self._counts = other
+            self._counts, self._burst = other, Burst()
             rate, self._explains = max(explained(emptied[:end], other) for end in range(2, len(emptied) + 1))
         else:
             rate, self._explains = explained(emptied, self._counts)
+            if known is not None:
+                rate, self._explains = max(rate, known), max(self._explains, DOUBLED_SECONDS)
         if rate <= 0.0:
             return
         self._base = max(rate, SLOWEST_PER_SECOND) if self._counts == "requests" else rate
@@ -342,4 +370,4 @@ class Pacer:
         steps = self._held_seconds / min(self._doubled_seconds, self._explains) - (1.0 - MARGIN) ** (1.0 / 3.0)
         learnt.level(now)
         learnt.rate = self._base * (1.0 + steps**3)
-        learnt.size = max(self._next_units, learnt.rate * BURST_SECONDS)
+        learnt.size = max(self._next_units, min(self._burst.holds, learnt.rate * BURST_SECONDS))

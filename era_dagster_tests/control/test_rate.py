@@ -94,6 +94,15 @@ def test_a_bucket_of_a_single_request_costs_no_more_than_three_tenths() -> None:
     assert refusals <= 20
 
 
+@pytest.mark.parametrize("rate", [10.0, 20.0, 50.0])
+def test_the_rate_of_a_server_that_allows_no_burst_is_learnt(rate: float) -> None:
+    pacer, server = Pacer(None), Refusing(rate, 1.0, counts="requests")
+    drive(pacer, server, seconds=40.0)
+    accepted, refusals = drive(pacer, server, seconds=60.0, start=40.0)
+    assert accepted >= 0.75 * 8 * rate * 60
+    assert refusals <= 25
+
+
 def test_a_server_that_counts_requests_does_not_hold_back_larger_ones() -> None:
     pacer = Pacer(None)
     server = Refusing(5.0, 5.0, counts="requests")
