@@ -219,7 +219,7 @@ class EndpointController:
             )
             self._stuck.answered(ticket.number, self._tickets)
         elif outcome is Outcome.TOO_LARGE and not ticket.probe:
-            self.too_large(now, items=ticket.items)
+            self.too_large(now, items=ticket.items, certain=True)
         comes_back = retry_after_seconds is not None or self._unavailable.is_rate
         limited = outcome is Outcome.RATE_LIMITED or (outcome is Outcome.OVERLOADED and comes_back)
         if outcome is Outcome.OVERLOADED and not (limited or ticket.probe or self._unavailable.is_chance(now)):
@@ -317,9 +317,9 @@ class EndpointController:
         if ticket.probe:
             self._probing = False
 
-    def too_large(self, now: float, *, items: int) -> None:
-        """A request of `items` texts is too large for the server."""
-        self._tell(now, self._limit.too_large(now, items=items))
+    def too_large(self, now: float, *, items: int, certain: bool = False) -> None:
+        """A request of so many texts was refused, and not for any of them. `certain`: the server said so."""
+        self._tell(now, self._limit.too_large(now, items=items, certain=certain))
 
     def told_of_others(self, *, present: bool) -> None:
         """Whether clients that follow the same law share this endpoint, by their own word: then all come to equal shares."""

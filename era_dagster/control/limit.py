@@ -15,7 +15,7 @@ from era_dagster.control.flight import Flight
 from era_dagster.control.measure import Measurement
 from era_dagster.control.moves import Pace
 from era_dagster.control.point import Judgement, Phase, Point
-from era_dagster.control.room import Inside, Room
+from era_dagster.control.room import Inside, Largest, Room
 from era_dagster.control.startup import FEWEST_SAMPLES, FIRST_CONCURRENCY, Landing, Startup
 from era_dagster.control.trail import Step
 
@@ -38,6 +38,7 @@ class AdaptiveLimit:
         self.last: Measurement | None = None
         self._course = Course(ceilings)
         self._room = Room()
+        self._most_items, self._largest = ceilings.items, Largest()
         self._before_refusals = 0
         self._waves_cut_short = False
         self._flight = Flight()
@@ -149,17 +150,24 @@ class AdaptiveLimit:
         """A request was refused, of which no more is to be known than that it never was inside."""
         self._flight.refused(now, number)
 
-    def too_large(self, now: float, *, items: int) -> Judgement | None:
-        """A request of `items` texts was refused for its size (413): no request is that large again."""
-        fewer = items // 2
-        if not 0 < fewer < self._ceilings.items:
+    def too_large(self, now: float, *, items: int, certain: bool) -> Judgement | None:
+        """A request of `items` texts was refused for its size: hardly any is that large again. `certain`: it says so."""
+        if items == 1 or items > self._most_items:
             return None
-        self._ceilings = replace(self._ceilings, items=fewer)
-        if self._startup is not None:
-            self._startup.bound(self._ceilings)
+        self._largest.refused(now, items, certain=certain)
+        if not self._keep_to_largest(now) or self._startup is not None:
             return None
         self._course.moved()
         return self._go(now, self._bounded(now, self.point), "the request was too large")
+
+    def _keep_to_largest(self, now: float) -> bool:
+        """Whether requests have to be smaller than they were."""
+        before, most = self._ceilings.items, int(min(self._most_items, self._largest.most(now)))
+        if most != before:
+            self._ceilings = replace(self._ceilings, items=most)
+            if self._startup is not None:
+                self._startup.bound(self._ceilings)
+        return most < before
 
     def refused(self, now: float, number: int, *, limited: bool) -> tuple[bool | None, Judgement | None]:
         """A request was refused: whether because too much is inside, None if that cannot be said yet; and a judgement if less
@@ -216,6 +224,8 @@ class AdaptiveLimit:
             return None
         sent_at, tokens = known.sent_at, known.tokens
         self._room.took(now, known.inside, items=items)
+        self._largest.took(items)
+        self._keep_to_largest(now)
         self._refused_share *= 1.0 - 1.0 / self._refused_among
         self._answered_items += items
         self.item_tokens += max(0.02, items / self._answered_items) * (tokens / items - self.item_tokens)

@@ -147,5 +147,43 @@ class Room:
         return _most(self._taken, self._taken_before)
 
 
+class Largest:
+    """How many texts one request may hold, as those that were refused for their size tell.
+
+    Between what was taken and what was refused the middle is tried, until they meet. Then what was refused is tried again,
+    after twice as long each time: it may have been chance.
+    """
+
+    def __init__(self) -> None:
+        self._taken = 0
+        self._refused = math.inf
+        self._again_at, self._again_seconds = -math.inf, TRIED_SECONDS
+
+    def most(self, now: float) -> float:
+        """The most texts that the next request may hold; infinite where nothing is known."""
+        if self._taken < self._refused - 1.0 < math.inf:
+            return max(1, int(self._taken + self._refused) // 2)
+        return self._refused if now >= self._again_at else self._refused - 1.0
+
+    def took(self, items: int) -> None:
+        """A request of `items` texts was answered."""
+        self._taken = max(self._taken, items)
+        if self._taken >= self._refused:
+            self._refused = math.inf
+
+    def refused(self, now: float, items: int, *, certain: bool) -> None:
+        """A request of `items` texts was refused. `certain`: for its size, as it says; else it was not, if as large a one was
+        ever taken. By what is said of less than was taken, it is not the number of texts that counts but their length.
+        """
+        if items <= self._taken:
+            if not certain:
+                return
+            self._taken = items // 2
+        if now >= self._again_at:
+            self._again_at = now + self._again_seconds
+            self._again_seconds *= 2.0
+        self._refused = min(self._refused, items)
+
+
 def _most(one: Inside, other: Inside) -> Inside:
     return Inside(max(one.requests, other.requests), max(one.texts, other.texts))

@@ -174,9 +174,8 @@ class Startup:
         if self._before is not None:
             wave, before, _ = self._before
             if self.wave.texts <= wave.texts:
-                if self._by_step:
-                    return self._grow(1.0, latency_seconds, error)
-                return self._land(self.wave.concurrency, 0.0, "at the ceiling")
+                # No larger requests are taken: this one tells nothing against the one before, and more of them come next.
+                return self._grow(1.0 if self._by_step else 2.0, latency_seconds, error)
             step = math.log(self.wave.texts / wave.texts)
             elasticity, doubt = self._elasticity(self._before, latency_seconds, error)
             # What cannot be told is taken for growth in number: the next wave, with more answers, will tell.

@@ -276,7 +276,7 @@ class Embedder:
         finally:
             if not ended:
                 endpoint.controller.abandoned(ticket)
-        endpoint.learn(self._now(), ticket, answer)
+        endpoint.learn(self._now(), ticket, answer, batch)
         return answer
 
     async def _ask(self, endpoint: Endpoint, texts: list[str], ticket: Ticket, *, retried: bool) -> Answer | Verdict:
@@ -316,10 +316,9 @@ class Embedder:
         self._ledger.counters.answered(seconds, tokens)
         for call, texts in batch.calls().items():
             call.counters.answered(seconds, round(tokens * texts / len(batch.items)))
-        good = [(item, vectors[index]) for index, item in enumerate(batch.items) if index not in bad]
-        if too_many := self._retries.too_many(url, batch, (item for item, _ in good)):
-            endpoint.controller.too_large(self._now(), items=too_many)
-        good = [(item, vector) for item, vector in good if not item.settled]
+        good = [
+            (item, vectors[index]) for index, item in enumerate(batch.items) if index not in bad and not item.settled
+        ]
         if self._cache is None:
             self._ledger.settle_vectors(good)
         else:

@@ -53,11 +53,14 @@ class Endpoint:
         """How long the next request may take."""
         return self._config.loading_timeout_seconds if self.loading else self._config.request_timeout_seconds
 
-    def learn(self, now: float, ticket: Ticket, answer: Answer | Verdict) -> None:
-        """Tell the controller how a request ended."""
+    def learn(self, now: float, ticket: Ticket, answer: Answer | Verdict, batch: Batch | None = None) -> None:
+        """Tell the controller how a request ended, of `batch` or of a text of our own."""
         if isinstance(answer, Answer):
             self.loading = False
             self.controller.completed(now, ticket, Outcome.SUCCESS, tokens=answer.tokens, headers=answer.headers)
+            too_many = None if batch is None else batch.taken(self.provider.url)
+            if too_many is not None:
+                self.controller.too_large(now, items=too_many)
             return
         self.last_error = answer.error.message
         self.controller.completed(

@@ -4,7 +4,6 @@ Decides by the history of the batch and the policy. Sends nothing, and knows nei
 """
 
 from collections import Counter, defaultdict, deque
-from collections.abc import Iterable
 from functools import partial
 from random import Random
 
@@ -13,7 +12,7 @@ from era_dagster.control.retry import RetryPolicy
 from era_dagster.domain.errors import EndpointBusy, EraError, TextsTooLarge
 from era_dagster.embedding.ledger import Ledger
 from era_dagster.embedding.responses import Verdict
-from era_dagster.embedding.work import Batch, Item, Rejected, WorkQueue
+from era_dagster.embedding.work import Batch, Whole, WorkQueue
 
 FAILURES_TO_SPLIT = 3
 """From its third failure on a batch goes in halves: one text may crash the server, or be too much for its time-out."""
@@ -42,30 +41,12 @@ class Retries:
         self._accepted: Counter[str] = Counter()
         self._doubts: dict[str, deque[bool]] = defaultdict(partial(deque, maxlen=CHECKS_KEPT))
         self._refusals: dict[str, EraError] = {}
-        self._most_texts: Counter[str] = Counter()
-        self._too_many: Counter[str] = Counter()
 
     def accepted(self, url: str, *, after_all: bool = False) -> None:
         """A request to `url` was answered with vectors; `after_all`: that of a text it had rejected."""
         self._accepted[url] += 1
         if after_all:
             self.checked(url, doubt=True)
-
-    def too_many(self, url: str, batch: Batch, good: Iterable[Item]) -> int | None:
-        """`url` gave the `good` texts of a batch their vectors; how many texts a request must not hold, where that shows.
-
-        A request that was rejected though each of its texts is taken in smaller ones held too many of them, in whatever words
-        the server says so; or it was by chance: so it has to happen twice, and none as large was ever accepted.
-        """
-        most = self._most_texts[url] = max(self._most_texts[url], len(batch.items))
-        whole = batch.part_of
-        if whole is None or whole.url != url:
-            return None
-        whole.left.difference_update(good)
-        if whole.left or whole.texts <= most:
-            return None
-        before, self._too_many[url] = self._too_many[url], whole.texts
-        return min(before, whole.texts) if before > most else None
 
     def checked(self, url: str, *, doubt: bool) -> None:
         """Whether what `url` says of texts is to be doubted: it failed with a text of our own too, or takes one after all."""
@@ -152,10 +133,9 @@ class Retries:
         """
         batch.suspect, batch.may_join = True, False
         if len(batch.items) > 1:
-            batch.part_of = Rejected(url, len(batch.items), set(batch.items))
+            batch.whole = Whole(url, len(batch.items))
             self._queue.again_in_halves(batch, now)
             return
-        batch.part_of = None
         enough = min(self._policy.attempts, REJECTIONS_TO_GIVE_UP + sum(self._doubts[url]))
         if isinstance(error, TextsTooLarge):
             enough = 1

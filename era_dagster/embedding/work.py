@@ -78,12 +78,12 @@ class Item:
 
 
 @dataclass(slots=True, eq=False)
-class Rejected:
-    """A request of so many `texts` that the endpoint at `url` rejected; `left`: those without a vector from there since."""
+class Whole:
+    """A request of so many `items` that the endpoint at `url` refused, and how many of them it has taken since, in parts."""
 
     url: str
-    texts: int
-    left: set[Item]
+    items: int
+    taken: int = 0
 
 
 @dataclass(slots=True, eq=False)
@@ -94,7 +94,7 @@ class Batch:
     its text while the server was well, at `rejected_by` (URLs). `passed_over`: how often an endpoint refused it that had
     accepted others since its refusal before (`accepted_before` of them by then, by its URL). `doubled`: its request is stuck,
     and its texts were put in the queue once more. `may_join`: it was refused for no fault of its texts, which may travel with
-    others then; never again once they are `suspect`. `part_of`: the last request that was rejected with its texts among others.
+    others then; never again once they are `suspect`. `whole`: the request, refused for its texts, of which it is a part.
     """
 
     items: list[Item]
@@ -108,7 +108,7 @@ class Batch:
     doubled: bool = False
     may_join: bool = False
     suspect: bool = False
-    part_of: Rejected | None = None
+    whole: Whole | None = None
 
     @property
     def tokens(self) -> int:
@@ -122,6 +122,14 @@ class Batch:
             for call in {call for call, _ in item.waiters}:
                 found[call] = found.get(call, 0) + 1
         return found
+
+    def taken(self, url: str) -> int | None:
+        """The endpoint at `url` has taken it. Of how many texts its `whole` was, if by now all of them were taken: it was
+        refused for its size and not for one of its texts."""
+        if self.whole is None or self.whole.url != url or self.doubled:
+            return None
+        self.whole.taken += len(self.items)
+        return self.whole.items if self.whole.taken == self.whole.items else None
 
     def part(self, items: list[Item]) -> "Batch":
         """Some of its items with the same history."""

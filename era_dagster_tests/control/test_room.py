@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from era_dagster.control.room import REMEMBERED_SECONDS, TRIED_SECONDS, WATCHED_SECONDS, Inside, Room
+from era_dagster.control.room import REMEMBERED_SECONDS, TRIED_SECONDS, WATCHED_SECONDS, Inside, Largest, Room
 
 
 def taken(room: Room, inside: Inside, *, at: float = 0.0) -> Room:
@@ -154,3 +154,40 @@ def test_what_was_taken_is_forgotten_after_a_while(later: float, bounds: set[str
     for step in range(7):
         taken(room, Inside(4, 40), at=later / 7 * (step + 1))
     assert room.refused(later, Inside(5, 50), Inside(1, 10), limited=True) == bounds
+
+
+def test_between_a_size_that_was_taken_and_one_that_was_refused_the_middle_is_tried_until_they_meet() -> None:
+    largest = Largest()
+    assert largest.most(0.0) == math.inf
+    largest.took(8)
+    largest.refused(1.0, 16, certain=False)
+    assert largest.most(1.0) == 12
+    largest.refused(1.1, 12, certain=False)
+    assert largest.most(1.1) == 10
+    largest.took(10)
+    assert largest.most(1.1) == 11
+    largest.refused(1.2, 11, certain=False)
+    assert largest.most(1.2) == 10
+
+
+def test_a_size_that_was_refused_is_tried_again_after_twice_as_long_each_time() -> None:
+    largest = Largest()
+    largest.took(10)
+    largest.refused(1.0, 11, certain=False)
+    assert largest.most(1.0 + TRIED_SECONDS - 0.1) == 10
+    again = 1.0 + TRIED_SECONDS
+    assert largest.most(again) == 11
+    largest.refused(again, 11, certain=False)
+    assert largest.most(again + 2.0 * TRIED_SECONDS - 0.1) == 10
+    assert largest.most(again + 2.0 * TRIED_SECONDS) == 11
+    largest.took(11)
+    assert largest.most(again + 2.0 * TRIED_SECONDS) == math.inf, "it was chance"
+
+
+def test_a_size_that_was_taken_is_too_large_only_where_the_server_says_so() -> None:
+    largest = Largest()
+    largest.took(40)
+    largest.refused(1.0, 30, certain=False)
+    assert largest.most(1.0) == math.inf
+    largest.refused(1.0, 30, certain=True)
+    assert largest.most(1.0) == 22, "the texts are longer than they were"
