@@ -6,6 +6,7 @@ all look through here, so that they agree on what there is.
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from era_dagster.storage.drops import (
     SourceLook,
     hidden_elsewhere,
     known_sources,
+    looking_alone,
     owners_elsewhere,
     record_look,
     source_troubles,
@@ -91,6 +93,20 @@ def look_at_drop(
     The default drop folder is made when nothing was ever dropped into it. Raises `ConfigurationError` for a folder that
     is not there or cannot be listed: it is never taken for an empty one.
     """
+    with looking_alone(database) if record else nullcontext():
+        return _look(settings, database, root, settling or {}, patient=patient, record=record, afresh=afresh)
+
+
+def _look(
+    settings: Settings,
+    database: Database,
+    root: Path,
+    settling: Mapping[str, tuple[str, int]],
+    *,
+    patient: bool,
+    record: bool,
+    afresh: bool,
+) -> DropLook:
     known = known_sources(database, root)
     if not known and root == settings.drop_dir and settings.sources["drop_dir"] == "default":
         root.mkdir(parents=True, exist_ok=True)
@@ -100,7 +116,7 @@ def look_at_drop(
         {path: replace(source, signature="") for path, source in known.items()} if afresh else known,
         now_ns=time.time_ns(),
         settle_seconds=settings.settle_seconds if patient else 0.0,
-        unsettled={path: Look(signature=seen, since_ns=since) for path, (seen, since) in (settling or {}).items()},
+        unsettled={path: Look(signature=seen, since_ns=since) for path, (seen, since) in settling.items()},
     )
     books, unreadable = _read(plan.read)
     elsewhere = _elsewhere(database, root, books, plan) if plan.read or plan.gone else _NOWHERE

@@ -4,20 +4,27 @@ The sensor and the commands look at the folder (`intake`), record what they saw 
 chapter is pending when a stage's stored stamp differs from the stamp its content asks for, or when it is gone.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, LiteralString
 
 import psycopg
+from psycopg import errors as pg_errors
 from psycopg import sql
 
+from era_dagster.domain.errors import TransientError
 from era_dagster.domain.identity import parse_partition_key
 from era_dagster.domain.stages import Stage
 from era_dagster.storage.chapters import STAMP_COLUMNS
-from era_dagster.storage.database import Database
+from era_dagster.storage.database import Database, driver_errors
 
 SourceStateName = Literal["read", "waiting", "unreadable"]
+_LOOK_PATIENCE_SECONDS = 30
+"""Half of what a tick of the sensor may take."""
+_LONGEST_LOOK_SECONDS = 120
+"""A look that asks nothing for so long is taken for gone: the network may have lost it without a word."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,6 +149,33 @@ def _sources(connection: psycopg.Connection, where: LiteralString, values: dict[
     }
 
 
+@contextmanager
+def looking_alone(database: Database) -> Iterator[None]:
+    """Be the only one who looks at drop folders: what a look decides stands on what the register held at its beginning.
+
+    Raises `TransientError` when somebody else is at it for too long. The lock belongs to a connection of its own, so that a
+    killed look leaves none behind, and a pool of one connection is enough.
+    """
+    with driver_errors():
+        connection = psycopg.connect(database.url, autocommit=True, connect_timeout=10, application_name="era_dagster")
+    try:
+        with driver_errors():
+            connection.execute(
+                "SELECT set_config('idle_session_timeout', %s, false), set_config('lock_timeout', %s, false)",
+                (f"{_LONGEST_LOOK_SECONDS}s", f"{_LOOK_PATIENCE_SECONDS}s"),
+            )
+            try:
+                connection.execute("SELECT pg_advisory_lock(hashtextextended('drop register', 0))")
+            except pg_errors.LockNotAvailable as error:
+                raise TransientError(
+                    f"Another process has been looking at a drop folder for {_LOOK_PATIENCE_SECONDS} s.",
+                    hint="Try again when it has ended.",
+                ) from error
+        yield
+    finally:
+        connection.close()
+
+
 def record_look(
     database: Database,
     *,
@@ -152,10 +186,10 @@ def record_look(
 ) -> None:
     """Record one look at a folder in one transaction: its sources, the sources that vanished, the chapters that are gone.
 
+    Called while `looking_alone`.
     `shadowed` maps sources whose chapters a newer source holds too, read now or before, to the reason to keep with them.
     """
     with database.connection() as connection:
-        connection.execute("SELECT pg_advisory_xact_lock(hashtextextended('drop register', 0))")
         for look in looks:
             _record_source(connection, look)
         connection.execute(

@@ -5,11 +5,14 @@ import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
-from era_dagster.domain.errors import ConfigurationError
+from era_dagster.domain.errors import ConfigurationError, TransientError
+from era_dagster.intake.reader import BookRead, read_source
 from era_dagster.pipeline.drop import DropLook, look_at_drop
+from era_dagster.storage.drops import looking_alone
 from era_dagster_tests.pipeline.workbench import Workbench, chapter, one_file
 
 
@@ -282,6 +285,39 @@ def test_the_newer_copy_counts_whichever_folder_is_looked_at(bench: Workbench) -
     _look_elsewhere(bench, folder)
     assert bench.pending() == []
     assert bench.rows("SELECT text FROM minister_entries") == ["The older rule."]
+
+
+def test_two_looks_at_a_time_lose_no_chapter_that_moves_between_their_folders(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The slower one still knew the chapter by its old place: it recorded as gone what the other had just found."""
+    bench.drop("ferry", chapter(1, rules=["The rule of the first folder."]))
+    bench.ingest()
+    shutil.rmtree(bench.settings.drop_dir / "ferry")
+    moved = _second_folder(bench, "The rule of the other folder.", at=1_000_000_200)
+    bench.drop("inn", chapter(1))
+    others: list[Thread] = []
+
+    def slow_read(path: Path) -> tuple[BookRead, ...]:
+        if path.name == "inn":
+            others.append(Thread(target=_look_elsewhere, args=(bench, moved)))
+            others[0].start()
+            others[0].join(timeout=2.0)
+        return read_source(path)
+
+    monkeypatch.setattr("era_dagster.pipeline.drop.read_source", slow_read)
+    bench.look()
+    others[0].join()
+    bench.run()
+    assert bench.rows("SELECT text FROM minister_entries") == ["The rule of the other folder."]
+    assert bench.rows("SELECT source_path FROM drop_chapters WHERE partition_key = 'ferry/0001'") == [str(moved)]
+
+
+def test_a_look_that_waits_for_another_one_says_so(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("era_dagster.storage.drops._LOOK_PATIENCE_SECONDS", 1)
+    with looking_alone(bench.database), pytest.raises(TransientError, match="Another process has been looking"):
+        bench.look()
+    assert bench.look().chapters == 0
 
 
 def test_a_look_at_another_folder_leaves_a_newer_drop_in_its_place(bench: Workbench) -> None:
