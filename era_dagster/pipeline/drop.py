@@ -23,11 +23,11 @@ from era_dagster.storage.drops import (
     SourceLook,
     hidden_elsewhere,
     known_sources,
-    looking_alone,
     owners_elsewhere,
     record_look,
     source_troubles,
 )
+from era_dagster.storage.looking import looking_alone
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

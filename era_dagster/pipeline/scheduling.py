@@ -24,12 +24,15 @@ class PlannedRun:
     priority: int
 
 
-def due_at(chapter: KnownChapter) -> float:
-    """When a pending chapter may be requested again, in seconds since 1970; 0 for one never requested."""
+def due_at(chapter: KnownChapter, now: float) -> float:
+    """When a pending chapter may be requested again, in seconds since 1970; 0 for one never requested.
+
+    Also 0 where the last request lies further ahead than the wait: the clock was wrong then, and was put back.
+    """
     if chapter.requested_at is None or chapter.attempts == 0:
         return 0.0
-    wait = FIRST_WAIT_SECONDS * WAIT_FACTOR ** min(chapter.attempts - 1, 10)
-    return chapter.requested_at + min(wait, LONGEST_WAIT_SECONDS)
+    wait = min(FIRST_WAIT_SECONDS * WAIT_FACTOR ** min(chapter.attempts - 1, 10), LONGEST_WAIT_SECONDS)
+    return chapter.requested_at + wait if chapter.requested_at <= now + wait else 0.0
 
 
 def plan_runs(
@@ -44,7 +47,7 @@ def plan_runs(
 
     At most `most_runs` runs are planned; what is left waits for the next call.
     """
-    ready = [chapter for chapter in pending if chapter.partition_key not in in_flight and due_at(chapter) <= now]
+    ready = [chapter for chapter in pending if chapter.partition_key not in in_flight and due_at(chapter, now) <= now]
     by_priority: dict[int, list[str]] = {}
     for chapter in ready:
         by_priority.setdefault(chapter.priority or 0, []).append(chapter.partition_key)
@@ -64,7 +67,7 @@ def why_they_wait(pending: Sequence[KnownChapter], *, in_flight: Collection[str]
     if everything:
         return f"{len(pending):,} pending: a run takes them all."
     taken = sum(chapter.partition_key in in_flight for chapter in pending)
-    later = [due_at(chapter) for chapter in pending if chapter.partition_key not in in_flight]
+    later = [due_at(chapter, now) for chapter in pending if chapter.partition_key not in in_flight]
     parts = [f"{taken:,} in runs that wait or go"] if taken else []
     if later:
         parts.append(

@@ -4,27 +4,20 @@ The sensor and the commands look at the folder (`intake`), record what they saw 
 chapter is pending when a stage's stored stamp differs from the stamp its content asks for, or when it is gone.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, LiteralString
 
 import psycopg
-from psycopg import errors as pg_errors
 from psycopg import sql
 
-from era_dagster.domain.errors import TransientError
 from era_dagster.domain.identity import parse_partition_key
 from era_dagster.domain.stages import Stage
 from era_dagster.storage.chapters import STAMP_COLUMNS
-from era_dagster.storage.database import Database, driver_errors
+from era_dagster.storage.database import Database
 
 SourceStateName = Literal["read", "waiting", "unreadable"]
-_LOOK_PATIENCE_SECONDS = 30
-"""Half of what a tick of the sensor may take."""
-_LONGEST_LOOK_SECONDS = 120
-"""A look that asks nothing for so long is taken for gone: the network may have lost it without a word."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,33 +142,6 @@ def _sources(connection: psycopg.Connection, where: LiteralString, values: dict[
     }
 
 
-@contextmanager
-def looking_alone(database: Database) -> Iterator[None]:
-    """Be the only one who looks at drop folders: what a look decides stands on what the register held at its beginning.
-
-    Raises `TransientError` when somebody else is at it for too long. The lock belongs to a connection of its own, so that a
-    killed look leaves none behind, and a pool of one connection is enough.
-    """
-    with driver_errors():
-        connection = psycopg.connect(database.url, autocommit=True, connect_timeout=10, application_name="era_dagster")
-    try:
-        with driver_errors():
-            connection.execute(
-                "SELECT set_config('idle_session_timeout', %s, false), set_config('lock_timeout', %s, false)",
-                (f"{_LONGEST_LOOK_SECONDS}s", f"{_LOOK_PATIENCE_SECONDS}s"),
-            )
-            try:
-                connection.execute("SELECT pg_advisory_lock(hashtextextended('drop register', 0))")
-            except pg_errors.LockNotAvailable as error:
-                raise TransientError(
-                    f"Another process has been looking at a drop folder for {_LOOK_PATIENCE_SECONDS} s.",
-                    hint="Try again when it has ended.",
-                ) from error
-        yield
-    finally:
-        connection.close()
-
-
 def record_look(
     database: Database,
     *,
@@ -186,7 +152,7 @@ def record_look(
 ) -> None:
     """Record one look at a folder in one transaction: its sources, the sources that vanished, the chapters that are gone.
 
-    Called while `looking_alone`.
+    Called while `storage.looking.looking_alone`.
     `shadowed` maps sources whose chapters a newer source holds too, read now or before, to the reason to keep with them.
     """
     with database.connection() as connection:
@@ -396,13 +362,26 @@ def note_requested(database: Database, keys: Sequence[str]) -> None:
         )
 
 
-def note_failures(database: Database, failures: Mapping[str, str], finished: Sequence[str]) -> None:
-    """Remember why chapters could not be finished, and forget it for those that could."""
+def note_failures(
+    database: Database, tried: Sequence[KnownChapter], failures: Mapping[str, str], finished: Sequence[str]
+) -> None:
+    """Remember why chapters could not be finished, and forget it for those that could.
+
+    Of `tried`, what the register holds otherwise by now has failed in no run: it changed or moved meanwhile.
+    """
+    failed = [chapter for chapter in tried if chapter.partition_key in failures]
     with database.connection() as connection:
         connection.execute(
-            "UPDATE drop_chapters AS d SET failure = i.reason FROM unnest(%s::text[], %s::text[]) AS i (key, reason)"
-            " WHERE d.partition_key = i.key AND d.failure IS DISTINCT FROM i.reason",
-            (list(failures.keys()), list(failures.values())),
+            "UPDATE drop_chapters AS d SET failure = i.reason"
+            " FROM unnest(%s::text[], %s::text[], %s::bytea[], %s::text[]) AS i (key, path, hash, reason)"
+            " WHERE (d.partition_key, d.source_path, d.content_hash) = (i.key, i.path, i.hash)"
+            " AND d.failure IS DISTINCT FROM i.reason",
+            (
+                [chapter.partition_key for chapter in failed],
+                [chapter.source_path for chapter in failed],
+                [chapter.content_hash for chapter in failed],
+                [failures[chapter.partition_key] for chapter in failed],
+            ),
         )
         connection.execute(
             "UPDATE drop_chapters SET failure = NULL WHERE partition_key = ANY(%s) AND failure IS NOT NULL",

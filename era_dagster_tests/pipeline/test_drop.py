@@ -9,10 +9,10 @@ from threading import Thread
 
 import pytest
 
-from era_dagster.domain.errors import ConfigurationError, TransientError
+from era_dagster.domain.errors import ChaptersFailed, ConfigurationError, TransientError
 from era_dagster.intake.reader import BookRead, read_source
 from era_dagster.pipeline.drop import DropLook, look_at_drop
-from era_dagster.storage.drops import looking_alone
+from era_dagster.storage.looking import looking_alone
 from era_dagster_tests.pipeline.workbench import Workbench, chapter, one_file
 
 
@@ -313,8 +313,23 @@ def test_two_looks_at_a_time_lose_no_chapter_that_moves_between_their_folders(
     assert bench.rows("SELECT source_path FROM drop_chapters WHERE partition_key = 'ferry/0001'") == [str(moved)]
 
 
+def test_a_run_with_an_old_view_of_a_chapter_leaves_no_failure_on_one_that_is_stored(bench: Workbench) -> None:
+    """A long run noted at its end what it could not read, though the chapter lay elsewhere by then and was stored."""
+    bench.drop("ferry", chapter(1, rules=["The rule of the folder."]))
+    bench.look()
+    old_view = bench.pending()
+    shutil.rmtree(bench.settings.drop_dir / "ferry")
+    bench.write("ferry.json", one_file("ferry", chapter(1, rules=["The rule of the file."])))
+    bench.ingest()
+    with pytest.raises(ChaptersFailed):
+        bench.run(chapters=old_view)
+    assert bench.rows("SELECT text FROM minister_entries") == ["The rule of the file."]
+    assert bench.rows("SELECT failure FROM drop_chapters") == [None]
+    assert bench.pending() == []
+
+
 def test_a_look_that_waits_for_another_one_says_so(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("era_dagster.storage.drops._LOOK_PATIENCE_SECONDS", 1)
+    monkeypatch.setattr("era_dagster.storage.looking._PATIENCE_SECONDS", 1)
     with looking_alone(bench.database), pytest.raises(TransientError, match="Another process has been looking"):
         bench.look()
     assert bench.look().chapters == 0

@@ -58,11 +58,18 @@ def test_a_chapter_that_failed_waits_longer_each_time(attempts: int, minutes: in
 
 
 def test_no_chapter_waits_longer_than_a_day() -> None:
-    assert due_at(known("a/0001", attempts=10_000, requested_at=5.0)) == 5.0 + LONGEST_WAIT_SECONDS
+    assert due_at(known("a/0001", attempts=10_000, requested_at=5.0), 5.0) == 5.0 + LONGEST_WAIT_SECONDS
+
+
+def test_a_request_from_a_time_that_the_clock_was_put_back_from_is_not_waited_for() -> None:
+    """After a day in 2040 a chapter that had failed there would have got no run until then."""
+    ahead = known("a/0001", attempts=1, requested_at=1e9 + 86_400.0)
+    assert plan(ahead) == [(0, ("a/0001",))]
+    assert plan(known("a/0001", attempts=1, requested_at=1e9 + 30.0)) == []
 
 
 def test_changed_content_waits_for_nothing() -> None:
-    assert due_at(known("a/0001", attempts=0, requested_at=1e9)) == 0.0
+    assert due_at(known("a/0001", attempts=0, requested_at=1e9), 1e9) == 0.0
 
 
 def test_nothing_pending_needs_no_run() -> None:
