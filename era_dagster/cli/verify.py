@@ -141,7 +141,13 @@ def _tell(found: Inspection, as_json_output: bool) -> int:
         stdout.print(f"Source, tables and files agree: {found.chapters:,} chapters.")
     if found.unreadable:
         stdout.print(
-            f"{len(found.unreadable):,} chapters could not be compared, because their source cannot be read now;"
-            " `era status` names it."
+            f"{len(found.unreadable):,} chapters could not be compared, because their source cannot be read now"
+            + ("." if found.away else "; `era status` names it.")
+        )
+    for path in found.away:
+        stdout.print(
+            f"{path} is not there; what it held stays. To remove it, put an empty folder in its place,"
+            f" and say `era ingest '{path}'`.",
+            markup=False,
         )
     return 0 if found.clean else FAILED

@@ -53,11 +53,13 @@ class Finding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inspection:
-    """What `inspect` found. `unreadable`: chapters whose source cannot be read now, so that they could not be compared."""
+    """What `inspect` found. `unreadable`: chapters whose source cannot be read now, so that they could not be compared;
+    `away`: the sources among them that are not there any more."""
 
     findings: tuple[Finding, ...]
     chapters: int
     unreadable: tuple[str, ...]
+    away: tuple[str, ...] = ()
 
     @property
     def clean(self) -> bool:
@@ -76,6 +78,7 @@ def inspect(
     known.sort(key=lambda chapter: (chapter.source_path, chapter.partition_key))
     findings = list(pending.values())
     unreadable: list[str] = []
+    away: set[str] = set()
     shelf = BookShelf()
     for start in range(0, len(known), _CHAPTERS_AT_ONCE):
         batch = [c for c in known[start : start + _CHAPTERS_AT_ONCE] if c.partition_key not in pending]
@@ -86,6 +89,8 @@ def inspect(
             except CorruptInput:
                 # It is in quarantine, or the look above told of it; what an earlier version stored stays.
                 unreadable.append(chapter.partition_key)
+                if not Path(chapter.source_path).exists():
+                    away.add(chapter.source_path)
                 continue
             found = stored.get(chapter.partition_key)
             if found is not None:
@@ -103,7 +108,10 @@ def inspect(
     )
     findings += (_file_finding(fault) for fault in compare_files(database, settings.data_dir))
     return Inspection(
-        findings=tuple(dict.fromkeys(findings)), chapters=len(known), unreadable=tuple(sorted(unreadable))
+        findings=tuple(dict.fromkeys(findings)),
+        chapters=len(known),
+        unreadable=tuple(sorted(unreadable)),
+        away=tuple(sorted(away)),
     )
 
 
@@ -220,6 +228,7 @@ def as_json(inspection: Inspection) -> dict[str, Any]:
         "clean": inspection.clean,
         "chapters": inspection.chapters,
         "unreadable": list(inspection.unreadable),
+        "away": list(inspection.away),
         "findings": [
             {"kind": f.kind, "subject": f.subject, "said": f.said, "mend": f.mend} for f in inspection.findings
         ],
