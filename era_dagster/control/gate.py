@@ -20,7 +20,7 @@ from era_dagster.control.measure import Measurement
 from era_dagster.control.outcome import Outcome
 from era_dagster.control.patience import Patience
 from era_dagster.control.rate import Pacer, Throttle
-from era_dagster.control.room import TRIED_SECONDS
+from era_dagster.control.room import REMEMBERED_SECONDS, TRIED_SECONDS
 from era_dagster.control.stuck import LATE_SECONDS, Stuck
 from era_dagster.control.trace import Mode, TraceRecord
 from era_dagster.control.unavailable import Unavailable
@@ -82,7 +82,8 @@ class EndpointController:
         self._pacer = Pacer(items_per_second)
         self._load = Load()
         self._unavailable = Unavailable()
-        self._crowded, self._refused_places = False, list[float]()
+        self._crowded, self._crowded_until = False, -math.inf
+        self._refused_places: list[float] = []
         self._throttle = Throttle()
         self._breaker = Breaker()
         self._patience = Patience(patience_seconds)
@@ -102,6 +103,7 @@ class EndpointController:
 
     def admit(self, now: float, pending: int) -> Decision | WaitUntil:
         """May a request be sent at `now`, while `pending` texts wait?"""
+        self._crowded = now < self._crowded_until
         if now < self._throttle.closed_until:
             return WaitUntil(self._throttle.closed_until)
         probe_at = self._breaker.probe_at
@@ -282,7 +284,8 @@ class EndpointController:
     def _is_full(self, now: float, ticket: Ticket, *, limited: bool) -> bool | None:
         """Whether a request was refused because too much is inside; None if that cannot be said yet."""
         full, judgement = self._limit.refused(now, ticket.number, limited=limited)
-        self._crowded = self._crowded or (judgement is not None and not limited)
+        if judgement is not None and not limited:
+            self._crowded, self._crowded_until = True, now + REMEMBERED_SECONDS
         self._tell(now, judgement)
         if full is False and not limited:
             self._unavailable.unexplained(self._limit.items_per_second)
@@ -355,7 +358,7 @@ class EndpointController:
         """The most requests in flight, at this moment.
 
         A pace of requests is kept, by Little's law, with its rate times the latency target; twice that is no limit. Not
-        where the server turned requests away for their number.
+        where the server turned requests away for their number within the last minute.
         """
         most, rate = self._limit.point.concurrency, self._pacer.requests_per_second
         if rate is None or self._crowded:

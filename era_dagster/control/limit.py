@@ -182,13 +182,14 @@ class AdaptiveLimit:
         if self._refused_share < REFUSED_SHARE and not limited:
             return None, None
         self._refused_share = 0.0
+        before = self._before_refusals if self._room.most("requests", now) < math.inf else 0
         bounds = self._room.refused(now, known.inside, Inside(1, known.texts), limited=limited)
         if bounds is None:
             return None, None
         point = self.point
         if "requests" not in bounds:
-            point = replace(point, concurrency=max(point.concurrency, self._before_refusals))
-        self._before_refusals = max(self._before_refusals, self.point.concurrency) if "requests" in bounds else 0
+            point = replace(point, concurrency=max(point.concurrency, before))
+        self._before_refusals = max(before, self.point.concurrency) if "requests" in bounds else 0
         less = self._bounded(now, point)
         if self._startup is not None or less == self.point:
             return bool(bounds), None

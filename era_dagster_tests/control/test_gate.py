@@ -9,6 +9,7 @@ from era_dagster.control.ceilings import Ceilings
 from era_dagster.control.gate import Decision, EndpointController, Ticket, WaitUntil
 from era_dagster.control.outcome import Outcome
 from era_dagster.control.retry import RetryPolicy
+from era_dagster.control.room import REMEMBERED_SECONDS
 from era_dagster.control.trace import TraceRecord
 
 TOKEN_HEADERS = [f"x-ratelimit-{part}-tokens" for part in ("limit", "remaining", "reset")]
@@ -420,11 +421,11 @@ def test_where_requests_are_counted_each_carries_what_the_latency_target_allows_
     assert send_full(gate, now, decision).items == gate.batch_items
 
 
-def test_a_pace_of_requests_gets_the_places_it_needs_unless_the_server_turns_requests_away() -> None:
+def test_a_pace_of_requests_gets_the_places_it_needs_unless_the_server_turned_requests_away_a_moment_ago() -> None:
     gate, now = counting_requests(16.0)
     before = gate.concurrency
     assert before >= 16
-    for _ in range(100):
+    for _ in range(20):
         decision = gate.admit(now, 10_000)
         if isinstance(decision, Decision):
             gate.completed(now + 0.01, send_full(gate, now, decision), Outcome.OVERLOADED)
@@ -432,6 +433,8 @@ def test_a_pace_of_requests_gets_the_places_it_needs_unless_the_server_turns_req
         else:
             now = decision.at
     assert gate.concurrency < before / 2
+    gate.admit(now + REMEMBERED_SECONDS, 10_000)
+    assert gate.concurrency >= before
 
 
 def filled() -> tuple[EndpointController, float, list[Ticket], float]:

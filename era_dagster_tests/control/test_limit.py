@@ -5,6 +5,7 @@ import pytest
 from era_dagster.control.ceilings import Ceilings
 from era_dagster.control.limit import AdaptiveLimit
 from era_dagster.control.point import Point
+from era_dagster.control.room import REMEMBERED_SECONDS
 
 
 def held_at(point: Point, *, items: int = 128) -> AdaptiveLimit:
@@ -120,20 +121,20 @@ def test_what_was_sent_before_a_pause_of_the_server_is_not_late_for_what_came_af
     assert limit.succeeded(now + 0.6, number, items=10) is None
 
 
-def refused_beside(limit: AdaptiveLimit, now: float, *, requests: int, items: int) -> None:
-    """So many requests of so many texts are answered; others beside them are refused with 503 until it is news."""
+def refused_beside(limit: AdaptiveLimit, now: float, *, requests: int, items: int) -> list[str]:
+    """So many requests of so many texts are answered; others beside them are refused with 503; the reasons of the moves."""
     answered = [limit.sent(now, 10 * items, items=items) for _ in range(requests)]
     judgements = [
         limit.refused(now + 0.1, limit.sent(now, 10 * items, items=items), limited=False)[1] for _ in range(8)
     ]
     for number in answered:
         limit.succeeded(now + 0.165, number, items=items)
-    assert "the server is full" in [judgement.reason for judgement in judgements if judgement is not None]
+    return [judgement.reason for judgement in judgements if judgement is not None]
 
 
 def test_after_too_many_requests_and_a_cut_to_one_no_more_come_back_than_were_not_refused() -> None:
     limit, now = steady(Point(8, 800.0))
-    refused_beside(limit, now, requests=8, items=10)
+    assert "the server is full" in refused_beside(limit, now, requests=8, items=10)
     assert limit.point.concurrency == 7
     assert limit.point.work >= 800.0, "fewer requests, and as much work"
     limit.point = Point(1, 100.0)
@@ -142,12 +143,17 @@ def test_after_too_many_requests_and_a_cut_to_one_no_more_come_back_than_were_no
     assert limit.point.concurrency == 7
 
 
-def test_where_fewer_requests_were_refused_as_well_there_are_as_many_again_with_fewer_texts() -> None:
+@pytest.mark.parametrize(("seconds", "concurrency"), [(1.0, 8), (REMEMBERED_SECONDS, 2)])
+def test_where_fewer_requests_were_refused_as_well_there_are_as_many_again_as_a_moment_ago_with_fewer_texts(
+    seconds: float, concurrency: int
+) -> None:
     limit, now = steady(Point(8, 800.0))
     refused_beside(limit, now, requests=8, items=10)
-    refused_beside(limit, now + 1.0, requests=0, items=200)
-    assert limit.point.concurrency == 8
-    assert limit.room(now + 1.2) < 200
+    assert limit.point.concurrency == 7
+    limit.point = Point(2, 800.0)
+    refused_beside(limit, now + 0.1 + seconds, requests=0, items=200)
+    assert limit.point.concurrency == concurrency
+    assert limit.room(now + 0.3 + seconds) < 200
 
 
 def test_a_few_503_change_nothing() -> None:
