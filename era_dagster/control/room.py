@@ -96,7 +96,7 @@ class Room:
         fewer requests with as much in them are tried first.
         """
         may_be, taken = self._may_be_full(inside), self._most_taken
-        either = limited and len(may_be) > 1
+        either = len(may_be) > 1
         holds: dict[Bound, int] = {}
         if may_be:
             if len(may_be) > 1 and not limited:
@@ -120,15 +120,14 @@ class Room:
 
     def _keep_to(self, now: float, holds: dict[Bound, int], inside: Inside, *, tried: bool, either: bool) -> None:
         """`either`: the texts only until it is seen if it is they."""
-        if "requests" not in holds:
-            self._full.pop("requests", None)
+        self._full.pop("requests", None)
         if not holds:
             self._full.clear()
             self._known, self._is_sure = None, False
         for bound, much in holds.items():
             self._full[bound] = _Full(
                 holds=much,
-                refused=max(much + 1, inside.of(bound)),
+                refused=inside.of(bound),
                 tried_until=now + (TRIED_SECONDS if tried else 0.0),
                 until=now + (TRIED_SECONDS if either and bound == "texts" else REMEMBERED_SECONDS),
             )

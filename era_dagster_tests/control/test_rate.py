@@ -296,6 +296,21 @@ def test_a_load_follows_a_server_that_became_four_times_slower() -> None:
         assert load.tokens == pytest.approx(0.5 / cost, rel=0.1)
 
 
+def test_a_single_stall_costs_a_load_hardly_anything_a_few_answers_later() -> None:
+    load = Load()
+    for seconds in [0.5] * 40 + [25.0] + [0.5] * 12:
+        load.answered(tokens=1_000.0, under_way=1_000.0, seconds=seconds, target_seconds=0.5)
+    assert load.tokens is not None and load.tokens >= 900.0
+
+
+def test_a_load_never_carries_less_than_a_third_of_what_a_server_that_became_far_slower_works_off() -> None:
+    load = Load()
+    for cost in [1e-3] * 40 + [2e-2] * 40:
+        tokens = load.tokens or 500.0
+        assert tokens >= 0.5 / 2e-2 / 3.0
+        load.answered(tokens=tokens, under_way=tokens, seconds=cost * tokens, target_seconds=0.5)
+
+
 def test_what_may_be_under_way_is_what_a_server_works_off_in_the_target_however_much_waits_by_now() -> None:
     load = Load()
     assert load.most_under_way == math.inf

@@ -22,6 +22,7 @@ def test_what_is_refused_beside_more_texts_but_fewer_requests_than_were_taken_is
     assert room.refused(1.0, Inside(8, 96), Inside(1, 12), limited=True) == {"texts"}
     assert room.most("requests", 1.0) == math.inf
     assert room.most("texts", 1.0) == int(0.7 * 64)
+    assert room.most("texts", 1.0 + TRIED_SECONDS) == (64 + 96) // 2, "nothing else may be full: it is kept"
 
 
 def test_what_is_refused_beside_more_requests_but_fewer_texts_than_were_taken_is_too_many_requests() -> None:
@@ -80,6 +81,7 @@ def test_a_server_that_was_seen_to_be_full_may_have_less_room_and_says_429_twice
     assert room.refused(20.0, Inside(11, 41), Inside(1, 4), limited=True) == {"texts"}
     assert room.most("texts", 20.0) == round(0.9 * 40), "a little less than was refused"
     assert room.refused(21.0, Inside(8, 30), Inside(1, 4), limited=True) == set()
+    assert room.refused(22.0, Inside(8, 30), Inside(1, 4), limited=True) == set(), "what it seemed to be is forgotten"
 
 
 def test_a_brief_burst_of_503_is_no_more_than_less_room_for_a_minute() -> None:
@@ -97,6 +99,8 @@ def test_between_what_was_taken_and_what_was_refused_the_middle_is_tried_until_t
     assert room.most("texts", 2.0) == 52
     taken(room, Inside(4, 60), at=3.0)
     assert room.most("texts", 3.0) == 54, "nine tenths of what it holds"
+    taken(room, Inside(4, 80), at=4.0)
+    assert room.most("texts", 4.0) == round(0.9 * 63), "which is less than what it refused, whatever came later"
 
 
 def test_a_request_that_is_refused_although_it_is_alone_is_halved() -> None:
@@ -115,14 +119,16 @@ def test_a_server_that_took_nothing_yet_gets_less_than_half_of_what_it_refused_w
 def test_what_is_refused_beside_nearly_as_much_as_was_taken_may_be_for_room() -> None:
     room = taken(Room(), Inside(10, 100))
     assert room.refused(1.0, Inside(8, 80), Inside(1, 10), limited=True) == {"requests", "texts"}
+    assert room.most("texts", 1.0) == int(0.7 * 79), "it holds less than what was refused"
 
 
-def test_429_of_a_server_that_was_seen_to_be_full_is_news_at_once_also_the_second_time() -> None:
+@pytest.mark.parametrize("seconds", [0.0, 0.5 * WATCHED_SECONDS])
+def test_429_of_a_server_that_was_seen_to_be_full_is_news_at_once_also_the_second_time(seconds: float) -> None:
     room = taken(Room(), Inside(16, 64))
     room.refused(1.0, Inside(8, 96), Inside(1, 12), limited=True)
     taken(room, Inside(16, 44), at=2.0 + TRIED_SECONDS)
     assert room.refused(20.0, Inside(11, 41), Inside(1, 4), limited=True) == {"texts"}
-    assert room.refused(20.0 + 0.5 * WATCHED_SECONDS, Inside(8, 30), Inside(1, 4), limited=True) == set()
+    assert room.refused(20.0 + seconds, Inside(8, 30), Inside(1, 4), limited=True) == set()
 
 
 @pytest.mark.parametrize("again", [2.0 + REMEMBERED_SECONDS, 3.5])
@@ -134,6 +140,13 @@ def test_503_beside_less_than_was_taken_is_less_room_at_first_also_after_a_minut
     if again < REMEMBERED_SECONDS:
         assert room.refused(2.5, Inside(5, 50), Inside(1, 10), limited=False) == set()
     assert room.refused(again, Inside(5, 50), Inside(1, 10), limited=False) == {"requests", "texts"}
+
+
+@pytest.mark.parametrize("limited", [True, False])
+def test_one_request_may_always_be_under_way_although_none_was_taken_yet(limited: bool) -> None:
+    room = Room()
+    assert "requests" in (room.refused(1.0, Inside(2, 2), Inside(1, 1), limited=limited) or set())
+    assert room.most("requests", 1.0) == room.most("requests", 1.0 + TRIED_SECONDS) == 1
 
 
 def test_a_single_text_is_never_too_much() -> None:
