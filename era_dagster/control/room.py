@@ -81,8 +81,8 @@ class Room:
         """A request of `items` texts was answered; when it was sent so much was under way, itself included."""
         self._items += items
         if now >= self._since + REMEMBERED_SECONDS / 2.0:
-            self._taken_before, self._since = self._taken, now
-            self._taken = inside
+            self._taken_before = self._taken if now < self._since + 1.5 * REMEMBERED_SECONDS else Inside(0, 0)
+            self._taken, self._since = inside, now
         self._taken = _most(self._taken, inside)
         for bound, full in self._full.items():
             full.holds = max(full.holds, min(inside.of(bound), full.refused - 1))

@@ -204,3 +204,12 @@ def test_a_size_that_was_taken_is_too_large_only_where_the_server_says_so() -> N
     assert largest.most(1.0) == math.inf
     largest.refused(1.0, 30, certain=True)
     assert largest.most(1.0) == 22, "the texts are longer than they were"
+
+
+@pytest.mark.parametrize(("later", "bounds"), [(0.75, set()), (2.0, {"requests", "texts"})])
+def test_what_was_taken_before_a_long_rest_is_forgotten_when_something_is_taken_again(
+    later: float, bounds: set[str]
+) -> None:
+    room, now = taken(Room(), Inside(16, 160)), later * REMEMBERED_SECONDS
+    taken(room, Inside(4, 40), at=now)
+    assert room.refused(now, Inside(5, 50), Inside(1, 10), limited=True) == bounds
