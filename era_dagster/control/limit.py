@@ -189,7 +189,7 @@ class AdaptiveLimit:
         point = self.point
         if "requests" not in bounds:
             point = replace(point, concurrency=max(point.concurrency, before))
-        self._before_refusals = max(before, self.point.concurrency) if "requests" in bounds else 0
+        self._before_refusals = max(before, self.point.concurrency)
         less = self._bounded(now, point)
         if self._startup is not None or less == self.point:
             return bool(bounds), None
@@ -202,8 +202,7 @@ class AdaptiveLimit:
             return None
         self._waves_cut_short = False
         self._startup = Startup(self._ceilings)
-        self._answers, self._wave_cv, self._over, self._drain = {}, 0.0, 0, None
-        self._course.moved()
+        self._wave_cv, self._over, self._drain = 0.0, 0, None
         wave = self._startup.wave
         return self._go(
             now, Point(wave.concurrency, wave.texts * self.item_tokens), "it never was full: first waves anew"

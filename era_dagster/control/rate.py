@@ -171,7 +171,7 @@ class Pacer:
             return math.inf
         parts = WINDOW_PARTS if isinstance(tokens, Window) else 1.0
         if requests is not None:
-            parts = max(1.0, min(parts, requests.size))
+            parts = min(parts, requests.size)
         return tokens.size / parts / self._token_scale
 
     def ready_at(self, now: float) -> float:
@@ -253,10 +253,8 @@ class Pacer:
         """A request was answered: twice as much may fit, unless so much was seen not to fit a moment ago."""
         self._accepted_at = now
         self._fitted = Sent(requests=1, items=max(items, self._fitted.items), tokens=max(tokens, self._fitted.tokens))
-        most = 2.0 * items
-        if now < self._too_many_until and most >= self._too_many:
-            most = max(items, 0.5 * self._too_many)
-        self._most_items = max(self._most_items, most)
+        too_many = now < self._too_many_until and 2 * items >= self._too_many
+        self._most_items = max(self._most_items, items if too_many else 2 * items)
 
     def is_used_up(self, now: float, *, tokens: float) -> bool:
         """Whether what is announced does not give another request, or one of so many tokens."""

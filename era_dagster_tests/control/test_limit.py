@@ -132,12 +132,13 @@ def refused_beside(limit: AdaptiveLimit, now: float, *, requests: int, items: in
     return [judgement.reason for judgement in judgements if judgement is not None]
 
 
-def test_after_too_many_requests_and_a_cut_to_one_no_more_come_back_than_were_not_refused() -> None:
+@pytest.mark.parametrize("seconds", [0.0, REMEMBERED_SECONDS])
+def test_after_too_many_requests_and_a_cut_to_one_no_more_come_back_than_were_not_refused(seconds: float) -> None:
     limit, now = steady(Point(8, 800.0))
     assert "the server is full" in refused_beside(limit, now, requests=8, items=10)
     assert limit.point.concurrency == 7
     assert limit.point.work >= 800.0, "fewer requests, and as much work"
-    limit.point = Point(1, 100.0)
+    limit.point, now = Point(1, 100.0), now + seconds
     while limit.point.concurrency == 1:
         now = flight(limit, now, seconds=0.05)
     assert limit.point.concurrency == 7
@@ -154,6 +155,28 @@ def test_where_fewer_requests_were_refused_as_well_there_are_as_many_again_as_a_
     refused_beside(limit, now + 0.1 + seconds, requests=0, items=200)
     assert limit.point.concurrency == concurrency
     assert limit.room(now + 0.3 + seconds) < 200
+
+
+def test_of_a_request_that_is_not_known_any_more_or_came_before_any_answer_nothing_can_be_said() -> None:
+    limit = AdaptiveLimit(Ceilings())
+    assert limit.refused(0.1, limit.sent(0.0, 10, items=1), limited=True) == (None, None)
+    limit, now = steady(Point(8, 800.0))
+    assert limit.refused(now, -1, limited=True) == (None, None)
+
+
+def test_after_a_cut_what_was_sent_before_it_says_no_more_and_what_is_sent_now_is_counted_anew() -> None:
+    limit, now = steady(Point(8, 800.0))
+    numbers, judgement = [limit.sent(now, 100, items=10) for _ in range(24)], None
+    while judgement is None:
+        _, judgement = limit.refused(now + 0.1, numbers.pop(), limited=False)
+    for limited in (True, False):
+        assert limit.refused(now + 0.2, numbers.pop(), limited=limited) == (True, None)
+    assert limit.refused(now + 0.3, limit.sent(now + 0.2, 100, items=10), limited=False) == (None, None)
+
+
+def test_a_refusal_that_was_no_matter_of_room_and_changes_nothing_ends_no_epoch() -> None:
+    limit, now = steady(Point(8, 800.0))
+    assert limit.refused(now + 0.1, limit.sent(now, 100, items=10), limited=True) == (False, None)
 
 
 def test_a_few_503_change_nothing() -> None:
@@ -174,6 +197,11 @@ def test_first_waves_that_refusals_cut_short_begin_anew_where_these_said_nothing
     now = 0.1
     while limit.phase == "start":
         now = flight(limit, now, items=1)
+    for _ in range(6):
+        now = flight(limit, now, items=1)
+    first, *_ = [limit.sent(now, 10, items=1) for _ in range(8)]
+    limit.succeeded(now + 5.0, first, items=1)
+    assert limit.must_drain
     assert limit.was_never_full(now) is not None
-    assert limit.phase == "start"
+    assert (limit.phase, limit.must_drain) == ("start", False)
     assert limit.was_never_full(now) is None, "once"

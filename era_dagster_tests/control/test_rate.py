@@ -158,6 +158,22 @@ def test_a_size_that_was_seen_not_to_fit_is_not_tried_again_at_once() -> None:
     assert pacer.most_items == 40
 
 
+def test_of_sizes_that_did_not_fit_one_after_another_the_largest_is_not_tried_again_and_an_older_one_may_be() -> None:
+    pacer = Pacer(None)
+    for now, items in enumerate((40, 40, 40, 20)):
+        refuse(pacer, float(now), items=items)
+    accept(pacer, 4.0, items=10)
+    assert pacer.most_items == 20
+    accept(pacer, 5.0, items=20)
+    assert pacer.most_items == 20
+    for now, items in enumerate((20, 24, 24)):
+        refuse(pacer, 6.0 + now, items=items)
+    accept(pacer, 9.0, items=11)
+    assert pacer.most_items == 22
+    accept(pacer, 10.0, items=12)
+    assert pacer.most_items == 22
+
+
 @pytest.mark.parametrize(
     ("items", "tokens", "seconds", "most"),
     [(16, 320.0, 0.0, math.inf), (17, 320.0, 0.0, 8), (16, 330.0, 0.0, 8), (16, 320.0, 60.0, 8)],
@@ -166,7 +182,8 @@ def test_requests_of_a_size_that_was_accepted_a_moment_ago_do_not_become_smaller
     items: int, tokens: float, seconds: float, most: float
 ) -> None:
     pacer = Pacer(None)
-    accept(pacer, 0.0, items=16)
+    for accepted in (16, 1):
+        accept(pacer, 0.0, items=accepted)
     for number in range(3):
         refuse(pacer, 1.0 + number + seconds, items=items, tokens=tokens)
     assert pacer.most_items == most
@@ -354,7 +371,7 @@ def test_the_server_s_own_account_is_followed_without_a_single_refusal() -> None
 def test_a_window_that_is_announced_is_used_up_and_waited_for_without_a_single_refusal(
     limit: float, length: float
 ) -> None:
-    pacer, now, ends_at, left, accepted = Pacer(None), 0.3 * length, length, limit, 0
+    pacer, now, ends_at, left, accepted = Pacer(None), 0.3 * length, length, limit, list[float]()
     while now < 10.0 * length:
         ready = pacer.ready_at(now)
         if ready > now:
@@ -364,11 +381,12 @@ def test_a_window_that_is_announced_is_used_up_and_waited_for_without_a_single_r
             ends_at, left = (now // length + 1.0) * length, limit
         assert left > 0
         left -= 1
-        accepted += 1
+        accepted.append(now)
         sent = pacer.sent(now, items=8, tokens=160.0)
         pacer.announced(now, sent, {"requests": Allowance(limit=limit, remaining=left, reset_seconds=ends_at - now)})
         now += 1e-3
-    assert accepted == 10 * limit
+    assert len(accepted) == 10 * limit
+    assert 0.4 * limit <= sum(length <= at < 1.5 * length for at in accepted) <= 0.8 * limit, "and evenly"
     assert pacer.rate == pytest.approx(8.0 * limit / length, rel=0.02)
 
 
