@@ -1,5 +1,9 @@
 """The first waves, told by hand how a server's answers come."""
 
+from collections.abc import Sequence
+
+import pytest
+
 from era_dagster.control.ceilings import Ceilings
 from era_dagster.control.startup import Landing, Startup, Wave
 
@@ -17,6 +21,14 @@ def even(startup: Startup, seconds: float) -> Landing | None:
     return answers(startup, [seconds] * startup.wave.concurrency)
 
 
+def after(*waves: float, concurrency: int = 256) -> Startup:
+    """First waves of which so many were answered, evenly, and have not ended yet."""
+    startup = Startup(Ceilings(concurrency=concurrency))
+    for seconds in waves:
+        assert even(startup, seconds) is None
+    return startup
+
+
 def test_a_serial_server_is_recognised_by_its_first_wave() -> None:
     landing = answers(Startup(Ceilings()), [0.02, 0.04, 0.06, 0.08])
     assert landing is not None
@@ -30,10 +42,134 @@ def test_a_serial_server_is_recognised_although_the_first_answer_paid_for_the_co
     assert landing.concurrency == 2
 
 
-def test_a_slow_serial_server_gets_one_request_at_a_time() -> None:
-    landing = answers(Startup(Ceilings()), [0.3, 0.6, 0.9, 1.2])
+@pytest.mark.parametrize(("first", "concurrency", "texts", "target"), [(0.3, 1, 1, 0.44), (0.2, 2, None, 0.4)])
+def test_a_slow_serial_server_gets_one_request_at_a_time_where_a_second_one_could_not_keep_the_target(
+    first: float, concurrency: int, texts: int | None, target: float
+) -> None:
+    startup = Startup(Ceilings())
+    landing = answers(startup, [first, 2 * first, 3 * first, 4 * first])
     assert landing is not None
-    assert (landing.concurrency, landing.texts) == (1, 1)
+    assert (landing.concurrency, landing.texts) == (concurrency, texts)
+    assert landing.target_seconds == pytest.approx(target)
+    assert startup.light == first
+
+
+def test_answers_one_by_one_that_are_not_quite_even_are_those_of_a_serial_server_the_second_time() -> None:
+    startup = Startup(Ceilings())
+    assert answers(startup, [0.02, 0.04, 0.06, 0.09]) is None
+    assert (startup.wave, startup.alone) == (Wave(4, 1), True)
+    landing = answers(startup, [0.02, 0.04, 0.06, 0.09])
+    assert landing is not None
+    assert landing.concurrency == 2
+
+
+@pytest.mark.parametrize(
+    ("waves", "wave"),
+    [
+        # Four times as much while nothing queues at all, else twice as much.
+        ([0.08], Wave(4, 4)),
+        ([0.085], Wave(4, 2)),
+        ([0.05, 0.07], Wave(4, 8)),
+        ([0.1, 0.135], Wave(4, 4)),
+        ([0.1, 0.11], Wave(4, 8)),
+        ([0.1, 0.11, 0.125], Wave(4, 16)),
+        # A service slower than the target is not full for that.
+        ([0.5, 0.55], Wave(4, 8)),
+        # Little more where the target is near; and beyond it more of them, as large as before.
+        ([0.3, 0.41], Wave(4, 3)),
+        ([0.3, 0.41, 0.5], Wave(8, 2)),
+    ],
+)
+def test_how_much_more_is_tried_next(waves: Sequence[float], wave: Wave) -> None:
+    assert after(*waves).wave == wave
+
+
+@pytest.mark.parametrize(
+    ("waves", "concurrency", "target", "by_work"),
+    [
+        # Twice as many bought a little, which is worth its waiting; or next to nothing, or less than nothing.
+        ([0.1, 0.4, 0.17], 5, 0.17, True),
+        ([0.1, 0.4, 0.199], 5, 0.165, True),
+        ([0.1, 0.4, 0.3], 4, 0.165, True),
+        # More of them paid, and in the end missed the target.
+        ([0.3, 0.9, 0.41, 0.5], 10, 0.44, False),
+        # What gave most missed the target.
+        ([0.15, 0.16, 0.46, 0.3], 5, 0.225, True),
+    ],
+)
+def test_where_waves_land_that_came_to_more_requests(
+    waves: Sequence[float], concurrency: int, target: float, by_work: bool
+) -> None:
+    *before, last = waves
+    landing = even(after(*before), last)
+    assert landing is not None
+    assert (landing.concurrency, landing.texts, landing.by_work) == (concurrency, None, by_work)
+    assert landing.target_seconds == pytest.approx(target)
+
+
+@pytest.mark.parametrize(("seconds", "target"), [(0.4, 0.165), (0.5, 0.44)])
+def test_where_larger_requests_buy_nothing_no_more_of_them_go_than_the_ceiling_allows(
+    seconds: float, target: float
+) -> None:
+    assert even(startup := after(0.1, concurrency=6), seconds) is None
+    assert startup.wave == Wave(6, 1)
+    landing = even(after(0.1, concurrency=4), seconds)
+    assert landing is not None
+    assert landing.concurrency == 4
+    assert landing.target_seconds == pytest.approx(target)
+
+
+def test_more_in_number_gets_the_benefit_of_the_doubt_and_larger_requests_do_not() -> None:
+    for error, goes_on in ((0.1, True), (0.0, False)):
+        startup = after(0.1, 0.4)
+        assert (startup.answered(0.152, [(0.0, 0.152)] * 8, error=error) is None) == goes_on
+    startup = after(0.1)
+    startup.answered(0.152, [(0.0, 0.152)] * 4, error=0.1)
+    assert startup.wave == Wave(8, 1)
+
+
+@pytest.mark.parametrize(
+    ("waves", "latency", "error", "samples", "unclear"),
+    [
+        # What is noisy goes on, the first wave up to four flights of six, larger requests up to two, more of them to four.
+        ([], 0.05, 0.3, 23, True),
+        ([], 0.05, 0.3, 24, False),
+        ([], 0.05, 0.19, 4, False),
+        ([0.1], 0.56, 0.3, 11, True),
+        ([0.1], 0.56, 0.3, 12, False),
+        ([0.1, 0.4], 0.1, 0.3, 31, True),
+        ([0.1, 0.4], 0.1, 0.3, 32, False),
+        # And what is not where it cannot be told if twice as much gave half as much again.
+        ([0.1], 0.1, 0.05, 6, False),
+        ([0.1], 0.132, 0.05, 6, True),
+        ([0.1], 0.132, 0.04, 6, False),
+    ],
+)
+def test_a_wave_goes_on_where_noise_may_hide_what_it_shows(
+    waves: Sequence[float], latency: float, error: float, samples: int, unclear: bool
+) -> None:
+    assert after(*waves).unclear(latency, error=error, samples=samples) == unclear
+
+
+@pytest.mark.parametrize(("waves", "seconds"), [([], float("inf")), ([0.1], 0.44), ([0.8], 1.04)])
+def test_a_wave_ends_early_that_takes_far_longer_than_the_one_before_and_misses_the_target(
+    waves: Sequence[float], seconds: float
+) -> None:
+    startup = after(*waves)
+    assert startup.too_slow_seconds == pytest.approx(seconds)
+    assert startup.is_first == (not waves)
+
+
+def test_a_wave_keeps_to_new_ceilings_and_ends_the_waves_where_they_leave_no_more_than_the_one_before_had() -> None:
+    startup = after(0.05)
+    startup.bound(Ceilings(items=100))
+    assert startup.wave == Wave(4, 4)
+    startup.bound(Ceilings(concurrency=2, items=3))
+    assert startup.wave == Wave(2, 3)
+    startup.bound(Ceilings(concurrency=2, items=2))
+    landing = even(startup, 0.05)
+    assert landing is not None
+    assert landing.concurrency == 2
 
 
 def test_answers_out_of_order_are_no_serial_server() -> None:
@@ -117,6 +253,7 @@ def test_it_lands_on_the_best_of_the_waves_where_more_in_number_was_worse() -> N
         landing = even(startup, 0.04 * max(1.0, wave.texts / 64) ** 0.8 if wave.concurrency == 4 else 0.25)
     assert landing.concurrency == 4
     assert landing.texts == 256
+    assert landing.by_work
 
 
 def test_it_is_the_work_that_saturates_where_more_requests_bought_no_more_than_larger_ones() -> None:
@@ -145,7 +282,9 @@ def test_the_lightest_wave_is_what_a_light_load_takes() -> None:
     startup = Startup(Ceilings())
     answers(startup, [0.095, 0.1, 0.1, 0.105])
     even(startup, 0.11)
-    assert startup.light == 0.1
+    assert (startup.light, startup.fastest) == (0.1, 0.095)
+    even(startup, 0.09)
+    assert (startup.light, startup.fastest) == (0.09, 0.09)
 
 
 def test_a_batching_server_whose_steps_are_slow_gets_one_request_at_a_time_and_larger_ones() -> None:
@@ -178,6 +317,28 @@ def test_requests_that_become_too_slow_one_at_a_time_go_back_to_the_size_before(
     assert (landing.concurrency, landing.texts, landing.by_step) == (1, 4, True)
 
 
+def by_step(first: float) -> Startup:
+    """First waves that came to one request at a time, whose first answer took so long."""
+    startup = Startup(Ceilings())
+    for _ in range(2):
+        answers(startup, [first, *TWO_STEPS[1:]])
+    assert (startup.wave, startup.fastest, startup.light) == (Wave(1, 4), first, first)
+    return startup
+
+
+def test_one_request_at_a_time_grows_little_where_the_target_is_near() -> None:
+    startup = by_step(0.3)
+    assert even(startup, 0.43) is None
+    assert startup.wave == Wave(1, 6)
+
+
+def test_one_request_at_a_time_is_no_larger_where_more_texts_in_it_gain_little() -> None:
+    landing = even(by_step(0.15), 0.43)
+    assert landing is not None
+    assert (landing.concurrency, landing.texts) == (1, 4)
+    assert landing.target_seconds == pytest.approx(1.5 * 0.15)
+
+
 def test_steps_that_can_be_waited_for_and_slots_that_are_taken_in_turn_are_no_reason_for_one_request_at_a_time() -> (
     None
 ):
@@ -200,3 +361,7 @@ def test_where_a_request_may_hold_few_texts_several_go_together_after_all() -> N
     assert (startup.wave, startup.alone) == (Wave(4, 1), True)
     assert answers(startup, TWO_STEPS) is None
     assert startup.wave == Wave(4, 2), "and not one at a time again"
+    startup = by_step(0.3)
+    startup.bound(Ceilings(items=1))
+    assert even(startup, 0.3) is None
+    assert (startup.wave, startup.alone) == (Wave(4, 1), True), "one text is no more than there was"
