@@ -351,7 +351,7 @@ class AdaptiveLimit:
         return judgement
 
     def _bounded(self, now: float, point: Point) -> Point:
-        most_requests = int(max(1.0, min(self._ceilings.concurrency, self._room.most("requests", now))))
+        most_requests = int(min(self._ceilings.concurrency, self._room.most("requests", now)))
         point = replace(point, work=min(point.work, self._room.most("texts", now) * max(self.item_tokens, 1.0)))
         return point.bounded(self._ceilings, most_requests=most_requests, item_tokens=self.item_tokens)
 

@@ -276,6 +276,38 @@ def test_the_place_of_a_request_that_got_503_at_once_is_not_free_before_an_answe
     assert isinstance(gate.admit(again.at, 10_000), Decision)
 
 
+def test_one_request_may_go_although_every_place_was_refused_a_moment_ago() -> None:
+    gate = controller(limit=8)
+    now = flights(gate, 0.0, 40)
+    for ticket in [send(gate, now, pending=10_000) for _ in range(8)]:
+        gate.completed(now + 0.001, ticket, Outcome.OVERLOADED)
+    send(gate, now + 0.002)
+    assert isinstance(gate.admit(now + 0.002, 100), WaitUntil)
+
+
+def test_where_there_is_less_room_than_the_next_request_would_take_one_of_so_much_goes_alone() -> None:
+    gate = controller(limit=4, items=128)
+    now = flights(gate, 0.0, 1)
+    ticket = send(gate, now)
+    assert ticket.items == 4
+    gate.completed(now, ticket, Outcome.RATE_LIMITED)
+    assert send(gate, now + 0.5).items == int(0.7 * 3)
+
+
+def test_the_first_wave_comes_again_when_nothing_else_is_under_way() -> None:
+    gate = controller(limit=256, items=128)
+    first, *others = [send(gate, 0.0) for _ in range(4)]
+    assert gate.admit(0.0, 100) == WaitUntil(math.inf), "four are as many as may be"
+    gate.completed(0.1, first, Outcome.SUCCESS)
+    late = send(gate, 0.1)
+    assert isinstance(gate.admit(0.1, 100), WaitUntil)
+    for ticket in others:
+        gate.completed(0.3, ticket, Outcome.SUCCESS)
+    assert gate.admit(0.3, 100) == WaitUntil(math.inf)
+    gate.completed(0.4, late, Outcome.SUCCESS)
+    assert isinstance(gate.admit(0.4, 100), Decision)
+
+
 def test_no_more_texts_are_under_way_than_the_server_was_seen_to_take_while_requests_become_more() -> None:
     gate = controller(limit=64, items=32)
     now = flights(gate, 0.0, 40)

@@ -174,6 +174,13 @@ def test_after_a_cut_what_was_sent_before_it_says_no_more_and_what_is_sent_now_i
     assert limit.refused(now + 0.3, limit.sent(now + 0.2, 100, items=10), limited=False) == (None, None)
 
 
+def test_a_server_that_is_full_of_texts_gets_as_many_fewer_in_as_many_requests() -> None:
+    limit, now = steady(Point(8, 800.0))
+    full, judgement = limit.refused(now + 0.1, limit.sent(now, 1_000, items=100), limited=True)
+    assert full and judgement is not None
+    assert limit.point == Point(8, int(0.7 * 80) * 10.0)
+
+
 def test_a_refusal_that_was_no_matter_of_room_and_changes_nothing_ends_no_epoch() -> None:
     limit, now = steady(Point(8, 800.0))
     assert limit.refused(now + 0.1, limit.sent(now, 100, items=10), limited=True) == (False, None)
