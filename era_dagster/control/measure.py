@@ -61,11 +61,11 @@ class Epoch:
     def measurement(self, now: float, in_flight: Collection[tuple[float, float]], concurrency: int) -> Measurement:
         """What is known at `now`; `in_flight` holds (sent at, tokens).
 
-        Latencies over four times the median count as four times the median: a stall is one event, not a level.
+        Latencies over four times the median count as that, or as the 95th percentile: a stall is one event, not a level.
         """
         ordered = sorted(self.latencies)
         count = len(ordered)
-        most = 4.0 * ordered[count // 2]
+        most = max(4.0 * ordered[count // 2], ordered[max(0, min(count - 2, int(0.95 * count)))])
         capped = [min(each, most) for each in ordered]
         mean = sum(capped) / count
         variance = sum((each - mean) ** 2 for each in capped) / count

@@ -8,6 +8,8 @@ LATE_FACTOR = 4.0
 LATE_SECONDS = 0.25
 """A request that younger ones have overtaken is late when it has taken so many times the mean latency, and so long."""
 OVERTAKEN_FLIGHTS = 2
+RARE = 0.05
+"""What happens to more than one request in twenty is no accident of its own: the latency target is for the 95th percentile."""
 
 
 class UnderWay(Protocol):
@@ -26,6 +28,7 @@ class Stuck:
     def __init__(self) -> None:
         self._overtaken: dict[int, int] = {}
         self._found: set[int] = set()
+        self._allowed = math.inf
 
     def __len__(self) -> int:
         return len(self._found)
@@ -35,6 +38,7 @@ class Stuck:
 
     def answered(self, number: int, under_way: Iterable[int]) -> None:
         """A request was answered while others were `under_way`, in the order of sending: it overtook the older ones."""
+        self._allowed += RARE
         for other in under_way:
             if other >= number:
                 break
@@ -57,6 +61,7 @@ class Stuck:
         again_at = math.inf
         if not self._overtaken:
             return found, again_at
+        self._allowed = min(self._allowed, concurrency)
         wait = max(LATE_SECONDS, LATE_FACTOR * latency)
         youngest = next(reversed(under_way), 0)
         for number, times in list(self._overtaken.items()):
@@ -64,7 +69,8 @@ class Stuck:
             if not by_far and number != youngest and any(n > number and n not in self._found for n in under_way):
                 continue
             at = under_way[number].sent_at + (wait if by_far else 2.0 * wait)
-            if now >= at and len(self._found) < concurrency:
+            if now >= at and len(self._found) < concurrency and self._allowed >= 1.0:
+                self._allowed -= 1.0
                 del self._overtaken[number]
                 self._found.add(number)
                 found.append(number)
