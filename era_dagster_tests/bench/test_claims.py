@@ -392,3 +392,14 @@ def test_a_batching_server_with_slow_steps_gets_large_requests_one_at_a_time(
         result = alone(course_from({**server, "rtt_seconds": 0.002}), mean_tokens=50.0, warm_up=20.0, seed=seed)
         assert result.goodput >= least
         assert result.percentile(0.95) <= late
+
+
+@pytest.mark.parametrize("seconds_per_request", [0.4, 0.6])
+@pytest.mark.parametrize("announce", [True, False])
+def test_a_hosted_service_that_takes_long_whatever_is_in_a_request_gets_large_ones(
+    seconds_per_request: float, announce: bool
+) -> None:
+    spec = {"discipline": "requests", "slots": 64, "seconds_per_text": 2e-4, "jitter": 0.1, "burst_seconds": 5.0}
+    limits = {"requests_per_second": 5.0, "seconds_per_request": seconds_per_request, "announce": announce}
+    result = alone(course_from({**spec, **limits}), seconds=120.0, warm_up=60.0, seed=SEED)
+    assert result.goodput >= 0.5 * 5.0 * 128, "it was five texts a second where requests of 128 take as long as of one"

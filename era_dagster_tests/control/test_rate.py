@@ -313,6 +313,26 @@ def test_a_load_follows_a_server_that_became_four_times_slower() -> None:
         assert load.tokens == pytest.approx(0.5 / cost, rel=0.1)
 
 
+@pytest.mark.parametrize("spread", [0.1, 0.3])
+@pytest.mark.parametrize("fixed", [0.2, 0.4, 0.6])
+def test_where_a_request_takes_long_whatever_is_in_it_it_carries_much(fixed: float, spread: float) -> None:
+    load, random = Load(), Random(1)
+    for _ in range(400):
+        tokens = max(100.0, min(12_800.0, load.tokens or 100.0))
+        seconds = (fixed + 2e-6 * tokens) * random.lognormvariate(0.0, spread)
+        load.answered(tokens=tokens, under_way=tokens, seconds=seconds, target_seconds=0.5)
+    assert load.tokens is not None and load.tokens > 3_000.0
+
+
+def test_where_a_single_text_takes_the_target_no_more_is_carried_than_hardly_shows() -> None:
+    load = Load()
+    for _ in range(410):
+        tokens = max(100.0, load.tokens or 100.0)
+        load.answered(tokens=tokens, under_way=tokens, seconds=0.4 + 1e-3 * tokens, target_seconds=0.5)
+        assert tokens < 500.0
+    assert load.tokens is not None and 100.0 < load.tokens < 250.0
+
+
 def test_a_single_stall_costs_a_load_hardly_anything_a_few_answers_later() -> None:
     load = Load()
     for seconds in [0.5] * 40 + [25.0] + [0.5] * 12:
