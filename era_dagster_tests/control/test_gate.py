@@ -486,8 +486,7 @@ def test_at_a_pace_of_requests_no_more_is_sent_than_the_server_works_off_in_the_
     assert 4 <= len(sent) < gate.concurrency, "it is not their number that holds them back"
     under_way = 0.01 * sum(ticket.items for ticket in sent[:-1]) / 4.0
     assert under_way <= 0.5, "four at a time keep up with eight a second of half a second each"
-    for ticket in sent[:2]:
-        gate.completed(now + 0.4, ticket, Outcome.SUCCESS)
+    gate.completed(now + 0.4, sent[0], Outcome.SUCCESS)
     assert isinstance(gate.admit(now + 0.6, 10_000), Decision)
 
 
