@@ -17,6 +17,8 @@ STALL = 3.0
 """More than so many times what was expected costs no more than that."""
 ALIKE = 0.25
 """Requests that differ in size by less, of their mean, do not tell what a token costs: all of what they take, it seems."""
+WAITS = 2.0
+"""Where a request takes so many times as long as under a light load, whatever is in it, it is waiting that takes so long."""
 SMALL, RARE = 4.0, 20
 """Where they are hardly larger than the smallest, one of so many is, so that it shows: the 95th percentile does not mind."""
 
@@ -84,7 +86,9 @@ class Load:
             return None
         in_time = self._fits - SHORTFALLS * min(self._short, LARGEST_SHORTFALL * self._fits)
         fixed, each = self._costs.seconds()
-        unnoticed = (ALMOST_UNLOADED - 1.0) * min(fixed, self._costs.light) / max(each, 1e-12)
+        unnoticed = 0.0
+        if fixed < WAITS * self._costs.light:
+            unnoticed = (ALMOST_UNLOADED - 1.0) * min(fixed, self._costs.light) / max(each, 1e-12)
         tokens = max(in_time, min(FURTHER * self._costs.size, unnoticed))
         if tokens < SMALL * self._least and self._costs.answers % RARE == 0:
             return SMALL * self._least
