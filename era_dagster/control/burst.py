@@ -20,12 +20,12 @@ class Burst:
 
     def __init__(self) -> None:
         self.holds = math.inf
-        self._resumed_at: float | None = None
+        self._resumed_at = math.inf
         self._sent: deque[tuple[float, Sent]] = deque(maxlen=REMEMBERED_REQUESTS)
 
-    def sent(self, now: float, before: Sent) -> None:
-        """A request goes out at `now`, after all that was sent `before`."""
-        if self._resumed_at is None:
+    def sent(self, now: float, before: Sent, *, alone: bool) -> None:
+        """A request goes out at `now`, after all that was sent `before`; `alone`: the first one after a pause."""
+        if alone:
             self._resumed_at = now
             self._sent.clear()
         self._sent.append((now, before))
@@ -47,10 +47,9 @@ class Burst:
         `before`: what was sent before it. `accepted`: the units since `emptied_at`, when the refusal before was sent. `rate`:
         the one that was known until now.
         """
-        resumed_at, self._resumed_at = self._resumed_at, None
-        if resumed_at is None or sent_at < resumed_at:
+        if sent_at < self._resumed_at:
             return None
-        paused, seconds = resumed_at - emptied_at, sent_at - resumed_at
+        paused, seconds = self._resumed_at - emptied_at, sent_at - self._resumed_at
         allowed = min(self.holds, rate * paused) + rate * seconds
         if seconds < paused and accepted + units < (1.0 - SLACK) * allowed:
             self.holds = max(accepted - rate * seconds, units)

@@ -159,7 +159,7 @@ class EndpointController:
 
     def started(self, now: float, *, items: int, tokens: int, probe: bool = False) -> Ticket:
         """A request was sent at `now`, as an `admit` at the same time allowed."""
-        sent = self._pacer.sent(now, items=items, tokens=tokens)
+        sent = self._pacer.sent(now, items=items, tokens=tokens, alone=self._throttle.half_open)
         if probe:
             self._probes += 1
             self._probing = True

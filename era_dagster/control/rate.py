@@ -191,8 +191,8 @@ class Pacer:
             self.by_requests = by_requests
         return ready
 
-    def sent(self, now: float, *, items: int, tokens: float) -> Sent:
-        """Charge a request; returns what `announced` and `refused` want back."""
+    def sent(self, now: float, *, items: int, tokens: float, alone: bool = False) -> Sent:
+        """Charge a request; returns what `announced` and `refused` want back. `alone`: the first one after a pause."""
         self._last = Sent(requests=1, items=items, tokens=tokens * self._token_scale)
         if self._decided is not None:
             self._decided.take(now, items)
@@ -201,7 +201,7 @@ class Pacer:
         for kind, units in (("requests", 1.0), ("tokens", self._last.tokens)):
             if kind in self._announced:
                 self._announced[kind].take(now, units)
-        self._burst.sent(now, self._sent)
+        self._burst.sent(now, self._sent, alone=alone)
         self._sent += self._last
         return self._sent
 

@@ -19,7 +19,7 @@ class Refusals:
         """Requests go after a pause, one `every` so many seconds; one more than are accepted is refused."""
         now = self.emptied_at + pause
         for number in range(accepted + 1):
-            self.burst.sent(now + number * every, self.sent)
+            self.burst.sent(now + number * every, self.sent, alone=number == 0)
             self.sent += ONE
         last = now + accepted * every
         before, emptied_at, self.emptied_at = self.sent - ONE, self.emptied_at, last
@@ -57,9 +57,16 @@ def test_one_that_refuses_soon_again_though_no_more_was_sent_has_another_rate() 
 
 def test_requests_that_were_sent_before_the_pause_tell_nothing_of_it() -> None:
     refusals = Refusals()
-    refusals.burst.sent(0.5, NOTHING)
+    refusals.burst.sent(0.5, NOTHING, alone=True)
     assert (
         refusals.burst.refused(0.2, NOTHING, emptied_at=0.0, accepted=0.0, units=1.0, rate=10.0, counted="requests")
         is None
     )
     assert refusals.burst.holds == math.inf
+
+
+def test_a_request_that_was_refused_right_after_the_pause_begins_another_pause() -> None:
+    refusals = Refusals()
+    refusals.burst.sent(0.5, NOTHING, alone=True)
+    assert refusals.after(1.5, accepted=2, every=0.001) == 10.0
+    assert 1.9 < refusals.burst.holds <= 2.0

@@ -51,7 +51,7 @@ def drive(
             continue
         items = int(max(1, min(batch, pacer.most_items, 128)))
         tokens = 20.0 * items * random.uniform(1.0 - spread, 1.0 + spread)
-        sent = pacer.sent(now, items=items, tokens=tokens)
+        sent = pacer.sent(now, items=items, tokens=tokens, alone=throttle.half_open)
         if server.takes(now, items, tokens):
             accepted += items
             batch *= growth
