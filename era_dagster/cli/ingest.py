@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
-from era_dagster.cli.output import exit_code, print_json, print_table, settings_from_environment, stderr, stdout
+from era_dagster.cli.output import exit_code, print_json, print_table, settings_from_environment, stderr, stdout, typed
 from era_dagster.domain.errors import ConfigurationError
 from era_dagster.domain.stages import STAGES
 from era_dagster.intake.snapshot import INPUTS
@@ -48,7 +48,9 @@ def ingest_paths(settings: Settings, paths: list[Path], *, dry_run: bool = False
     roots = [absolute(path) for path in paths] or [settings.drop_dir]
     for root in roots:
         if root.name in INPUTS and root.is_file():
-            raise ConfigurationError(f"{root} is half of a book.", hint=f"Name its folder: era ingest '{root.parent}'.")
+            raise ConfigurationError(
+                f"{root} is half of a book.", hint=f"Name its folder: era ingest {typed(root.parent)}."
+            )
     url = database_url(settings)
     migrate(url)
     with Database(url, pool_size=settings.database_pool) as database:

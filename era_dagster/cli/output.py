@@ -7,6 +7,7 @@ stopped.
 import errno
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -31,6 +32,12 @@ stdout = Console(soft_wrap=True, highlight=False)
 stderr = Console(stderr=True, soft_wrap=True, highlight=False)
 _NO_FOLD = 1000
 """A file or a pipe has no width: names that are folded cannot be searched for."""
+
+
+def typed(path: object) -> str:
+    """A path as it is typed in a command: in quotes, also where one is in it."""
+    text = str(path)
+    return shlex.quote(text) if "'" in text else f"'{text}'"
 
 
 def settings_from_environment(**overrides: Any) -> Settings:

@@ -15,6 +15,7 @@ from era_dagster.cli.output import (
     settings_from_environment,
     stderr,
     stdout,
+    typed,
 )
 from era_dagster.pipeline.verify import MENDS, Finding, Inspection, as_json, finish, inspect, mend
 from era_dagster.settings import Settings
@@ -147,7 +148,7 @@ def _tell(found: Inspection, as_json_output: bool) -> int:
     for path in found.away:
         stdout.print(
             f"{path} is not there; what it held stays. To remove it, put an empty folder in its place,"
-            f" and say `era ingest '{path}'`.",
+            f" and say `era ingest {typed(path)}`.",
             markup=False,
         )
     return 0 if found.clean else FAILED

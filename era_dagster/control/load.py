@@ -101,7 +101,7 @@ class Load:
         """
         self._least = min(self._least, tokens)
         self._costs.answered(tokens, seconds)
-        # No server works off more in less than a light load takes.
+        # Where a light load takes longer than the target, as much may be under way as hardly makes it longer.
         worked_off = under_way * max(target_seconds, ALMOST_UNLOADED * self._costs.light) / max(seconds, 1e-9)
         if self._fits is None:
             self.most_under_way = worked_off
