@@ -61,11 +61,11 @@ def _look(settings: Settings) -> Iterator[Finding]:
         facts = inspect_database(url)
     except EraError as error:
         yield health.failed("database", error)
-        yield from health.model(settings, None)
+        yield from health.model(settings, None, known=False)
         return
     yield from health.judge_database(facts, embedded=settings.database_url is None)
     if facts.pending:
-        yield from health.model(settings, None)
+        yield from health.model(settings, None, known=not facts.columns)
         return
     with Database(url, pool_size=1) as database:
         live = live_space(database)

@@ -88,6 +88,18 @@ def scan_drop(root: Path) -> tuple[SourceStat, ...]:
     return tuple(sorted(found, key=lambda stat: stat.name))
 
 
+def directory_of(folder: Path) -> str:
+    """Device and inode of a folder: another answer under the same name is another directory, such as the one under a disk
+    that is not mounted."""
+    status = folder.stat()
+    return f"{status.st_dev}:{status.st_ino}"
+
+
+def is_bare(folder: Path) -> bool:
+    """Is there nothing in it, be it hidden or no book?"""
+    return folder.is_dir() and next(folder.iterdir(), None) is None
+
+
 def is_source(path: Path) -> bool:
     """Is this a file, or a folder with a book's input in it?"""
     return path.is_file() or any((path / name).is_file() for name in INPUTS)

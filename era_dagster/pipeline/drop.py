@@ -14,13 +14,14 @@ from era_dagster.domain.errors import ConfigurationError, CorruptInput
 from era_dagster.domain.identity import partition_key
 from era_dagster.intake.plan import ChapterPlan, DropPlan, Look, plan_chapters, plan_drop, signature
 from era_dagster.intake.reader import BookRead, read_source
-from era_dagster.intake.snapshot import INPUTS, SourceStat, scan_drop
+from era_dagster.intake.snapshot import INPUTS, SourceStat, directory_of, is_bare, scan_drop
 from era_dagster.settings import Settings
 from era_dagster.storage.database import Database
 from era_dagster.storage.drops import (
     KnownSource,
     QuarantineRecord,
     SourceLook,
+    directory_seen,
     hidden_elsewhere,
     known_sources,
     owners_elsewhere,
@@ -91,7 +92,8 @@ def look_at_drop(
 
     `patient` leaves files alone that changed less than `settle_seconds` ago; `settling` is that of the previous look.
     The default drop folder is made when nothing was ever dropped into it. Raises `ConfigurationError` for a folder that
-    is not there or cannot be listed: it is never taken for an empty one.
+    is not there or cannot be listed, or is another directory than before with nothing in it: none of them is taken for
+    one that the books have left.
     """
     with looking_alone(database) if record else nullcontext():
         return _look(settings, database, root, settling or {}, patient=patient, record=record, afresh=afresh)
@@ -111,6 +113,13 @@ def _look(
     if not known and root == settings.drop_dir and settings.sources["drop_dir"] == "default":
         root.mkdir(parents=True, exist_ok=True)
     snapshot = scan_drop(root)
+    chapters_before = sum(len(source.chapters) for source in known.values())
+    if chapters_before and is_bare(root) and directory_seen(database, root) not in (None, directory_of(root)):
+        raise ConfigurationError(
+            f"{root} is empty, and not the directory in which {chapters_before:,} chapters lay: its disk or volume may not"
+            " be mounted. They are kept.",
+            hint="Mount it. If the books shall go, put any file into the folder.",
+        )
     plan = plan_drop(
         snapshot,
         {path: replace(source, signature="") for path, source in known.items()} if afresh else known,
@@ -126,6 +135,7 @@ def _look(
     if record:
         record_look(
             database,
+            folder=(root, directory_of(root)) if snapshot and root.is_dir() else None,
             looks=looks,
             vanished=(*plan.gone, *elsewhere.vanished),
             gone=chapters.gone,

@@ -232,8 +232,10 @@ def intake(database: Database) -> Finding:
     )
 
 
-def model(settings: Settings, live: Space | None) -> list[Finding]:
-    """Does a model answer, is it the configured and stored one, and are its vectors of the stored length?"""
+def model(settings: Settings, live: Space | None, *, known: bool = True) -> list[Finding]:
+    """Does a model answer, is it the configured and stored one, and are its vectors of the stored length?
+
+    `live` is the stored one, None where nothing is stored or, without `known`, where nobody could look."""
     try:
         check_configured(live, model=configured_model(settings))
         found = asyncio.run(_identify(settings, live))
@@ -264,7 +266,7 @@ def model(settings: Settings, live: Space | None) -> list[Finding]:
                 next_step="Let the embedding server hold the model of before, or `era spaces build` the new one beside it.",
             ),
         ]
-    stored = "nothing stored yet" if live is None else "the same in the database"
+    stored = "not compared with the database" if not known else "nothing stored yet" if live is None else "as stored"
     return [*findings, Finding(name="dimension", level="ok", found=f"{dimension}, {stored}")]
 
 

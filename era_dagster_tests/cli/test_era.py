@@ -282,6 +282,19 @@ def test_doctor_tells_by_its_exit_code_what_is_wrong(shell: Shell) -> None:
     assert shell.era("doctor", ERA_SETTLE_SECONDS="soon").returncode == 2
 
 
+def test_the_doctor_calls_nothing_empty_that_it_did_not_look_into(shell: Shell) -> None:
+    def dimension(**settings: str) -> str:
+        checks = json.loads(shell.era("doctor", "--json", **settings).stdout)["checks"]
+        return next(check["found"] for check in checks if check["name"] == "dimension")
+
+    write_book(shell.folder / "data" / "drop", "Level Book")
+    assert shell.json("ingest")["ok"]
+    assert dimension(ERA_DATABASE_URL="postgresql://127.0.0.1:9/era").endswith("not compared with the database")
+    with psycopg.connect(shell.environment["ERA_DATABASE_URL"]) as connection:
+        connection.execute("DELETE FROM schema_migrations WHERE name = '0006_drop_folders.sql'")
+    assert dimension().endswith("not compared with the database")
+
+
 def test_the_doctor_does_not_send_to_the_doctor(shell: Shell) -> None:
     away = shell.era("doctor", ERA_DATABASE_URL="postgresql://127.0.0.1:9/era")
     database = next(line for line in away.stdout.splitlines() if " database: " in line)

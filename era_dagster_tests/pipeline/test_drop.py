@@ -120,6 +120,36 @@ def test_a_folder_that_is_not_there_is_an_error_and_retires_nothing(bench: Workb
     assert (bench.pending(), bench.count("drop_chapters", "gone")) == ([], 0)
 
 
+def test_an_empty_directory_in_the_place_of_a_drop_folder_retires_nothing(bench: Workbench) -> None:
+    """A disk that is not mounted leaves one, and a container engine makes one."""
+    bench.drop("ferry", chapter(1), chapter(2))
+    bench.ingest()
+    drop, unplugged = bench.settings.drop_dir, bench.settings.drop_dir.with_name("unplugged")
+    drop.rename(unplugged)
+    drop.mkdir()
+    for record in (False, True):
+        with pytest.raises(ConfigurationError, match="in which 2 chapters lay") as caught:
+            bench.look(record=record)
+        assert caught.value.hint is not None
+        assert "put any file" in caught.value.hint
+    assert (bench.pending(), bench.count("drop_chapters", "gone")) == ([], 0)
+    drop.rmdir()
+    unplugged.rename(drop)
+    assert bench.look().gone == ()
+
+
+def test_whoever_put_another_directory_there_removes_its_books_by_putting_a_file_into_it(bench: Workbench) -> None:
+    bench.drop("ferry", chapter(1))
+    bench.ingest()
+    shutil.move(bench.settings.drop_dir, bench.settings.drop_dir.with_name("unplugged"))
+    bench.settings.drop_dir.mkdir()
+    bench.write("notes.txt", b"The books are gone for good.")
+    assert bench.look().gone == ("ferry/0001",)
+    assert bench.run().chapters_retired == 1
+    (bench.settings.drop_dir / "notes.txt").unlink()
+    assert bench.look().chapters == 0
+
+
 def test_the_default_drop_folder_is_made_only_while_nothing_was_dropped(bench: Workbench) -> None:
     bench.settings = replace(bench.settings, sources={**bench.settings.sources, "drop_dir": "default"})
     bench.settings.drop_dir.rmdir()
