@@ -220,6 +220,7 @@ class EndpointController:
                 tokens=ticket.tokens, under_way=ticket.under_way, seconds=seconds, target_seconds=target
             )
             self._stuck.answered(ticket.number, self._tickets)
+            self._unavailable.heard(now, refused=False)
         elif outcome is Outcome.TOO_LARGE and not ticket.probe:
             self.too_large(now, items=ticket.items, certain=True)
         comes_back = retry_after_seconds is not None or self._unavailable.is_rate
@@ -229,14 +230,14 @@ class EndpointController:
             if math.isfinite(self._limit.expected_latency):
                 heapq.heappush(self._refused_places, now + self._limit.expected_latency)
         if outcome is Outcome.OVERLOADED:
+            self._unavailable.heard(now, refused=True)
             self._limit.turned_away(now, ticket.number)
         elif not limited:
             self._limit.forget(ticket.number)
         if outcome in (Outcome.SUCCESS, Outcome.TEXTS, Outcome.TOO_LARGE):
             self._answered(now, ticket)
             return
-        hungry = not ticket.probe and outcome is not Outcome.RATE_LIMITED
-        self._patience.failed(sent_at=ticket.sent_at, hungry=hungry)
+        self._patience.failed(sent_at=ticket.sent_at, hungry=not ticket.probe and outcome is not Outcome.RATE_LIMITED)
         if limited or retry_after_seconds is not None:
             self._refused(now, ticket, retry_after_seconds, limited=limited)
         if outcome is Outcome.RATE_LIMITED:
@@ -263,12 +264,11 @@ class EndpointController:
     def _refused(self, now: float, ticket: Ticket, retry_after_seconds: float | None, *, limited: bool) -> None:
         first = self._throttle.refused(now, sent_at=ticket.sent_at, retry_after_seconds=retry_after_seconds)
         if limited:
-            by_time = (retry_after_seconds or 0.0) > TRIED_SECONDS
             known = self._pacer.learnt_rate is not None or self._pacer.is_used_up(now, tokens=ticket.tokens)
-            by_rate = by_time or ticket.probe or known or self._unavailable.is_rate
+            by_rate = (retry_after_seconds or 0.0) > TRIED_SECONDS or ticket.probe or known or self._unavailable.is_rate
             full = first and not by_rate and self._is_full(now, ticket, limited=True) is True
             self._limit.turned_away(now, ticket.number)
-            at, sent, sure = ticket.sent_at, ticket.sent, not self._unavailable.is_rate
+            at, sent, sure = ticket.sent_at, ticket.sent, self._unavailable.is_sure
             items, tokens = ticket.items, ticket.tokens
             learnt = self._pacer.refused(
                 now, sent_at=at, sent=sent, items=items, tokens=tokens, first=first, full=full, sure=sure

@@ -1,14 +1,20 @@
 """What a 503 without `Retry-After` means that neither more requests nor more texts than before explain.
 
 It may be a rate limit in other words, as from nginx; or chance, where of several servers behind one address one is down.
-A pace tells: of the one it lets as much through as came through before, of the other ever less. No clock, no I/O.
+A pace tells: of the one it lets as much through as came through before, of the other ever less, unless the bucket holds so
+little that pauses fill it at once. Then what is refused tells: chance leaves more. No clock, no I/O.
 """
 
 import math
 
 MUCH_LESS = 4.0
+SURE = 8
+"""So many paces in a row that were not much less are no chance."""
 CHANCE_SECONDS = 60.0
-"""For so long chance is taken for what it is; then for twice as long, and so on."""
+"""For so long chance is taken for what it is; then for twice as long, and so on. As long it is no more thought of where it was
+seen to be none."""
+MOSTLY, FEW, IN_A_ROW = 3, 8, 8
+"""What refuses more than three times as many as it accepts, and more than a few, in each of so many seconds, is no chance."""
 
 
 class Unavailable:
@@ -17,17 +23,25 @@ class Unavailable:
     def __init__(self) -> None:
         self.is_rate = False
         self._items_per_second = 0.0
-        self._chance_until = -math.inf
+        self._paces = 0
+        self._chance_until = self._no_chance_until = -math.inf
         self._chance_seconds = CHANCE_SECONDS
+        self._second_began = -math.inf
+        self._accepted = self._refused = self._mostly_refused = 0
 
     def is_chance(self, now: float) -> bool:
         """Whether a 503 says nothing."""
         return now < self._chance_until
 
+    @property
+    def is_sure(self) -> bool:
+        """Whether a pace that is learnt now is one of a rate: 429 always is."""
+        return not self.is_rate or self._paces >= SURE
+
     def unexplained(self, items_per_second: float) -> None:
         """Many were refused, the server was not full, and so many texts a second were taken meanwhile."""
         self.is_rate = True
-        self._items_per_second = items_per_second
+        self._items_per_second, self._paces = items_per_second, 0
 
     def went_down(self) -> bool:
         """It refuses one request at a time, again and again: that is no rate. Whether it was taken for one."""
@@ -36,9 +50,26 @@ class Unavailable:
 
     def learnt(self, now: float, items_per_second: float | None) -> bool:
         """A pace was learnt; whether it is none."""
-        if not self.is_rate or items_per_second is None or MUCH_LESS * items_per_second >= self._items_per_second:
+        if not self.is_rate or items_per_second is None:
+            return False
+        self._paces += 1
+        if MUCH_LESS * items_per_second >= self._items_per_second or now < self._no_chance_until:
             return False
         self.is_rate = False
         self._chance_until = now + self._chance_seconds
         self._chance_seconds *= 2.0
+        self._mostly_refused = 0
         return True
+
+    def heard(self, now: float, *, refused: bool) -> None:
+        """A request was answered, or refused with 503."""
+        if not self.is_chance(now):
+            return
+        if now >= self._second_began + 1.0:
+            mostly = self._refused > max(FEW, MOSTLY * self._accepted)
+            self._mostly_refused = self._mostly_refused + 1 if mostly else 0
+            self._second_began, self._accepted, self._refused = now, 0, 0
+        self._accepted += not refused
+        self._refused += refused
+        if self._mostly_refused >= IN_A_ROW:
+            self._chance_until, self._no_chance_until = -math.inf, now + self._chance_seconds

@@ -403,3 +403,21 @@ def test_a_hosted_service_that_takes_long_whatever_is_in_a_request_gets_large_on
     limits = {"requests_per_second": 5.0, "seconds_per_request": seconds_per_request, "announce": announce}
     result = alone(course_from({**spec, **limits}), seconds=120.0, warm_up=60.0, seed=SEED)
     assert result.goodput >= 0.5 * 5.0 * 128, "it was five texts a second where requests of 128 take as long as of one"
+
+
+@pytest.mark.parametrize(("rate", "burst", "least"), [(10.0, 1, 0.55), (20.0, 1, 0.4), (20.0, 5, 0.7), (50.0, 5, 0.6)])
+def test_a_rate_that_a_proxy_calls_503_and_hardly_any_burst_of_it_comes_through(
+    rate: float, burst: int, least: float
+) -> None:
+    """Before, .40, .23, .65 and .10: what a pause brings is lost there, and a pace so small was taken for chance."""
+    server = {
+        "discipline": "requests",
+        "slots": 8,
+        "seconds_per_text": 0.004,
+        "seconds_per_request": 0.003,
+        "jitter": 0.1,
+    }
+    limit = {"rtt_seconds": 0.005, "requests_per_second": rate, "burst_seconds": burst / rate, "rate_status": 503}
+    for seed in (1, 2, 3):
+        result = alone(course_from({**server, **limit}), mean_tokens=60.0, seconds=90.0, warm_up=0.0, seed=seed)
+        assert result.goodput >= least * min(85.0 * rate, 1900.0)

@@ -1,6 +1,8 @@
 """What a 503 means that is not explained by what is inside."""
 
-from era_dagster.control.unavailable import CHANCE_SECONDS, Unavailable
+import pytest
+
+from era_dagster.control.unavailable import CHANCE_SECONDS, IN_A_ROW, SURE, Unavailable
 
 
 def test_a_503_is_a_503_until_it_cannot_be_explained() -> None:
@@ -41,3 +43,70 @@ def test_a_server_that_went_down_while_503_was_taken_for_a_rate_has_none() -> No
     assert unavailable.went_down()
     assert not unavailable.is_rate
     assert not unavailable.learnt(1.0, 0.001), "nor is it chance"
+
+
+def test_paces_that_stood_often_enough_are_a_rate_s_and_429_always_are() -> None:
+    unavailable = Unavailable()
+    assert unavailable.is_sure
+    unavailable.unexplained(10.0)
+    for _ in range(SURE):
+        assert not unavailable.is_sure
+        assert not unavailable.learnt(1.0, 9.0)
+    assert unavailable.is_sure
+    unavailable.unexplained(10.0)
+    assert not unavailable.is_sure, "another rate, perhaps"
+
+
+def by_chance() -> Unavailable:
+    unavailable = Unavailable()
+    unavailable.unexplained(100.0)
+    assert unavailable.learnt(0.0, 1.0)
+    return unavailable
+
+
+def hear(unavailable: Unavailable, second: int, *, accepted: int, refused: int) -> None:
+    for _ in range(accepted):
+        unavailable.heard(second + 0.1, refused=False)
+    for _ in range(refused):
+        unavailable.heard(second + 0.2, refused=True)
+
+
+def test_what_refuses_most_of_all_requests_for_seconds_is_no_chance_and_not_called_so_again_soon() -> None:
+    unavailable = by_chance()
+    for second in range(IN_A_ROW):
+        hear(unavailable, second, accepted=10, refused=31)
+        assert unavailable.is_chance(second + 0.5)
+    hear(unavailable, IN_A_ROW, accepted=10, refused=31)
+    assert not unavailable.is_chance(IN_A_ROW + 0.5)
+    unavailable.unexplained(100.0)
+    assert not unavailable.learnt(2.0 * CHANCE_SECONDS, 1.0), "a small bucket that pauses fill makes a pace small, too"
+    assert unavailable.is_rate
+    assert unavailable.learnt(2.2 * CHANCE_SECONDS, 1.0), "but not for ever"
+
+
+@pytest.mark.parametrize(
+    ("accepted", "refused"), [(10, 30), (0, 8)], ids=["three of four are down", "too few to say that of"]
+)
+def test_chance_remains_chance_where_as_many_are_refused_as_chance_may(accepted: int, refused: int) -> None:
+    unavailable = by_chance()
+    for second in range(3 * IN_A_ROW):
+        hear(unavailable, second, accepted=accepted, refused=refused)
+    assert unavailable.is_chance(3 * IN_A_ROW)
+
+
+def test_moments_in_which_all_is_refused_are_no_reason_to_think_otherwise_of_chance() -> None:
+    unavailable = by_chance()
+    for second in range(5 * IN_A_ROW):
+        hear(unavailable, second, accepted=10, refused=5 if second % IN_A_ROW == 0 else 100)
+    assert unavailable.is_chance(5 * IN_A_ROW)
+
+
+def test_what_is_heard_before_it_is_taken_for_chance_does_not_count() -> None:
+    unavailable = Unavailable()
+    for second in range(2 * IN_A_ROW):
+        hear(unavailable, second, accepted=0, refused=100)
+    unavailable.unexplained(100.0)
+    assert unavailable.learnt(2.0 * IN_A_ROW, 1.0)
+    hear(unavailable, 2 * IN_A_ROW, accepted=0, refused=100)
+    hear(unavailable, 2 * IN_A_ROW + 1, accepted=0, refused=100)
+    assert unavailable.is_chance(2.0 * IN_A_ROW + 2.0)
