@@ -8,12 +8,12 @@ clock of its own, no texts; `embedding.embedder` asks, sends and reports.
 import heapq
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+from era_dagster.control.admission import Decision, Ticket, WaitUntil
 from era_dagster.control.allowances import announced_allowances
 from era_dagster.control.breaker import Breaker
 from era_dagster.control.ceilings import Ceilings
-from era_dagster.control.evidence import Sent
 from era_dagster.control.limit import AdaptiveLimit, Judgement
 from era_dagster.control.load import Load
 from era_dagster.control.measure import Measurement
@@ -29,37 +29,6 @@ SILENT_FACTOR = 8.0
 """If nothing is answered for so many latencies, everything counts as stuck."""
 SLACK = 1.1
 """A request may exceed its tokens by this, so that a last text that nearly fits is not left for the next one."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Decision:
-    """Send now, at most this much. `probe`: send a short text of one's own instead, to see whether the server lives."""
-
-    batch_items: int
-    batch_tokens: int
-    probe: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class WaitUntil:
-    """Send nothing before `at` (the caller's clock); infinite: not before a request in flight ends."""
-
-    at: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ticket:
-    """One request in flight. `alone`: it was the only one allowed, because the one before was refused. `under_way`: the tokens
-    in flight when it was sent, its own among them."""
-
-    number: int
-    sent_at: float
-    items: int
-    tokens: int
-    probe: bool
-    alone: bool
-    sent: Sent
-    under_way: int
 
 
 class EndpointController:
@@ -220,7 +189,6 @@ class EndpointController:
                 tokens=ticket.tokens, under_way=ticket.under_way, seconds=seconds, target_seconds=target
             )
             self._stuck.answered(ticket.number, self._tickets)
-            self._unavailable.heard(now, refused=False)
         elif outcome is Outcome.TOO_LARGE and not ticket.probe:
             self.too_large(now, items=ticket.items, certain=True)
         comes_back = retry_after_seconds is not None or self._unavailable.is_rate
@@ -247,11 +215,18 @@ class EndpointController:
             self._record(now, "still nothing answers")
         elif not late and not (outcome is Outcome.OVERLOADED and self._tickets):
             # A server that turns some away while it works on others is not down.
-            opened = self._breaker.failed(now, timed_out=outcome is Outcome.TIMED_OUT)
-            if opened:
-                if self._pacer.learnt_rate is None and self._unavailable.went_down():
-                    self._pacer.forget()
-                self._record(now, "nothing answers: only probes from here on")
+            self._failed(now, outcome)
+
+    def _failed(self, now: float, outcome: Outcome) -> None:
+        if not self._breaker.failed(now, timed_out=outcome is Outcome.TIMED_OUT):
+            return
+        if self._pacer.learnt_rate is None:
+            is_rate = self._unavailable.went_down(refused=outcome is Outcome.OVERLOADED)
+            if is_rate:
+                self._tell(now, self._limit.was_never_full(now))
+            elif is_rate is False:
+                self._pacer.forget()
+        self._record(now, "nothing answers: only probes from here on")
 
     def _answered(self, now: float, ticket: Ticket) -> None:
         if self._breaker.probe_at is not None:
@@ -260,6 +235,7 @@ class EndpointController:
         if self._throttle.succeeded(sent_at=ticket.sent_at):
             self._record(now, "it takes requests again")
         self._patience.answered(now, text=not ticket.probe)
+        self._unavailable.heard(now, refused=False, probe=ticket.probe)
 
     def _refused(self, now: float, ticket: Ticket, retry_after_seconds: float | None, *, limited: bool) -> None:
         first = self._throttle.refused(now, sent_at=ticket.sent_at, retry_after_seconds=retry_after_seconds)

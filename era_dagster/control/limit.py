@@ -197,7 +197,8 @@ class AdaptiveLimit:
         return bool(bounds), self._go(now, less, "the server is full" if bounds else "it was not full")
 
     def was_never_full(self, now: float) -> Judgement | None:
-        """Refusals said nothing: first waves that they cut short begin anew."""
+        """Refusals said nothing of what it holds: first waves that they cut short begin anew."""
+        self._room = Room()
         if not self._waves_cut_short:
             return None
         self._waves_cut_short = False

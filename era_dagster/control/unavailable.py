@@ -10,6 +10,8 @@ import math
 MUCH_LESS = 4.0
 SURE = 8
 """So many paces in a row that were not much less are no chance."""
+RELAPSES = 3
+"""So often in a row it answered a probe and then nothing but 503: the probe used up what it gives."""
 CHANCE_SECONDS = 60.0
 """For so long chance is taken for what it is; then for twice as long, and so on. As long it is no more thought of where it was
 seen to be none."""
@@ -23,7 +25,8 @@ class Unavailable:
     def __init__(self) -> None:
         self.is_rate = False
         self._items_per_second = 0.0
-        self._paces = 0
+        self._paces = self._relapses = 0
+        self._revived = False
         self._chance_until = self._no_chance_until = -math.inf
         self._chance_seconds = CHANCE_SECONDS
         self._second_began = -math.inf
@@ -43,10 +46,15 @@ class Unavailable:
         self.is_rate = True
         self._items_per_second, self._paces = items_per_second, 0
 
-    def went_down(self) -> bool:
-        """It refuses one request at a time, again and again: that is no rate. Whether it was taken for one."""
+    def went_down(self, *, refused: bool) -> bool | None:
+        """Nothing but failures, the last one a 503 if `refused`: that is no rate, unless it answers probes in between, again and
+        again. Whether it is taken for one from now on; None: as before."""
         was_rate, self.is_rate = self.is_rate, False
-        return was_rate
+        self._relapses = self._relapses + 1 if refused and self._revived else 0
+        self._revived = False
+        if self._relapses >= RELAPSES:
+            self.unexplained(0.0)
+        return self.is_rate or (False if was_rate else None)
 
     def learnt(self, now: float, items_per_second: float | None) -> bool:
         """A pace was learnt; whether it is none."""
@@ -61,8 +69,11 @@ class Unavailable:
         self._mostly_refused = 0
         return True
 
-    def heard(self, now: float, *, refused: bool) -> None:
-        """A request was answered, or refused with 503."""
+    def heard(self, now: float, *, refused: bool, probe: bool = False) -> None:
+        """A request was answered, or refused with 503; `probe`: one with a text of our own."""
+        if not refused:
+            self._revived = probe
+            self._relapses *= probe
         if not self.is_chance(now):
             return
         if now >= self._second_began + 1.0:

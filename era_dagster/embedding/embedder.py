@@ -13,8 +13,8 @@ from typing import Any, Self
 
 import httpx
 
+from era_dagster.control.admission import Decision, Ticket, WaitUntil
 from era_dagster.control.batch import BatchSize
-from era_dagster.control.gate import Decision, Ticket, WaitUntil
 from era_dagster.control.retry import RetryPolicy
 from era_dagster.control.trace import TraceRecord
 from era_dagster.domain.errors import BadVectors, EndpointRefused, EndpointUnavailable, EraError, TransientError

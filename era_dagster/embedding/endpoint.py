@@ -10,8 +10,9 @@ from functools import partial
 
 import httpx
 
+from era_dagster.control.admission import Ticket
 from era_dagster.control.ceilings import Ceilings
-from era_dagster.control.gate import EndpointController, Ticket
+from era_dagster.control.gate import EndpointController
 from era_dagster.control.outcome import Outcome
 from era_dagster.control.trace import TraceRecord
 from era_dagster.embedding.config import EmbedderConfig

@@ -6,7 +6,7 @@ A frozen record handed to one function; nothing the embedder does depends on it.
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from era_dagster.control.gate import Ticket
+from era_dagster.control.admission import Ticket
 from era_dagster.control.outcome import Outcome
 from era_dagster.domain.errors import EraError
 from era_dagster.embedding.provider import Answer

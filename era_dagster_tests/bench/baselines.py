@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from era_dagster.control.gate import Decision, WaitUntil
+from era_dagster.control.admission import Decision, WaitUntil
 from era_dagster.control.outcome import Outcome
 
 BATCH_ITEMS = 8

@@ -14,8 +14,8 @@ from itertools import islice
 from random import Random
 from typing import Any, Protocol
 
+from era_dagster.control.admission import Decision, WaitUntil
 from era_dagster.control.batch import BatchSize, fitting
-from era_dagster.control.gate import Decision, WaitUntil
 from era_dagster.control.outcome import Outcome
 from era_dagster.control.retry import RetryPolicy
 from era_dagster.simulation.physics import Finished, ServerPhysics

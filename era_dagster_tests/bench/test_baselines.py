@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from era_dagster.control.gate import WaitUntil
+from era_dagster.control.admission import WaitUntil
 from era_dagster.control.outcome import Outcome
 from era_dagster.simulation.spec import course_from
 from era_dagster_tests.bench.baselines import (

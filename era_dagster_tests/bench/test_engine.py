@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from era_dagster.control.admission import Decision, WaitUntil
 from era_dagster.control.ceilings import Ceilings
-from era_dagster.control.gate import Decision, EndpointController, WaitUntil
+from era_dagster.control.gate import EndpointController
 from era_dagster.control.outcome import Outcome
 from era_dagster.simulation.spec import Course, course_from
 from era_dagster_tests.bench.baselines import Baseline, Fixed

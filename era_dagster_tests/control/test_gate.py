@@ -4,9 +4,10 @@ import math
 
 import pytest
 
+from era_dagster.control.admission import Decision, Ticket, WaitUntil
 from era_dagster.control.batch import BatchSize, fitting
 from era_dagster.control.ceilings import Ceilings
-from era_dagster.control.gate import Decision, EndpointController, Ticket, WaitUntil
+from era_dagster.control.gate import EndpointController
 from era_dagster.control.outcome import Outcome
 from era_dagster.control.retry import RetryPolicy
 from era_dagster.control.room import REMEMBERED_SECONDS

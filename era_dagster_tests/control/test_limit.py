@@ -1,5 +1,7 @@
 """The law at an operating point that was set by hand: how its work becomes requests."""
 
+import math
+
 import pytest
 
 from era_dagster.control.ceilings import Ceilings
@@ -192,6 +194,15 @@ def test_a_few_503_change_nothing() -> None:
     for _ in range(4):
         assert limit.refused(now, limit.sent(now, 100, items=10), limited=False) == (None, None)
     assert limit.point == before
+
+
+def test_what_a_server_was_thought_to_hold_is_forgotten_where_refusals_said_nothing_of_it() -> None:
+    limit, now = steady(Point(8, 800.0))
+    numbers = [limit.sent(now, 100, items=10) for _ in range(8)]
+    limit.refused(now, numbers[-1], limited=True)
+    assert limit.room(now) < math.inf
+    assert limit.was_never_full(now) is None, "its first waves were not cut short"
+    assert limit.room(now) == math.inf
 
 
 def test_first_waves_that_refusals_cut_short_begin_anew_where_these_said_nothing() -> None:

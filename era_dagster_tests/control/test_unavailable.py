@@ -2,7 +2,7 @@
 
 import pytest
 
-from era_dagster.control.unavailable import CHANCE_SECONDS, IN_A_ROW, SURE, Unavailable
+from era_dagster.control.unavailable import CHANCE_SECONDS, IN_A_ROW, RELAPSES, SURE, Unavailable
 
 
 def test_a_503_is_a_503_until_it_cannot_be_explained() -> None:
@@ -38,9 +38,9 @@ def test_a_429_that_was_never_a_503_is_not_judged() -> None:
 
 def test_a_server_that_went_down_while_503_was_taken_for_a_rate_has_none() -> None:
     unavailable = Unavailable()
-    assert not unavailable.went_down(), "it was not taken for one"
+    assert unavailable.went_down(refused=True) is None, "it was not taken for one"
     unavailable.unexplained(10.0)
-    assert unavailable.went_down()
+    assert unavailable.went_down(refused=True) is False
     assert not unavailable.is_rate
     assert not unavailable.learnt(1.0, 0.001), "nor is it chance"
 
@@ -110,3 +110,31 @@ def test_what_is_heard_before_it_is_taken_for_chance_does_not_count() -> None:
     hear(unavailable, 2 * IN_A_ROW, accepted=0, refused=100)
     hear(unavailable, 2 * IN_A_ROW + 1, accepted=0, refused=100)
     assert unavailable.is_chance(2.0 * IN_A_ROW + 2.0)
+
+
+def relapse(unavailable: Unavailable, *, refused: bool = True) -> bool | None:
+    unavailable.heard(0.0, refused=False, probe=True)
+    return unavailable.went_down(refused=refused)
+
+
+def test_a_server_that_answers_probes_and_nothing_else_again_and_again_has_a_rate_that_they_use_up() -> None:
+    unavailable = Unavailable()
+    assert unavailable.went_down(refused=True) is None
+    assert [relapse(unavailable) for _ in range(RELAPSES)] == [None] * (RELAPSES - 1) + [True]
+    assert unavailable.is_rate
+    assert not unavailable.learnt(1.0, 0.001), "what came through before is not known, and no pace is far less"
+
+
+@pytest.mark.parametrize("between", ["a text was taken", "a time-out", "no probe was answered"])
+def test_a_server_that_comes_and_goes_otherwise_is_taken_for_nothing(between: str) -> None:
+    unavailable = Unavailable()
+    for _ in range(RELAPSES - 1):
+        relapse(unavailable)
+    if between == "a text was taken":
+        unavailable.heard(0.0, refused=False)
+    elif between == "a time-out":
+        relapse(unavailable, refused=False)
+    else:
+        unavailable.went_down(refused=True)
+    assert relapse(unavailable) is None
+    assert not unavailable.is_rate
