@@ -147,7 +147,7 @@ def _tell(found: Inspection, as_json_output: bool) -> int:
         )
     for path in found.away:
         stdout.print(
-            f"{path} is not there; what it held stays. To remove it, put an empty folder in its place,"
+            f"{path} is not there; what it held stays. To remove it, put a folder with any file in its place,"
             f" and say `era ingest {typed(path)}`.",
             markup=False,
         )

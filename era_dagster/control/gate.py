@@ -221,7 +221,7 @@ class EndpointController:
         if not self._breaker.failed(now, timed_out=outcome is Outcome.TIMED_OUT):
             return
         if self._pacer.learnt_rate is None:
-            is_rate = self._unavailable.went_down(refused=outcome is Outcome.OVERLOADED)
+            is_rate = self._unavailable.went_down(now, refused=outcome is Outcome.OVERLOADED)
             if is_rate:
                 self._tell(now, self._limit.was_never_full(now))
             elif is_rate is False:

@@ -7,6 +7,7 @@ input (raw text, checkpoints, logs, minister folders) is not in the snapshot, so
 import errno
 import os
 import re
+import stat
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,8 @@ from era_dagster.intake.reader import CHAPTERS_FILE, DOCTRINE_FILE
 from era_dagster.settings import absolute
 
 INPUTS = (CHAPTERS_FILE, DOCTRINE_FILE)
-_NOT_BOOKS = frozenset({"ministers", "__MACOSX", "System Volume Information", "$RECYCLE.BIN"})
+_OF_THE_SYSTEM = frozenset({"lost+found", "System Volume Information", "$RECYCLE.BIN", "desktop.ini", "Thumbs.db"})
+_NOT_BOOKS = _OF_THE_SYSTEM | {"ministers", "__MACOSX"}
 _TEMPORARY = re.compile(r"^\.|^~\$|~$|\.(?:part|partial|tmp|temp|crdownload|download|swp|filepart)$", re.IGNORECASE)
 # What the extractor writes beside its two output files; in a folder of single-file drops it is not a book.
 _BY_PRODUCTS = re.compile(r"^0[0-9]_|^progress\.json$")
@@ -88,16 +90,23 @@ def scan_drop(root: Path) -> tuple[SourceStat, ...]:
     return tuple(sorted(found, key=lambda stat: stat.name))
 
 
-def directory_of(folder: Path) -> str:
-    """Device and inode of a folder: another answer under the same name is another directory, such as the one under a disk
-    that is not mounted."""
-    status = folder.stat()
-    return f"{status.st_dev}:{status.st_ino}"
+def directory_of(folder: Path) -> str | None:
+    """Device and inode of a folder, None for what is none: another answer under the same name is another directory, such as
+    the one under a disk that is not mounted."""
+    try:
+        status = folder.stat()
+    except OSError:
+        return None
+    return f"{status.st_dev}:{status.st_ino}" if stat.S_ISDIR(status.st_mode) else None
 
 
 def is_bare(folder: Path) -> bool:
-    """Is there nothing in it, be it hidden or no book?"""
-    return folder.is_dir() and next(folder.iterdir(), None) is None
+    """Is it a folder with nothing in it that somebody put there? Hidden names are not looked at, nor what systems make."""
+    try:
+        names = {path.name for path in folder.iterdir()} - _OF_THE_SYSTEM
+    except OSError:
+        return False
+    return all(name.startswith(".") for name in names)
 
 
 def is_source(path: Path) -> bool:

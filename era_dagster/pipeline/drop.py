@@ -10,7 +10,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from era_dagster.domain.errors import ConfigurationError, CorruptInput
+from era_dagster.domain.errors import ConfigurationError, CorruptInput, TransientError
 from era_dagster.domain.identity import partition_key
 from era_dagster.intake.plan import ChapterPlan, DropPlan, Look, plan_chapters, plan_drop, signature
 from era_dagster.intake.reader import BookRead, read_source
@@ -99,6 +99,11 @@ def look_at_drop(
         return _look(settings, database, root, settling or {}, patient=patient, record=record, afresh=afresh)
 
 
+def is_away(database: Database, root: Path) -> bool:
+    """Is `root` a folder with nothing in it, and another directory than when books were last seen in it?"""
+    return is_bare(root) and directory_seen(database, root) != directory_of(root)
+
+
 def _look(
     settings: Settings,
     database: Database,
@@ -112,14 +117,17 @@ def _look(
     known = known_sources(database, root)
     if not known and root == settings.drop_dir and settings.sources["drop_dir"] == "default":
         root.mkdir(parents=True, exist_ok=True)
+    directory = directory_of(root)
     snapshot = scan_drop(root)
     chapters_before = sum(len(source.chapters) for source in known.values())
-    if chapters_before and is_bare(root) and directory_seen(database, root) not in (None, directory_of(root)):
+    if chapters_before and is_away(database, root):
         raise ConfigurationError(
             f"{root} is empty, and not the directory in which {chapters_before:,} chapters lay: its disk or volume may not"
             " be mounted. They are kept.",
-            hint="Mount it. If the books shall go, put any file into the folder.",
+            hint="Mount it. If the books shall go, put any file into the folder that is not hidden.",
         )
+    if directory_of(root) != directory:
+        raise TransientError(f"{root} became another directory while it was looked at. Nothing is changed; look again.")
     plan = plan_drop(
         snapshot,
         {path: replace(source, signature="") for path, source in known.items()} if afresh else known,
@@ -135,7 +143,7 @@ def _look(
     if record:
         record_look(
             database,
-            folder=(root, directory_of(root)) if snapshot and root.is_dir() else None,
+            folder=(root, directory) if directory and any(source.files for source in snapshot) else None,
             looks=looks,
             vanished=(*plan.gone, *elsewhere.vanished),
             gone=chapters.gone,

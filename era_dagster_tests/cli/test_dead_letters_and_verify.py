@@ -136,6 +136,7 @@ def test_verify_names_a_source_that_is_not_there_and_how_to_remove_what_it_held(
     assert f"{book} is not there" in told.stdout
     assert shell.json("verify")["away"] == [str(book)]
     book.mkdir(parents=True)
+    (book / "gone.txt").touch()
     command = shlex.split(told.stdout.split("and say `")[-1].split("`")[0])
     assert command[0] == "era" and shell.era(*command[1:]).returncode == 0
     assert shell.json("verify")["chapters"] == 0

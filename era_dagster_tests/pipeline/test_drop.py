@@ -11,6 +11,7 @@ import pytest
 
 from era_dagster.domain.errors import ChaptersFailed, ConfigurationError, TransientError
 from era_dagster.intake.reader import BookRead, read_source
+from era_dagster.intake.snapshot import SourceStat, scan_drop
 from era_dagster.pipeline.drop import DropLook, look_at_drop
 from era_dagster.storage.looking import looking_alone
 from era_dagster_tests.pipeline.workbench import Workbench, chapter, one_file
@@ -135,6 +136,81 @@ def test_an_empty_directory_in_the_place_of_a_drop_folder_retires_nothing(bench:
     assert (bench.pending(), bench.count("drop_chapters", "gone")) == ([], 0)
     drop.rmdir()
     unplugged.rename(drop)
+    assert bench.look().gone == ()
+
+
+@pytest.mark.parametrize("name", [".DS_Store", "lost+found", "System Volume Information", "desktop.ini"])
+def test_what_systems_put_into_an_empty_directory_makes_no_drop_folder_of_it(bench: Workbench, name: str) -> None:
+    bench.drop("ferry", chapter(1))
+    bench.ingest()
+    drop = bench.settings.drop_dir
+    drop.rename(drop.with_name("unplugged"))
+    (drop / name).mkdir(parents=True)
+    with pytest.raises(ConfigurationError, match="in which 1 chapters lay"):
+        bench.look()
+
+
+def test_a_drop_folder_of_which_no_directory_was_noted_is_kept_too(bench: Workbench) -> None:
+    """Those that were last looked at by an older release."""
+    bench.drop("ferry", chapter(1))
+    bench.ingest()
+    with bench.database.connection() as connection:
+        connection.execute("DELETE FROM drop_folders")
+    shutil.rmtree(bench.settings.drop_dir / "ferry")
+    with pytest.raises(ConfigurationError, match="in which 1 chapters lay"):
+        bench.look()
+
+
+def test_a_disk_that_is_mounted_as_another_one_is_the_drop_folder_from_then_on(bench: Workbench) -> None:
+    bench.drop("ferry", chapter(1))
+    bench.drop("inn", chapter(1))
+    bench.ingest()
+    drop = bench.settings.drop_dir
+    shutil.copytree(drop, drop.with_name("copy"))
+    drop.rename(drop.with_name("unplugged"))
+    drop.with_name("copy").rename(drop)
+    assert bench.look().gone == ()
+    shutil.rmtree(drop / "ferry")
+    shutil.rmtree(drop / "inn")
+    assert bench.look().gone == ("ferry/0001", "inn/0001")
+
+
+def test_a_disk_that_goes_while_its_books_are_read_is_missed_by_the_next_look(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.drop("ferry", chapter(1))
+    drop = bench.settings.drop_dir
+
+    def read(path: Path) -> list[BookRead]:
+        books = read_source(path)
+        drop.rename(drop.with_name("unplugged"))
+        drop.mkdir()
+        return books
+
+    monkeypatch.setattr("era_dagster.pipeline.drop.read_source", read)
+    assert bench.look().new == ("ferry/0001",)
+    with pytest.raises(ConfigurationError, match="in which 1 chapters lay"):
+        bench.look()
+
+
+def test_a_disk_that_comes_while_its_mount_point_is_looked_at_removes_nothing(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.drop("ferry", chapter(1))
+    bench.ingest()
+    drop = bench.settings.drop_dir
+    drop.rename(drop.with_name("unplugged"))
+    drop.mkdir()
+
+    def scan(root: Path) -> tuple[SourceStat, ...]:
+        found = scan_drop(root)
+        drop.rmdir()
+        drop.with_name("unplugged").rename(drop)
+        return found
+
+    with monkeypatch.context() as patched, pytest.raises(TransientError, match="look again"):
+        patched.setattr("era_dagster.pipeline.drop.scan_drop", scan)
+        bench.look()
     assert bench.look().gone == ()
 
 

@@ -230,6 +230,21 @@ def test_a_book_that_cannot_be_read_is_told_and_keeps_what_it_had(bench: Workben
     assert bench.count("minister_entries", "partition_key = 'harbour/0001'") == 1
 
 
+def test_an_empty_directory_in_the_place_of_the_drop_folder_keeps_nothing_else_from_being_verified(
+    bench: Workbench,
+) -> None:
+    filled(bench)
+    drop = bench.settings.drop_dir
+    drop.rename(drop.with_name("unplugged"))
+    drop.mkdir()
+    file("risk", "rules.json", None)(bench)
+    found = inspected(bench)
+    assert [finding.kind for finding in found.findings] == ["missing_file"]
+    assert found.away == (str(drop / "ferry"), str(drop / "harbour"))
+    assert mended(bench, found.findings).findings == ()
+    assert bench.count("drop_chapters", "gone") == 0
+
+
 def test_an_open_or_dropped_letter_accounts_for_its_text(bench: Workbench) -> None:
     bench.server.poison = {"twice"}
     filled(bench)
