@@ -496,3 +496,22 @@ def test_where_all_that_a_pace_of_requests_let_through_is_stuck_one_request_more
     assert math.isfinite(asked_again_at)
     decision = gate.admit(asked_again_at, 10_000)
     assert isinstance(decision, Decision)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "is_rate"), [(Outcome.OVERLOADED, True), (Outcome.FAILED, False)], ids=["503", "another failure"]
+)
+def test_after_probes_that_were_answered_and_texts_that_were_not_a_503_asks_for_a_pause(
+    outcome: Outcome, is_rate: bool
+) -> None:
+    """Nothing came through of one request in two seconds: the probes used it up."""
+    gate, now = controller(), 0.0
+    for _ in range(4):
+        for _ in range(5):
+            gate.completed(now, send(gate, now), outcome)
+        now += 0.25
+        probe = send(gate, now)
+        assert probe.probe
+        gate.completed(now, probe, Outcome.SUCCESS)
+    gate.completed(now, send(gate, now), Outcome.OVERLOADED)
+    assert (gate.admit(now, 100) == WaitUntil(now + 0.5)) == is_rate
