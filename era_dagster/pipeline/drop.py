@@ -173,7 +173,7 @@ class _Elsewhere:
     """Sources of other folders that hold chapters of this look too.
 
     `stats` and `known` are those that are there, `read` those read again because a newer drop had hidden them, `vanished`
-    the hidden ones that are away: they are forgotten, so that they are read when they return.
+    those that are away, and hidden or about to lose chapters: they are forgotten, so that they are read when they return.
     """
 
     stats: tuple[SourceStat, ...] = ()
@@ -194,7 +194,8 @@ def _elsewhere(database: Database, root: Path, books: list[BookRead], plan: Drop
     found, _ = _read(again)
     # Also who owns the chapters of those: a newer drop in a third folder, or beside them, still counts.
     keys = [partition_key(book.slug, chapter.chapter) for book in (*books, *found) for chapter in book.chapters]
-    known = {**hidden, **owners_elsewhere(database, root, keys)}
+    owners = owners_elsewhere(database, root, keys)
+    known = {**hidden, **owners}
     stats = {path: stat for path in known if (stat := _source_at(path)) is not None}
     readable = {str(book.path) for book in found}
     return _Elsewhere(
@@ -202,7 +203,7 @@ def _elsewhere(database: Database, root: Path, books: list[BookRead], plan: Drop
         known={path: known[path] for path in stats},
         read=tuple(stat for stat in again if stat.path in readable),
         books=tuple(found),
-        vanished=tuple(sorted(hidden.keys() - stats.keys())) if plan.gone else (),
+        vanished=tuple(sorted((known.keys() if plan.gone else owners.keys()) - stats.keys())),
     )
 
 

@@ -471,6 +471,23 @@ def test_a_copy_in_a_folder_that_is_unplugged_is_read_when_it_returns(bench: Wor
     assert bench.rows("SELECT text FROM minister_entries") == ["The older rule."]
 
 
+def test_a_newer_copy_that_was_unplugged_counts_again_when_it_returns(bench: Workbench) -> None:
+    """Its files were as before, so nobody read them: the older copy that had taken its place stayed."""
+    _two_drops(bench, both=False)
+    bench.ingest()
+    folder = _second_folder(bench, "The rule of the other folder.", at=1_000_000_200)
+    _look_elsewhere(bench, folder)
+    bench.run()
+    unplugged = folder.parent.rename(folder.parent.with_name("unplugged"))
+    bench.drop("inn", chapter(1))
+    bench.ingest()
+    assert bench.rows("SELECT text FROM minister_entries") == ["The older rule."]
+    unplugged.rename(folder.parent)
+    _look_elsewhere(bench, folder)
+    bench.run()
+    assert bench.rows("SELECT text FROM minister_entries") == ["The rule of the other folder."]
+
+
 def test_what_is_odd_about_a_whole_source_is_kept_until_it_changes(bench: Workbench) -> None:
     bench.write("empty.json", [])
     bench.look()
