@@ -7,10 +7,10 @@ input (raw text, checkpoints, logs, minister folders) is not in the snapshot, so
 import errno
 import os
 import re
-import stat
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from stat import S_ISDIR
 from typing import Literal
 
 from era_dagster.domain.errors import ConfigurationError
@@ -97,16 +97,15 @@ def directory_of(folder: Path) -> str | None:
         status = folder.stat()
     except OSError:
         return None
-    return f"{status.st_dev}:{status.st_ino}" if stat.S_ISDIR(status.st_mode) else None
+    return f"{status.st_dev}:{status.st_ino}" if S_ISDIR(status.st_mode) else None
 
 
 def is_bare(folder: Path) -> bool:
     """Is it a folder with nothing in it that somebody put there? Hidden names are not looked at, nor what systems make."""
     try:
-        names = {path.name for path in folder.iterdir()} - _OF_THE_SYSTEM
+        return all(path.name.startswith(".") or path.name in _OF_THE_SYSTEM for path in folder.iterdir())
     except OSError:
         return False
-    return all(name.startswith(".") for name in names)
 
 
 def is_source(path: Path) -> bool:

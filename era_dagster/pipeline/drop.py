@@ -21,14 +21,13 @@ from era_dagster.storage.drops import (
     KnownSource,
     QuarantineRecord,
     SourceLook,
-    directory_seen,
     hidden_elsewhere,
     known_sources,
     owners_elsewhere,
     record_look,
     source_troubles,
 )
-from era_dagster.storage.looking import looking_alone
+from era_dagster.storage.looking import directory_seen, looking_alone, note_directory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,7 +123,7 @@ def _look(
         raise ConfigurationError(
             f"{root} is empty, and not the directory in which {chapters_before:,} chapters lay: its disk or volume may not"
             " be mounted. They are kept.",
-            hint="Mount it. If the books shall go, put any file into the folder that is not hidden.",
+            hint="Mount it. If the books shall go, put any file that is not hidden into the folder.",
         )
     if directory_of(root) != directory:
         raise TransientError(f"{root} became another directory while it was looked at. Nothing is changed; look again.")
@@ -141,9 +140,10 @@ def _look(
     chapters = plan_chapters((*snapshot, *elsewhere.stats), books, {**known, **elsewhere.known})
     looks = _looks((*plan.read, *elsewhere.read), plan.waiting, books, unreadable, chapters)
     if record:
+        if directory is not None and any(source.files for source in snapshot):
+            note_directory(database, root, directory)
         record_look(
             database,
-            folder=(root, directory) if directory and any(source.files for source in snapshot) else None,
             looks=looks,
             vanished=(*plan.gone, *elsewhere.vanished),
             gone=chapters.gone,

@@ -120,13 +120,6 @@ def owners_elsewhere(database: Database, root: Path, keys: Sequence[str]) -> dic
         )
 
 
-def directory_seen(database: Database, folder: Path) -> str | None:
-    """Which directory `folder` was when books were last seen in it, as `record_look` was told."""
-    with database.connection() as connection:
-        row = connection.execute("SELECT directory FROM drop_folders WHERE folder = %s", (str(folder),)).fetchone()
-    return None if row is None else row[0]
-
-
 def _sources(connection: psycopg.Connection, where: LiteralString, values: dict[str, Any]) -> dict[str, KnownSource]:
     sources = connection.execute(
         sql.SQL("SELECT f.source_path, f.signature, f.state, f.reason FROM drop_sources AS f WHERE {}").format(
@@ -152,7 +145,6 @@ def _sources(connection: psycopg.Connection, where: LiteralString, values: dict[
 def record_look(
     database: Database,
     *,
-    folder: tuple[Path, str] | None = None,
     looks: Sequence[SourceLook],
     vanished: Sequence[str],
     gone: Sequence[str],
@@ -160,16 +152,10 @@ def record_look(
 ) -> None:
     """Record one look at a folder in one transaction: its sources, the sources that vanished, the chapters that are gone.
 
-    Called while `storage.looking.looking_alone`. `folder`: where sources were seen, and which directory that is.
+    Called while `storage.looking.looking_alone`.
     `shadowed` maps sources whose chapters a newer source holds too, read now or before, to the reason to keep with them.
     """
     with database.connection() as connection:
-        if folder is not None:
-            connection.execute(
-                "INSERT INTO drop_folders AS f (folder, directory) VALUES (%s, %s) ON CONFLICT (folder) DO UPDATE"
-                " SET directory = excluded.directory WHERE f.directory <> excluded.directory",
-                (str(folder[0]), folder[1]),
-            )
         for look in looks:
             _record_source(connection, look)
         connection.execute(

@@ -1,10 +1,12 @@
-"""One look at drop folders at a time: what a look decides stands on what the register (`storage.drops`) held at its beginning.
+"""What a look at a drop folder may rely on: that nobody else looks, and that the folder is the one that held the books.
 
-Of two at once the slower would record as gone what the other had just found somewhere else, and nothing would read it again.
+What a look decides stands on what the register (`storage.drops`) held at its beginning. Of two at once the slower would record as
+gone what the other had just found somewhere else, and nothing would read it again.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import psycopg
 from psycopg import errors as pg_errors
@@ -43,3 +45,20 @@ def looking_alone(database: Database) -> Iterator[None]:
         yield
     finally:
         connection.close()
+
+
+def directory_seen(database: Database, folder: Path) -> str | None:
+    """Which directory `folder` was when books were last seen in it, as `note_directory` was told."""
+    with database.connection() as connection:
+        row = connection.execute("SELECT directory FROM drop_folders WHERE folder = %s", (str(folder),)).fetchone()
+    return None if row is None else row[0]
+
+
+def note_directory(database: Database, folder: Path, directory: str) -> None:
+    """Books were seen in `folder`, which is this directory."""
+    with database.connection() as connection:
+        connection.execute(
+            "INSERT INTO drop_folders AS f (folder, directory) VALUES (%s, %s) ON CONFLICT (folder) DO UPDATE"
+            " SET directory = excluded.directory WHERE f.directory <> excluded.directory",
+            (str(folder), directory),
+        )

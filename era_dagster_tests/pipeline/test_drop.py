@@ -361,13 +361,19 @@ def _look_elsewhere(bench: Workbench, folder: Path) -> DropLook:
     return look_at_drop(bench.settings, bench.database, folder.parent, patient=False)
 
 
-def test_a_book_in_two_drop_folders_survives_the_removal_of_the_copy_that_owns_it(bench: Workbench) -> None:
-    """The chapters were retired, although the other folder still held the book."""
+def _counted_elsewhere(bench: Workbench) -> Path:
+    """A book that is ingested from the drop folder, and then from another one, where its newer copy lies."""
     _two_drops(bench, both=False)
     bench.ingest()
     folder = _second_folder(bench, "The rule of the other folder.", at=1_000_000_200)
     assert _look_elsewhere(bench, folder).changed == ("ferry/0001",)
     bench.run()
+    return folder
+
+
+def test_a_book_in_two_drop_folders_survives_the_removal_of_the_copy_that_owns_it(bench: Workbench) -> None:
+    """The chapters were retired, although the other folder still held the book."""
+    folder = _counted_elsewhere(bench)
     assert bench.rows("SELECT text FROM minister_entries") == ["The rule of the other folder."]
     assert bench.look().chapters == 0
     shutil.rmtree(folder)
@@ -456,11 +462,7 @@ def test_a_look_at_another_folder_leaves_a_newer_drop_in_its_place(bench: Workbe
 
 
 def test_a_copy_in_a_folder_that_is_unplugged_is_read_when_it_returns(bench: Workbench) -> None:
-    _two_drops(bench, both=False)
-    bench.ingest()
-    folder = _second_folder(bench, "The rule of the other folder.", at=1_000_000_200)
-    _look_elsewhere(bench, folder)
-    bench.run()
+    folder = _counted_elsewhere(bench)
     unplugged = bench.settings.drop_dir.rename(bench.settings.drop_dir.with_name("unplugged"))
     shutil.rmtree(folder)
     assert _look_elsewhere(bench, folder).gone == ("ferry/0001",)
@@ -473,11 +475,7 @@ def test_a_copy_in_a_folder_that_is_unplugged_is_read_when_it_returns(bench: Wor
 
 def test_a_newer_copy_that_was_unplugged_counts_again_when_it_returns(bench: Workbench) -> None:
     """Its files were as before, so nobody read them: the older copy that had taken its place stayed."""
-    _two_drops(bench, both=False)
-    bench.ingest()
-    folder = _second_folder(bench, "The rule of the other folder.", at=1_000_000_200)
-    _look_elsewhere(bench, folder)
-    bench.run()
+    folder = _counted_elsewhere(bench)
     unplugged = folder.parent.rename(folder.parent.with_name("unplugged"))
     bench.drop("inn", chapter(1))
     bench.ingest()
