@@ -9,6 +9,7 @@ import click
 from era_dagster.cli.output import FAILED, print_json, print_table, settings_from_environment, stdout
 from era_dagster.domain.errors import EraError
 from era_dagster.pipeline import health
+from era_dagster.pipeline.drop import check_not_away
 from era_dagster.pipeline.health import Finding
 from era_dagster.settings import Settings, misspelt
 from era_dagster.storage.database import Database, database_url
@@ -69,10 +70,16 @@ def _look(settings: Settings) -> Iterator[Finding]:
         return
     with Database(url, pool_size=1) as database:
         live = live_space(database)
+        yield from _guarded("books", lambda: _not_away(settings, database))
         yield from _guarded("intake", lambda: [health.intake(database)])
     yield health.vector_tables(facts, live)
     yield from health.model(settings, live)
     yield from _guarded("daemon", lambda: _dagster(settings))
+
+
+def _not_away(settings: Settings, database: Database) -> list[Finding]:
+    check_not_away(database, settings.drop_dir)
+    return []
 
 
 def _dagster(settings: Settings) -> list[Finding]:

@@ -53,7 +53,8 @@ class SourceStat:
 def scan_drop(root: Path) -> tuple[SourceStat, ...]:
     """The sources under `root`, by name: its sub-folders and its `.json` files; `root` itself when it is a book or file.
 
-    One level deep. Hidden and temporary names, by-products and links that lead back above themselves are passed over.
+    One level deep. Hidden and temporary names, by-products and links that lead back above themselves are passed over;
+    one that leads nowhere waits, for what it leads to may be away for a while.
     Raises `ConfigurationError` naming a root that is not there or cannot be listed: never an empty answer for it. The same
     where this process would see other names than those that were recorded, and take every book for another.
     """
@@ -122,6 +123,11 @@ def _child(root: Path, path: Path) -> SourceStat | None:
             stat = _folder(path, name)
         elif path.is_file() and path.suffix.lower() == ".json" and not _BY_PRODUCTS.search(path.name):
             stat = _file(path, name)
+        elif path.is_symlink() and not path.exists() and not _BY_PRODUCTS.search(path.name):
+            # What it leads to may lie on a disk that is away: a book that shall go takes its link along.
+            kind: Literal["folder", "file"] = "file" if path.suffix.lower() == ".json" else "folder"
+            obstacle = f"it is a link to {safe_name(str(path.readlink()))}, which is not there"
+            stat = SourceStat(path=str(path), name=name, kind=kind, files=(), obstacle=obstacle)
         else:
             return None
     except (FileNotFoundError, RuntimeError):

@@ -98,9 +98,21 @@ def look_at_drop(
         return _look(settings, database, root, settling or {}, patient=patient, record=record, afresh=afresh)
 
 
-def is_away(database: Database, root: Path) -> bool:
-    """Is `root` a folder with nothing in it, and another directory than when books were last seen in it?"""
-    return is_bare(root) and directory_seen(database, root) != directory_of(root)
+def chapters_away(database: Database, root: Path) -> int:
+    """How many chapters lay in `root` when it was another directory, if nothing lies in it now; else 0."""
+    if not is_bare(root) or directory_seen(database, root) == directory_of(root):
+        return 0
+    return sum(len(source.chapters) for source in known_sources(database, root).values())
+
+
+def check_not_away(database: Database, root: Path) -> None:
+    """Raises `ConfigurationError` where `root` seems to be what lies under a disk that is not mounted."""
+    if chapters := chapters_away(database, root):
+        raise ConfigurationError(
+            f"{root} is empty, and not the directory in which {chapters:,} chapters lay: its disk or volume may not"
+            " be mounted. They are kept.",
+            hint="Mount it. If the books shall go, put any file that is not hidden into the folder.",
+        )
 
 
 def _look(
@@ -118,13 +130,7 @@ def _look(
         root.mkdir(parents=True, exist_ok=True)
     directory = directory_of(root)
     snapshot = scan_drop(root)
-    chapters_before = sum(len(source.chapters) for source in known.values())
-    if chapters_before and is_away(database, root):
-        raise ConfigurationError(
-            f"{root} is empty, and not the directory in which {chapters_before:,} chapters lay: its disk or volume may not"
-            " be mounted. They are kept.",
-            hint="Mount it. If the books shall go, put any file that is not hidden into the folder.",
-        )
+    check_not_away(database, root)
     if directory_of(root) != directory:
         raise TransientError(f"{root} became another directory while it was looked at. Nothing is changed; look again.")
     plan = plan_drop(

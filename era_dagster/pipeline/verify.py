@@ -17,7 +17,7 @@ from era_dagster.domain.errors import CorruptInput
 from era_dagster.domain.stages import STAGES, StampRules
 from era_dagster.intake.books import BookShelf
 from era_dagster.intake.snapshot import is_source
-from era_dagster.pipeline.drop import is_away, look_at_drop
+from era_dagster.pipeline.drop import chapters_away, look_at_drop
 from era_dagster.pipeline.ingest import refresh_combined_index, stamp_rules
 from era_dagster.settings import Settings
 from era_dagster.storage.chapters import redo_chapters, retire_chapter
@@ -151,7 +151,7 @@ def _roots(settings: Settings, database: Database) -> list[Path]:
     """
     drop = settings.drop_dir
     elsewhere = [path for path in source_paths(database) if drop not in (path, path.parent) and is_source(path)]
-    return [*([drop] if drop.is_dir() and not is_away(database, drop) else []), *elsewhere]
+    return [*([drop] if drop.is_dir() and not chapters_away(database, drop) else []), *elsewhere]
 
 
 def _new_in_the_drop(settings: Settings, database: Database) -> Iterable[Finding]:

@@ -250,6 +250,19 @@ def test_doctor_is_content_when_all_is_there_and_names_what_is_not(shell: Shell)
     assert "http://127.0.0.1:9" in ill.stdout
 
 
+def test_doctor_tells_that_the_disk_with_the_books_is_away(shell: Shell) -> None:
+    drop = shell.folder / "data" / "drop"
+    write_book(drop, "Level Book")
+    assert shell.json("ingest")["ok"]
+    drop.rename(shell.folder / "unplugged")
+    drop.mkdir()
+    ill = shell.era("doctor", "--json")
+    (books,) = (check for check in json.loads(ill.stdout)["checks"] if check["name"] == "books")
+    assert (ill.returncode, books["level"]) == (1, "failed")
+    assert "may not be mounted" in books["found"]
+    assert "Mount it" in books["next_step"]
+
+
 def test_doctor_makes_no_database_no_table_and_no_folder(shell: Shell) -> None:
     def everything() -> tuple[set[str], list[Path]]:
         with psycopg.connect(shell.environment["ERA_DATABASE_URL"]) as connection:

@@ -96,9 +96,22 @@ def test_links_in_a_circle_are_passed_over_and_linked_books_are_not(
     (drop / "Linked").symlink_to(elsewhere / "Ferry Notes", target_is_directory=True)
     (drop / "Up").symlink_to(drop, target_is_directory=True)
     (drop / "Higher").symlink_to(tmp_path, target_is_directory=True)
+    assert [(stat.name, stat.obstacle) for stat in scan_drop(drop)] == [("Linked", "")]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs symbolic links")
+def test_links_that_lead_nowhere_wait_for_what_they_lead_to(drop: Path) -> None:
+    (drop / "Away").symlink_to(drop / "disk", target_is_directory=True)
     (drop / "Loop").symlink_to(drop / "Loop")
     (drop / "Nowhere.json").symlink_to(drop / "missing.json")
-    assert [(stat.name, stat.obstacle) for stat in scan_drop(drop)] == [("Linked", "")]
+    (drop / "01_chapters.json").symlink_to(drop / "missing.json")
+    (drop / ".hidden").symlink_to(drop / "missing.json")
+    assert [(stat.name, stat.kind, stat.files) for stat in scan_drop(drop)] == [
+        ("Away", "folder", ()),
+        ("Loop", "folder", ()),
+        ("Nowhere.json", "file", ()),
+    ]
+    assert scan_drop(drop)[0].obstacle == f"it is a link to {drop / 'disk'}, which is not there"
 
 
 @pytest.mark.skipif(os.name == "nt" or os.uname().sysname == "Darwin", reason="the system refuses such names")

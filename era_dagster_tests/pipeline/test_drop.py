@@ -161,6 +161,25 @@ def test_a_drop_folder_of_which_no_directory_was_noted_is_kept_too(bench: Workbe
         bench.look()
 
 
+@pytest.mark.skipif(os.name == "nt", reason="needs symbolic links")
+def test_a_linked_book_whose_disk_is_away_stays_until_its_link_goes(bench: Workbench, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    bench.drop("ferry", chapter(1), chapter(2)).rename(disk)
+    link = bench.settings.drop_dir / "ferry"
+    link.symlink_to(disk, target_is_directory=True)
+    bench.drop("harbour", chapter(1))
+    bench.ingest()
+    disk.rename(tmp_path / "unplugged")
+    look = bench.look()
+    assert (look.gone, bench.pending()) == ((), [])
+    assert look.waiting == ((str(link), f"it is a link to {disk}, which is not there"),)
+    (tmp_path / "unplugged").rename(disk)
+    back = bench.look()
+    assert (back.new, back.changed, back.gone, back.waiting) == ((), (), (), ())
+    link.unlink()
+    assert len(bench.look().gone) == 2
+
+
 def test_a_disk_that_is_mounted_as_another_one_is_the_drop_folder_from_then_on(bench: Workbench) -> None:
     bench.drop("ferry", chapter(1))
     bench.drop("inn", chapter(1))
