@@ -15,7 +15,7 @@ from era_dagster.control.moves import TOLERANCE, Pace, on_target, probed, toward
 from era_dagster.control.point import Point
 from era_dagster.control.probes import Probe, ProbeSchedule, gain_wanted
 from era_dagster.control.rivals import Rivals
-from era_dagster.control.startup import Landing
+from era_dagster.control.startup import Landing, Wave
 from era_dagster.control.target import LatencyTarget
 from era_dagster.control.trail import Step
 
@@ -72,6 +72,7 @@ class Course:
         self._width = 1
         """As many requests as did no harm; a cut that leaves fewer texts than that does not change it."""
         self._by_step = False
+        self._light_wave = Wave(1, 1)
 
     @property
     def is_probing(self) -> bool:
@@ -84,12 +85,21 @@ class Course:
         return self.target.is_late(latency, growth=growth)
 
     def begin(
-        self, now: float, landing: Landing, *, fastest: float, light: float, wave: Point, measured: Measurement | None
+        self,
+        now: float,
+        landing: Landing,
+        *,
+        fastest: float,
+        light: float,
+        light_wave: Wave,
+        wave: Point,
+        measured: Measurement | None,
     ) -> None:
         """The first waves are over: `wave` is the last of them and what was `measured` there, `fastest` the shortest latency
-        under a light load and `light` a mean one, in seconds."""
+        under a light load and `light` the mean one of `light_wave`, in seconds."""
         self._width = landing.concurrency
         self._by_step = landing.by_step
+        self._light_wave = light_wave
         self.target.begin(landing.target_seconds, light_latency=light if math.isfinite(light) else fastest)
         self._probes.begin(now, check_width=landing.concurrency <= 2)
         self._rivals.begin(light, (wave, measured) if measured and landing.by_work else None)
@@ -107,9 +117,16 @@ class Course:
 
     def judge(self, at: Situation, measured: Measurement) -> Move | None:
         """What an epoch says; None if it has to go on."""
-        if self._probes.running is not None:
-            return self._judge_probe(at, self._probes.running, measured)
-        return self._judge_hold(at, measured)
+        probe = self._probes.running
+        move = self._judge_hold(at, measured) if probe is None else self._judge_probe(at, probe, measured)
+        if move is not None and at.pace is None and self._is_light_load(at):
+            self.target.took_when_light(measured.latency, samples=measured.samples)
+        return move
+
+    def _is_light_load(self, at: Situation) -> bool:
+        """Whether no more is in flight than in the wave that was answered most quickly."""
+        wave = self._light_wave
+        return at.point.concurrency <= wave.concurrency and at.point.work < (wave.texts + 0.5) * at.item_tokens
 
     def _judge_hold(self, at: Situation, measured: Measurement) -> Move | None:
         if at.pace == "requests":

@@ -340,7 +340,15 @@ class AdaptiveLimit:
         startup, wave = self._startup, self.point
         assert startup is not None
         self._startup, self._answers = None, {}
-        self._course.begin(now, landing, fastest=startup.fastest, light=startup.light, wave=wave, measured=measured)
+        self._course.begin(
+            now,
+            landing,
+            fastest=startup.fastest,
+            light=startup.light,
+            light_wave=startup.light_wave,
+            wave=wave,
+            measured=measured,
+        )
         work = (landing.texts or 0) * self.item_tokens
         if not work:
             work = wave.work or wave.concurrency * self.item_tokens

@@ -82,6 +82,8 @@ class Startup:
         self._fastest = math.inf
         self.light = math.inf
         """The mean latency, in seconds, of the wave that was answered most quickly."""
+        self.light_wave = Wave(1, 1)
+        """That wave."""
         self.alone = False
         self._by_step, self._may_be_by_step = False, True
         self._best: tuple[Wave, float] | None = None
@@ -169,7 +171,8 @@ class Startup:
             if latency_seconds < self._ceilings.lowest_latency / 2.0 and last <= ALIKE * first:
                 factor = 4.0
         self._fastest = min(self._fastest, latency_seconds)
-        self.light = min(self.light, latency_seconds)
+        if latency_seconds < self.light:
+            self.light, self.light_wave = latency_seconds, self.wave
         self._remember(latency_seconds)
         if self._before is not None:
             wave, before, _ = self._before

@@ -18,6 +18,8 @@ CLEARLY_LESS = 0.95
 UNLOADED, ALMOST_UNLOADED = 1.1, 1.4
 """However slow a server is: no latency is aimed at below so many times what a light load takes, and none has to be, since
 then there is little left that waits."""
+LIGHT_SAMPLES = 16
+"""What was seen before of a light load counts for as many answers."""
 SMALLEST_SHARE = 0.25
 """What one epoch leaves of the work at least."""
 FEW_ITEMS = 4.0
@@ -113,6 +115,12 @@ class LatencyTarget:
     def waits_for_nothing(self, latency: float) -> None:
         """Requests that took so long, on the mean, waited for nothing: as long as that does the service itself take."""
         self._light_latency = max(self._light_latency, latency)
+
+    def took_when_light(self, latency: float, *, samples: int) -> None:
+        """What a light load takes, seen again: the first waves saw it in few answers, which may have been quick by chance.
+        Not so much that more than the latency target is aimed at for it: others may be why it takes longer."""
+        light = self._light_latency + samples / (samples + LIGHT_SAMPLES) * (latency - self._light_latency)
+        self._light_latency = min(light, max(self._light_latency, self._in_time / ALMOST_UNLOADED))
 
     def paced(self) -> None:
         """A pace holds requests back, and nothing queues: all of the latency may be spent."""

@@ -394,6 +394,23 @@ def test_a_batching_server_with_slow_steps_gets_large_requests_one_at_a_time(
         assert result.percentile(0.95) <= late
 
 
+@pytest.mark.parametrize(("slots", "least"), [(4, 0.6), (32, 0.3)])
+def test_slow_texts_whose_first_answers_were_quick_by_chance_are_told_from_quick_ones_later(
+    slots: int, least: float
+) -> None:
+    """Before, less than a text takes was aimed at for a minute: .41 of four slots, .09 of 32."""
+    server = {
+        "slots": slots,
+        "seconds_per_text": 0.25,
+        "seconds_per_request": 0.003,
+        "jitter": 0.6,
+        "rtt_seconds": 0.001,
+    }
+    for seed in range(24):
+        result = alone(course_from(server), mean_tokens=60.0, warm_up=0.0, seconds=60.0, seed=seed)
+        assert result.goodput >= least * slots / 0.253
+
+
 @pytest.mark.parametrize("seconds_per_request", [0.4, 0.6])
 @pytest.mark.parametrize("announce", [True, False])
 def test_a_hosted_service_that_takes_long_whatever_is_in_a_request_gets_large_ones(

@@ -10,7 +10,7 @@ from era_dagster.control.drain import Drain
 from era_dagster.control.measure import Measurement
 from era_dagster.control.moves import Pace
 from era_dagster.control.point import Point
-from era_dagster.control.startup import Landing
+from era_dagster.control.startup import Landing, Wave
 
 ITEM_TOKENS = 60.0
 CEILINGS = Ceilings()
@@ -40,8 +40,29 @@ def begun(*, latency: float = 0.02) -> Course:
     """Four requests were found to be right, under a light load of this latency."""
     course = Course(CEILINGS)
     landing = Landing(concurrency=4, target_seconds=CEILINGS.lowest_latency, reason="a landing")
-    course.begin(0.0, landing, fastest=latency, light=latency, wave=Point(4, 240.0), measured=None)
+    course.begin(
+        0.0, landing, fastest=latency, light=latency, light_wave=Wave(4, 1), wave=Point(4, 240.0), measured=None
+    )
     return course
+
+
+@pytest.mark.parametrize(
+    ("point", "pace", "is_light"),
+    [
+        (Point(4, 240.0), None, True),
+        (Point(2, 240.0), None, True),
+        (Point(4, 300.0), None, False),
+        (Point(5, 240.0), None, False),
+        (Point(4, 240.0), "requests", False),
+    ],
+)
+def test_what_a_light_load_takes_is_learnt_where_no_more_is_in_flight_than_in_the_wave_that_showed_it(
+    point: Point, pace: Pace, is_light: bool
+) -> None:
+    course = begun(latency=0.16)
+    before = course.target.lowest
+    assert course.judge(at(point, pace), epoch(latency=0.2, throughput=point.work / 0.2)) is not None
+    assert (course.target.lowest > before) is is_light
 
 
 @pytest.mark.parametrize("work", [240.0, 20_000.0])

@@ -225,3 +225,24 @@ def test_where_the_tail_is_long_a_request_is_late_later() -> None:
         found.saw(tail(3.0))
     assert not found.is_late(1.9)
     assert found.is_late(2.1)
+
+
+def test_what_a_light_load_takes_is_corrected_by_what_it_takes_later() -> None:
+    quick = target(LOWEST, light=0.2)
+    quick.took_when_light(0.5, samples=16)
+    quick.took_when_light(0.5, samples=16)
+    assert quick.lowest == pytest.approx(1.1 * (0.2 + 0.75 * 0.3))
+    for _ in range(20):
+        quick.took_when_light(0.1, samples=16)
+    assert quick.lowest == pytest.approx(LOWEST), "it was a slow moment"
+
+
+def test_no_more_than_the_latency_target_is_aimed_at_for_a_light_load_that_others_may_slow_down() -> None:
+    shared = target(LOWEST)
+    for _ in range(40):
+        shared.took_when_light(3.0, samples=16)
+    assert shared.highest == pytest.approx(HIGHEST)
+    slow = target(SLOW, light=SLOW)
+    before = slow.highest
+    slow.took_when_light(3.0, samples=16)
+    assert slow.highest == before
