@@ -119,7 +119,7 @@ class Course:
         """What an epoch says; None if it has to go on."""
         probe = self._probes.running
         move = self._judge_hold(at, measured) if probe is None else self._judge_probe(at, probe, measured)
-        if move is not None and at.pace is None and self._is_light_load(at):
+        if move is not None and at.pace is None and not self.target.is_raised and self._is_light_load(at):
             self.target.took_when_light(measured.latency, samples=measured.samples)
         return move
 

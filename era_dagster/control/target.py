@@ -18,6 +18,8 @@ CLEARLY_LESS = 0.95
 UNLOADED, ALMOST_UNLOADED = 1.1, 1.4
 """However slow a server is: no latency is aimed at below so many times what a light load takes, and none has to be, since
 then there is little left that waits."""
+BY_CHANCE = 0.25
+"""A few answers that took less than this share of the lowest latency were not quick by chance."""
 LIGHT_SAMPLES = 16
 """What was seen before of a light load counts for as many answers."""
 SMALLEST_SHARE = 0.25
@@ -118,7 +120,12 @@ class LatencyTarget:
 
     def took_when_light(self, latency: float, *, samples: int) -> None:
         """What a light load takes, seen again: the first waves saw it in few answers, which may have been quick by chance.
-        Not so much that more than the latency target is aimed at for it: others may be why it takes longer."""
+
+        Where they were quicker than chance makes them, it is others that make them slower now; and what others may make
+        slower is no reason to aim at more than the latency target.
+        """
+        if self._light_latency < BY_CHANCE * self.lowest:
+            return
         light = self._light_latency + samples / (samples + LIGHT_SAMPLES) * (latency - self._light_latency)
         self._light_latency = min(light, max(self._light_latency, self._in_time / ALMOST_UNLOADED))
 

@@ -65,6 +65,15 @@ def test_what_a_light_load_takes_is_learnt_where_no_more_is_in_flight_than_in_th
     assert (course.target.lowest > before) is is_light
 
 
+def test_while_more_than_the_lowest_latency_is_aimed_at_nothing_is_learnt_of_a_light_load() -> None:
+    """Others may be why: to learn it then made the shares of two clients less equal."""
+    course = begun(latency=0.16)
+    course.target.others_took()
+    before = course.target.lowest
+    assert course.judge(at(Point(4, 240.0), None), epoch(latency=0.4, throughput=600.0)) is not None
+    assert course.target.lowest == before
+
+
 @pytest.mark.parametrize("work", [240.0, 20_000.0])
 def test_where_requests_are_paced_the_point_is_what_is_under_way_at_the_latency_aimed_at(work: float) -> None:
     move = begun().judge(at(Point(4, work), "requests"), epoch(latency=0.1, throughput=9_600.0))

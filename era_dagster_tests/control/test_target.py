@@ -237,8 +237,15 @@ def test_what_a_light_load_takes_is_corrected_by_what_it_takes_later() -> None:
     assert quick.lowest == pytest.approx(LOWEST), "it was a slow moment"
 
 
+def test_what_was_much_quicker_than_is_aimed_at_was_so_for_want_of_others_and_not_by_chance() -> None:
+    quick = target(LOWEST, light=0.2 * LOWEST)
+    for _ in range(40):
+        quick.took_when_light(0.5, samples=16)
+    assert quick.lowest == pytest.approx(LOWEST)
+
+
 def test_no_more_than_the_latency_target_is_aimed_at_for_a_light_load_that_others_may_slow_down() -> None:
-    shared = target(LOWEST)
+    shared = target(LOWEST, light=0.2)
     for _ in range(40):
         shared.took_when_light(3.0, samples=16)
     assert shared.highest == pytest.approx(HIGHEST)
