@@ -12,9 +12,8 @@ from typing import Any, Literal
 
 import orjson
 
-from era_dagster.domain.errors import ConfigurationError
 from era_dagster.simulation.spec import Garbage
-from era_dagster.simulation.vectors import VectorPool, pool_of
+from era_dagster.simulation.vectors import VectorPool, cut, pool_of
 
 Dialect = Literal["ollama", "openai"]
 
@@ -138,14 +137,18 @@ def _unreadable(dialect: Dialect, given: Any) -> str | None:
 
 
 def answer(ask: Ask, pool: VectorPool, *, model: str, tokens: int, seconds: float) -> Reply:
-    """The vectors of all texts; `tokens` were read, in `seconds`."""
-    try:
-        pool = pool_of(ask.dimensions) if ask.dimensions else pool
-    except ConfigurationError as error:
-        return error_reply(ask.dialect, 400, error.message)
-    rows = [pool.encoded(text) for text in ask.texts]
-    if ask.base64:
-        rows = [b'"%b"' % base64.b64encode(pool.vector(text).tobytes()) for text in ask.texts]
+    """The vectors of all texts, cut to the dimensions asked for; `tokens` were read, in `seconds`."""
+    most = ask.dimensions or pool.dimension
+    if most >= pool.dimension and not ask.base64:
+        rows = [pool.encoded(text) for text in ask.texts]
+    else:
+        vectors = [pool.vector(text) for text in ask.texts]
+        if most < pool.dimension:
+            vectors = [cut(vector, most) for vector in vectors]
+        rows = [
+            b'"%b"' % base64.b64encode(vector.tobytes()) if ask.base64 else orjson.dumps(list(vector))
+            for vector in vectors
+        ]
     return Reply(status=200, body=_body(ask.dialect, rows, model, tokens, seconds))
 
 

@@ -32,6 +32,9 @@ class Finished:
 class _Request:
     number: int
     tokens: Sequence[int]
+    slowness: float | None = None
+    pieces: list[tuple[float, float]] = field(default_factory=list[tuple[float, float]])
+    """When each text, or the whole, begins and ends in a slot."""
 
 
 class _Allowance:
@@ -110,7 +113,9 @@ class ServerPhysics:
 
     def _change(self, at: float) -> None:
         _, change = self._changes.popleft()
-        self.spec = replace(self.spec, **change)
+        was_frozen, self.spec = self.spec.frozen, replace(self.spec, **change)
+        if self.spec.frozen and not was_frozen:
+            self._take_back(at)
         while len(self._slots) > self.spec.slots:
             heapq.heappop(self._slots)
         while len(self._slots) < self.spec.slots:
@@ -126,6 +131,27 @@ class ServerPhysics:
             else:
                 for request in waiting:
                     self._begin(at, request)
+
+    def _take_back(self, at: float) -> None:
+        """What is in a slot goes on as it began; what has not begun loses its slot and waits, before whatever comes later."""
+        busy: list[float] = []
+        again: list[_Request] = []
+        kept: list[tuple[float, int, str, object]] = []
+        for event in sorted(self._events, key=lambda each: each[1]):
+            request = event[3]
+            if event[2] == "worked":
+                assert isinstance(request, _Request)
+                begun = [piece for piece in request.pieces if piece[0] < at]
+                busy += [end for _, end in begun if end > at]
+                if not begun or len(begun) < len(request.pieces):
+                    request.pieces = begun
+                    again.append(request)
+                    continue
+            kept.append(event)
+        self._events = sorted(kept)
+        self._starts.clear()
+        self._waiting.extendleft(reversed(again))
+        self._slots = sorted(busy + [at] * (self.spec.slots - len(busy)))
 
     def _break_off(self, at: float) -> None:
         """The process dies: what is inside is lost, and whoever comes after it is back finds it idle and cold."""
@@ -207,7 +233,7 @@ class ServerPhysics:
             return len(self._waiting)
         while self._starts and self._starts[0] <= at:
             heapq.heappop(self._starts)
-        return len(self._starts)
+        return len(self._starts) + sum(not request.pieces for request in self._waiting)
 
     def _rate_refusal(self, at: float, request: _Request) -> Finished | None:
         spec = self.spec
@@ -273,28 +299,25 @@ class ServerPhysics:
         return max(at, self._warm_at)
 
     def _begin(self, at: float, request: _Request) -> None:
-        """Slots are given in the order of arrival, so that the end of a request is known when it begins to wait."""
-        spec, slots = self.spec, self._slots
+        """Slots are given in the order of arrival: the end of a request is known when it begins to wait, unless it freezes."""
+        spec, slots, pieces = self.spec, self._slots, request.pieces
         ready = self._warm(at)
-        slow = self._slowness(at)
-        first = math.inf
-        last = ready
+        slow = request.slowness = self._slowness(at) if request.slowness is None else request.slowness
         if spec.discipline == "requests":
-            start = max(ready, slots[0])
-            last = start + slow * (spec.seconds_per_request + spec.work_seconds(request.tokens))
-            heapq.heapreplace(slots, last)
-            first = start
+            works = [spec.seconds_per_request + spec.work_seconds(request.tokens)]
         else:
-            extra = spec.seconds_per_request
-            for tokens in request.tokens:
-                start = max(ready, slots[0])
-                end = start + slow * (extra + spec.seconds_per_text + tokens * spec.seconds_per_token)
-                extra = 0.0
-                heapq.heapreplace(slots, end)
-                first, last = min(first, start), max(last, end)
-        if at < first < math.inf:
-            heapq.heappush(self._starts, first)
-        self._push(last, "worked", request)
+            works = [
+                (0.0 if place else spec.seconds_per_request) + spec.seconds_per_text + tokens * spec.seconds_per_token
+                for place, tokens in enumerate(request.tokens)
+            ]
+        for work in works[len(pieces) :]:
+            start = max(ready, slots[0])
+            end = start + slow * work
+            heapq.heapreplace(slots, end)
+            pieces.append((start, end))
+        if pieces and pieces[0][0] > at:
+            heapq.heappush(self._starts, pieces[0][0])
+        self._push(max([end for _, end in pieces], default=ready), "worked", request)
 
     def _worked(self, at: float, request: _Request) -> None:
         self._leave(request)

@@ -38,7 +38,11 @@ class ServerSpec:
 
     Faults: shares of 500, 503, reset connections and stalls of `stall_seconds`. The first request waits
     `cold_start_seconds`. When it goes `down`, requests inside break off and new ones are refused, and it comes back
-    cold; while `frozen`, nothing is worked on. `rtt_seconds` is the way there and back.
+    cold. While `frozen`, nothing is begun: a text, a whole request or a step that is being worked on ends in its time, and
+    what waits is worked on afterwards, in its order. `rtt_seconds` is the way there and back.
+
+    Changes: new speed and `slots` are for what arrives from then on. What waits then keeps the slot and the time it was
+    given on arrival, unless it is `frozen`; `batching` works with the new speed from its next step on.
 
     Contents, which only a front that sees texts can spoil: a text that contains `poison_marker` fails its request with
     400, one that contains `nan_marker` with 400 for a NaN (an empty marker hits nothing); `share_garbage` of the good

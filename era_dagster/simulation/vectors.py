@@ -62,6 +62,13 @@ def vector_of(text: str, dimension: int = 768) -> array[float]:
     return pool_of(dimension).vector(text)
 
 
+def cut(vector: array[float], dimension: int) -> array[float]:
+    """The first `dimension` numbers of a vector, brought back to length 1."""
+    first = vector[:dimension]
+    length = math.hypot(*first) or 1.0
+    return array("f", [number / length for number in first])
+
+
 def _hash(text: str) -> bytes:
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=PIECES).digest()
 

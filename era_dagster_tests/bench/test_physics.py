@@ -250,6 +250,49 @@ def test_while_it_is_frozen_nothing_new_is_worked_on(discipline: str) -> None:
     assert times(server, [(0.5, [1]), (1.5, [1])]) == [0.6, 5.1]
 
 
+@pytest.mark.parametrize("discipline", ["texts", "requests", "batching"])
+def test_what_is_worked_on_when_it_freezes_ends_and_what_waits_does_so_until_the_thaw(discipline: str) -> None:
+    server = {"discipline": discipline, "slots": 1, "seconds_per_text": 1.0, "step_tokens": 1}
+    server["changes"] = [[1.5, {"frozen": True}], [2.2, {"jitter": 0.0}], [10, {"frozen": False}]]
+    assert times(server, [*at_once(4, [1]), (3.0, [1])]) == [1.0, 2.0, 11.0, 12.0, 13.0]
+
+
+def test_the_texts_of_a_request_that_have_not_begun_when_it_freezes_wait() -> None:
+    server = {"slots": 2, "seconds_per_text": 1.0}
+    server["changes"] = [[1.5, {"frozen": True}], [1.6, {"jitter": 0.0}], [1.8, {"frozen": False}]]
+    assert times(server, [(0.0, [1, 1, 1, 1, 1]), (0.0, [1])]) == [3.0, 3.0]
+    server["changes"] = [[1.5, {"frozen": True}], [10, {"frozen": False}]]
+    assert times(server, [(0.0, [1, 1, 1, 1, 1]), (0.0, [1]), (9.0, [])]) == [11.0, 11.0, 10.0]
+
+
+def test_a_frozen_server_fills_up() -> None:
+    server = {"slots": 1, "seconds_per_text": 1.0, "queue_limit": 2, "changes": [[0.5, {"frozen": True}]]}
+    server["changes"] += [[5, {"frozen": False}]]
+    ends = ask(server, [*at_once(2), (1.0, [1]), (2.0, [1]), (6.5, [1])])
+    assert [(at, finished.status) for at, finished in ends] == [
+        (1.0, 200),
+        (6.0, 200),
+        (7.0, 200),
+        (2.0, 503),
+        (8.0, 200),
+    ]
+
+
+@pytest.mark.parametrize("discipline", ["texts", "requests"])
+def test_going_down_while_frozen_breaks_off_what_waits(discipline: str) -> None:
+    server = {"discipline": discipline, "seconds_per_text": 1.0}
+    server["changes"] = [[0.5, {"frozen": True}], [2, {"down": True}], [3, {"down": False, "frozen": False}]]
+    ends = ask(server, [*at_once(2), (1.0, [1]), (3.0, [1])])
+    assert [(at, finished.status) for at, finished in ends] == [(1.0, 200), (2.0, 0), (2.0, 0), (4.0, 200)]
+
+
+@pytest.mark.parametrize("discipline", ["texts", "requests"])
+def test_a_change_of_slots_or_speed_is_for_what_arrives_after_it(discipline: str) -> None:
+    for change in ({"slots": 4}, {"seconds_per_text": 0.5}):
+        server = {"discipline": discipline, "seconds_per_text": 1.0, "changes": [[0.5, change]]}
+        assert times(server, at_once(3)) == [1.0, 2.0, 3.0]
+
+
 def test_slots_come_and_go() -> None:
     server = {"slots": 4, "seconds_per_text": 1.0, "changes": [[10, {"slots": 1}], [20, {"slots": 4}]]}
     assert times(server, [*at_once(2), (10.0, [1]), (10.0, [1]), (30.0, [1]), (30.0, [1])]) == [1, 1, 11, 12, 31, 31]

@@ -9,9 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import numpy as np
+import orjson
 import pytest
 
-from era_dagster.simulation.vectors import vector_of
+from era_dagster.simulation.vectors import pool_of, vector_of
 from era_dagster_tests.simulation.conftest import Simulation
 
 
@@ -26,11 +27,35 @@ def test_each_text_gets_its_own_vector_of_length_1(simulation: Simulation) -> No
 
 
 @pytest.mark.parametrize("dimension", [64, 100, 384, 1024])
-def test_any_size_from_64_on_has_length_1(simulation: Simulation, dimension: int) -> None:
-    row = np.array(simulation.embed("a", dimensions=dimension).json()["embeddings"][0], dtype=np.float32)
+def test_any_size_from_64_on_has_length_1(dimension: int) -> None:
+    row = np.array(orjson.loads(pool_of(dimension).encoded("a")), dtype=np.float32)
     assert len(row) == dimension
     assert np.linalg.norm(row) == pytest.approx(1.0, abs=1e-6)
     np.testing.assert_array_equal(row, np.frombuffer(vector_of("a", dimension), dtype=np.float32))
+
+
+@pytest.mark.parametrize("dimension", [1, 32, 256, 767])
+def test_fewer_dimensions_are_the_first_numbers_of_the_vector_with_length_1(
+    simulation: Simulation, dimension: int
+) -> None:
+    whole = np.frombuffer(vector_of("b"), dtype=np.float32).astype(float)
+    first = whole[:dimension] / np.linalg.norm(whole[:dimension])
+    rows = simulation.embed(["a", "b"], dimensions=dimension).json()["embeddings"]
+    assert [len(row) for row in rows] == [dimension, dimension]
+    np.testing.assert_allclose(rows[1], first, atol=1e-6)
+    assert [each["embedding"] for each in simulation.openai(["a", "b"], dimensions=dimension).json()["data"]] == rows
+    packed = simulation.openai("b", dimensions=dimension, encoding_format="base64").json()["data"][0]["embedding"]
+    np.testing.assert_array_equal(np.frombuffer(base64.b64decode(packed), np.float32), np.float32(rows[1]))
+
+
+@pytest.mark.parametrize("dimension", [768, 1024, 10**9, 0, -1])
+def test_as_many_dimensions_as_the_model_has_or_more_or_none_leave_the_vector_as_it_is(
+    simulation: Simulation, dimension: int
+) -> None:
+    assert (
+        simulation.embed("a", dimensions=dimension).json()["embeddings"] == simulation.embed("a").json()["embeddings"]
+    )
+    assert simulation.openai("a", dimensions=dimension).json()["data"] == simulation.openai("a").json()["data"]
 
 
 def test_both_dialects_give_the_same_vectors(simulation: Simulation) -> None:
@@ -216,6 +241,14 @@ def test_an_outage_breaks_off_what_is_inside_and_ends(simulation: Simulation) ->
         simulation.embed("a")
     time.sleep(0.5)
     assert simulation.embed("a").status_code == 200
+
+
+def test_what_waits_when_it_freezes_is_answered_after_the_thaw(simulation: Simulation) -> None:
+    started = time.monotonic()
+    simulation.becomes(seconds_per_text=0.2, changes=[[0.3, {"frozen": True}], [1.0, {"frozen": False}]])
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(simulation.embed, "abcd"))
+    assert time.monotonic() - started >= 1.0 + 2 * 0.2
 
 
 def test_a_full_queue_is_503_in_ollamas_words(simulation: Simulation) -> None:
