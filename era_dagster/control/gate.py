@@ -268,9 +268,10 @@ class EndpointController:
         return full
 
     def abandoned(self, ticket: Ticket) -> None:
-        """A request was cancelled on our side: its place is free, and nothing is learnt."""
-        self._leave(ticket)
-        self._limit.forget(ticket.number)
+        """A request was cancelled on our side: its place is free, and nothing is learnt. Of one that has ended, nothing."""
+        if ticket.number in self._tickets:
+            self._leave(ticket)
+            self._limit.forget(ticket.number)
 
     def late(self, now: float) -> tuple[list[Ticket], float]:
         """Requests that are found to be stuck, each told once, and when to look again.

@@ -7,6 +7,7 @@ text its vector or its reason. Time comes from the running event loop only, chan
 import asyncio
 import math
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from functools import partial
 from random import Random
 from types import TracebackType
 from typing import Any, Self
@@ -187,7 +188,7 @@ class Embedder:
                 open_to_work.remove(endpoint)
             elif decision.probe or self._is_ours_to_go_first(endpoint) or self._identification.doubts(endpoint):
                 ticket = endpoint.controller.started(now, items=1, tokens=1, probe=True)
-                self._start(self._probe(endpoint, ticket))
+                self._start(self._probe(endpoint, ticket), endpoint, ticket)
             elif not self._send_batch(endpoint, decision, now):
                 open_to_work.remove(endpoint)
         again_at = self._queue.next_ready_at
@@ -220,7 +221,7 @@ class Embedder:
         for call, texts in batch.calls().items():
             call.counters.sent(texts, retried=retried)
         ticket = endpoint.controller.started(now, items=len(batch.items), tokens=batch.tokens)
-        self._start(self._request(endpoint, batch, ticket))
+        self._start(self._request(endpoint, batch, ticket), endpoint, ticket)
         return True
 
     async def _request(self, endpoint: Endpoint, batch: Batch, ticket: Ticket) -> None:
@@ -257,25 +258,19 @@ class Embedder:
     async def _exchange(
         self, endpoint: Endpoint, texts: list[str], ticket: Ticket, batch: Batch | None
     ) -> Answer | Verdict | None:
-        """Ask once, and tell the controller how it ended, cancelled or not.
+        """Ask once, and tell the controller how it ended.
 
         A text that fails alone is followed by one of our own in its place: what is wrong with that one too is the
         endpoint's failure, not the text's. None where the server's pause forbids that: then nothing is known.
         """
-        ended = False
-        try:
-            answer = await self._ask(endpoint, texts, ticket, retried=batch is not None and batch.attempts > 1)
-            if batch is not None and len(texts) == 1 and not batch.doubled and blames_the_text(answer):
-                control = endpoint.controller.followed(self._now(), ticket)
-                if control is None:
-                    return None
-                own = await self._ask(endpoint, [CANARY], control, retried=False)
-                self._retries.checked(endpoint.provider.url, doubt=isinstance(own, Verdict))
-                answer = own if isinstance(own, Verdict) else answer
-            ended = True
-        finally:
-            if not ended:
-                endpoint.controller.abandoned(ticket)
+        answer = await self._ask(endpoint, texts, ticket, retried=batch is not None and batch.attempts > 1)
+        if batch is not None and len(texts) == 1 and not batch.doubled and blames_the_text(answer):
+            control = endpoint.controller.followed(self._now(), ticket)
+            if control is None:
+                return None
+            own = await self._ask(endpoint, [CANARY], control, retried=False)
+            self._retries.checked(endpoint.provider.url, doubt=isinstance(own, Verdict))
+            answer = own if isinstance(own, Verdict) else answer
         endpoint.learn(self._now(), ticket, answer, batch)
         return answer
 
@@ -351,12 +346,14 @@ class Embedder:
         )
         return frozenset(each.provider.url for each in taking)
 
-    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+    def _start(self, work: Coroutine[Any, Any, None], endpoint: Endpoint, ticket: Ticket) -> None:
         task = self._task(work)
         self._requests.add(task)
-        task.add_done_callback(self._request_ended)
+        task.add_done_callback(partial(self._request_ended, endpoint, ticket))
 
-    def _request_ended(self, task: asyncio.Task[None]) -> None:
+    def _request_ended(self, endpoint: Endpoint, ticket: Ticket, task: asyncio.Task[None]) -> None:
+        """However it ended, and if it was cancelled before it began: it holds no place any more."""
+        endpoint.controller.abandoned(ticket)
         self._requests.discard(task)
         self._wake.set()
 

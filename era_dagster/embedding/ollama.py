@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import httpx
 
-from era_dagster.domain.errors import EndpointUnavailable
+from era_dagster.domain.errors import EndpointUnavailable, TransientError
 from era_dagster.embedding.model_profile import canonical_model_name
 from era_dagster.embedding.provider import (
     CANARY,
@@ -68,6 +68,8 @@ class OllamaProvider:
         if isinstance(dimension, Verdict):
             return dimension
         listed = await self._endpoint.get("/api/tags", timeout_seconds)
+        if isinstance(listed, Verdict) and isinstance(listed.error, TransientError):
+            return listed  # the list is away, not hidden: without its digest it would be another model
         return Identified(
             dimension=dimension,
             digest=None if isinstance(listed, Verdict) else _digest(listed.content.get("models"), self._model),

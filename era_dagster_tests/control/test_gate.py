@@ -214,6 +214,15 @@ def test_a_cancelled_request_frees_its_place() -> None:
     assert isinstance(gate.admit(0.0, 1), Decision)
 
 
+def test_giving_a_place_back_after_the_end_of_its_request_frees_no_second_one() -> None:
+    gate = controller(limit=2)
+    ended, other = send(gate, 0.0), send(gate, 0.0)
+    gate.completed(0.1, ended, Outcome.SUCCESS)
+    gate.abandoned(ended)
+    gate.abandoned(other)
+    assert gate.in_flight == 0
+
+
 def test_a_request_that_two_flights_have_overtaken_is_late_once_and_frees_its_place() -> None:
     gate = controller(limit=4)
     now = flights(gate, 0.0, 6)

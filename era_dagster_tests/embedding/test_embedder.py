@@ -1,10 +1,12 @@
 """The embedder against simulated servers, under virtual time."""
 
 import asyncio
+import json
 import threading
 import traceback
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from random import Random
 
 import httpx
@@ -35,6 +37,7 @@ from era_dagster_tests.fakes.embedding_server import (
     FakeEmbeddingServer,
     FakeTransport,
     Fault,
+    Reply,
     vector_of,
 )
 from era_dagster_tests.fakes.virtual_time import run_virtually
@@ -782,6 +785,41 @@ def test_a_fault_of_our_own_ends_the_callers_instead_of_leaving_them_waiting() -
         run_virtually(embed_texts(texts(3), urls=URL, model="m", transport=Broken()))
 
 
+def test_a_request_that_is_cancelled_before_it_began_gives_its_place_back() -> None:
+    """A probe that did not left its endpoint alone for ever."""
+    random = Random(3)
+    share = 0.0
+
+    async def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.path != "/api/embed":
+            return httpx.Response(200, json={"version": "1", "models": []})
+        for _ in range(random.randint(0, 12)):
+            await asyncio.sleep(0)
+        if random.random() < share:
+            return httpx.Response(401, json={"error": "no"})
+        return httpx.Response(200, json={"embeddings": [[1.0, 2.0]] * len(json.loads(request.content)["input"])})
+
+    async def main() -> None:
+        nonlocal share
+
+        async def ask(text: str) -> None:
+            for _ in range(random.randint(0, 30)):
+                await asyncio.sleep(0)
+            with suppress(EndpointRefused):
+                await one.embed([text])
+
+        config = EmbedderConfig(urls=(URL,), model="m")
+        async with Embedder(config, transport=httpx.MockTransport(answer)) as one:
+            await one.identify()
+            share = 0.03
+            for number in range(100):
+                await asyncio.gather(*(ask(f"{number} {each}") for each in range(30)))
+            await asyncio.sleep(1.0)
+            assert [each.in_flight for each in one.stats().endpoints] == [0]
+
+    run_virtually(main())
+
+
 # --- identity and cache ------------------------------------------------------------------------------------------------
 
 
@@ -796,6 +834,27 @@ def test_ollama_tells_digest_version_and_dimension() -> None:
         assert (identity.dimension, identity.server_version) == (768, "0.32.0")
         assert (identity.document_prefix, identity.query_prefix) == ("search_document: ", "search_query: ")
         assert server.texts == [CANARY] * 2
+
+    run_virtually(main())
+
+
+def test_a_list_of_models_that_is_away_for_a_moment_hides_no_digest() -> None:
+    """Without it the model would be another one than before, and every run after it refused."""
+
+    class ListAwayOnce(FakeEmbeddingServer):
+        lists = 0
+
+        async def handle(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> Reply:
+            self.lists += path == "/api/tags"
+            if path == "/api/tags" and self.lists == 1:
+                return Reply(502, b"bad gateway")
+            return await super().handle(method, path, headers, body)
+
+    server = ListAwayOnce(model="nomic-embed-text")
+
+    async def main() -> None:
+        async with embedder(server) as one:
+            assert (await one.identify()).digest == server.digest
 
     run_virtually(main())
 
