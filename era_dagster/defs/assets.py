@@ -30,10 +30,10 @@ from era_dagster.pipeline.receipt import Receipt
 from era_dagster.pipeline.runner import StageDone
 from era_dagster.pipeline.watch import RunReport
 from era_dagster.settings import Settings
-from era_dagster.storage.chapters import set_recorded
 from era_dagster.storage.database import Database
 from era_dagster.storage.drops import KnownChapter, find_chapters, pending_chapters, retired_chapter
 from era_dagster.storage.map_rows import DomainCount, domain_counts
+from era_dagster.storage.stamps import set_recorded
 
 COMBINED_INDEX = "combined_index"
 ASSET_ORDER = (*STAGES, COMBINED_INDEX)
@@ -209,6 +209,7 @@ def run_chapters(
     except EraError:
         # The trouble of the run is what counts, should the checks meet the same.
         with suppress(EraError):
+            set_recorded(database, sorted(listener.told))
             if listener.whole is None:
                 # Nothing became true of the whole; the figures of the run are an observation.
                 context.log_event(

@@ -61,7 +61,7 @@ def vector_stamps(*, chapters: str | None, chunks: str | None, model_stamp: str)
 
     None where a stage below is not done: then the vectors are not up to date either, whatever they were made from.
     """
-    if chapters is None or chunks is None:
+    if chapters is None or chunks is None or chapters[:_HASH_DIGITS] != chunks[:_HASH_DIGITS]:
         return {"embeddings": None, "vector_tables": None}
     aliases = chapters[_HASH_DIGITS:]
     return {"embeddings": f"{chunks}:{model_stamp}", "vector_tables": f"{chunks}:{model_stamp}{aliases}"}

@@ -140,12 +140,12 @@ def plan_chapters(
 
     A chapter that two sources hold (the same book dropped in both forms, say) belongs to the source changed last, chapter
     by chapter. A chapter is gone when its source is gone, or was read and holds it no more, and no source read now holds
-    it. A source that is there but was not read, or a chapter left out as a `Problem`, keeps what it had.
+    it. A source that is there but was not read keeps what it had, and so does one that left a chapter out as a `Problem`.
     """
     changed_at = {source.path: youngest_ns(source) for source in snapshot}
     owners = {key: (path, digest) for path, source in known.items() for key, digest in source.chapters.items()}
     candidates: dict[str, PlannedChapter] = {}
-    left_out: set[str] = set()
+    left_out: set[tuple[str, str]] = set()
     sources_read: dict[str, dict[str, bytes]] = {}
     rivals: dict[str, set[str]] = {}
 
@@ -155,7 +155,7 @@ def plan_chapters(
     for book in books:
         path = str(book.path)
         sources_read.setdefault(path, {})
-        left_out.update(problem.partition_key for problem in book.problems if problem.partition_key)
+        left_out.update((path, problem.partition_key) for problem in book.problems if problem.partition_key)
         for chapter in book.chapters:
             key = partition_key(chapter.book_slug, chapter.chapter)
             planned = PlannedChapter(
@@ -173,9 +173,11 @@ def plan_chapters(
     unchanged: list[PlannedChapter] = []
     for key in sorted(candidates):
         planned = candidates[key]
-        owner, digest = owners.get(key, (None, None))
-        if owner is not None and owner not in sources_read and owner in changed_at:
+        owner, digest = owners.get(key, (None, b""))
+        if owner in changed_at and (owner not in sources_read or (owner, key) in left_out):
             if is_newer(owner, planned.source_path):
+                if owner in sources_read:
+                    sources_read[owner][key] = digest
                 rivals.setdefault(planned.source_path, set()).add(owner)
                 continue
             rivals.setdefault(owner, set()).add(planned.source_path)
@@ -185,7 +187,7 @@ def plan_chapters(
     for key, (owner, digest) in owners.items():
         if key in candidates:
             continue
-        if key in left_out and owner in sources_read:
+        if (owner, key) in left_out:
             sources_read[owner][key] = digest
         elif owner not in changed_at or owner in sources_read:
             gone.append(key)

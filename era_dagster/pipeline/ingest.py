@@ -31,7 +31,6 @@ from era_dagster.pipeline.stopping import run_stoppable
 from era_dagster.pipeline.watch import RunWatch, watching
 from era_dagster.settings import Settings, configured_model
 from era_dagster.storage.cache import PostgresVectorCache
-from era_dagster.storage.chapters import set_stamp, stored_stamps
 from era_dagster.storage.database import Database
 from era_dagster.storage.drops import KnownChapter, note_failures
 from era_dagster.storage.full_text import note_languages
@@ -43,6 +42,7 @@ from era_dagster.storage.indexes import (
 )
 from era_dagster.storage.minister_files import render_due, write_combined_index
 from era_dagster.storage.spaces import check_configured, ensure_space, live_space, live_space_name
+from era_dagster.storage.stamps import set_stamp, stored_stamps
 from era_dagster.storage.telemetry import settle_killed
 
 _ASK_AGAIN_SECONDS = 1.0
@@ -134,8 +134,10 @@ async def _run(
 ) -> Outcome:
     stamps = await asyncio.to_thread(stored_stamps, database, [chapter.partition_key for chapter in work.chapters])
     vector_stages: frozenset[Stage] = frozenset(work.stages & {"embeddings", "vector_tables"})
-    needs_vectors = any(
-        stale_stages(vector_stages, work.rules.stamps(chapter.content_hash), stamps.get(chapter.partition_key))
+    # Where only a stage below is to do, as when a text became again what its vectors were made from, they are written too.
+    written_with_vectors: frozenset[Stage] = work.stages - {"minister_files"}
+    needs_vectors = bool(vector_stages) and any(
+        stale_stages(written_with_vectors, work.rules.stamps(chapter.content_hash), stamps.get(chapter.partition_key))
         for chapter in work.chapters
         if not chapter.gone
     )

@@ -20,12 +20,13 @@ from era_dagster.intake.snapshot import is_source
 from era_dagster.pipeline.drop import chapters_away, look_at_drop
 from era_dagster.pipeline.ingest import refresh_combined_index, stamp_rules
 from era_dagster.settings import Settings
-from era_dagster.storage.chapters import redo_chapters, retire_chapter
+from era_dagster.storage.chapters import retire_chapter
 from era_dagster.storage.database import Database
 from era_dagster.storage.drops import KnownChapter, pending_chapters, registered_chapters, source_paths
 from era_dagster.storage.minister_audit import FileFault, compare_files, remove_orphans
 from era_dagster.storage.minister_files import render_due
 from era_dagster.storage.quality import unbalanced_receipts
+from era_dagster.storage.stamps import redo_chapters
 from era_dagster.storage.stored import StoredChapter, stored_chapters
 from era_dagster.storage.table_audit import TableFault, damaged_cache_keys, forget_vectors, table_faults
 

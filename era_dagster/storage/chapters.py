@@ -26,15 +26,8 @@ from era_dagster.domain.stages import Stage
 from era_dagster.storage.database import Database
 from era_dagster.storage.dead_letters import DeadText, write_letters
 from era_dagster.storage.spaces import SWITCH_LOCK, check_still_live
+from era_dagster.storage.stamps import STAMP_COLUMNS
 from era_dagster.storage.vectors import CHUNK_TABLE, DOMAIN_TABLE, EVERY_TABLE, Difference, replace_rows
-
-STAMP_COLUMNS: Mapping[Stage, str] = {
-    "chapters": "chapters_stamp",
-    "chunks": "chunks_stamp",
-    "embeddings": "embeddings_stamp",
-    "vector_tables": "vector_tables_stamp",
-    "minister_files": "minister_files_stamp",
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,50 +72,6 @@ class ChapterWritten:
     space_id: int | None = None
 
 
-def stored_stamps(database: Database, keys: Sequence[str]) -> dict[str, dict[str, str | None]]:
-    """The stamps of the chapters among `keys` that are stored: key -> stage -> stamp."""
-    columns = sql.SQL(", ").join(sql.Identifier(column) for column in STAMP_COLUMNS.values())
-    with database.connection() as connection:
-        rows = connection.execute(
-            sql.SQL("SELECT partition_key, {} FROM doctrine_sources WHERE partition_key = ANY(%s)").format(columns),
-            (list(keys),),
-        ).fetchall()
-    return {row[0]: dict(zip(STAMP_COLUMNS, row[1:], strict=True)) for row in rows}
-
-
-def set_stamp(database: Database, stage: Stage, stamps: Mapping[str, str]) -> None:
-    """Record that `stage` is complete for the chapters in `stamps` (key -> stamp); equal stamps write nothing."""
-    with database.connection() as connection:
-        connection.execute(
-            sql.SQL(
-                "UPDATE doctrine_sources AS s SET {column} = incoming.stamp"
-                " FROM (SELECT unnest(%s::text[]) AS key, unnest(%s::text[]) AS stamp ORDER BY 1) AS incoming"
-                " WHERE s.partition_key = incoming.key AND s.{column} IS DISTINCT FROM incoming.stamp"
-            ).format(column=sql.Identifier(STAMP_COLUMNS[stage])),
-            (list(stamps.keys()), list(stamps.values())),
-        )
-
-
-def set_recorded(database: Database, keys: Sequence[str]) -> None:
-    """Note that Dagster shows what is stored of these chapters; a killed run leaves the others unrecorded."""
-    with database.connection() as connection:
-        connection.execute(
-            "UPDATE doctrine_sources SET recorded = true WHERE partition_key = ANY(%s) AND NOT recorded",
-            (sorted(keys),),
-        )
-
-
-def redo_chapters(database: Database, keys: Sequence[str]) -> None:
-    """Make every stage of these chapters pending: the next run compares each row with what the source says."""
-    with database.connection() as connection:
-        connection.execute(
-            sql.SQL("UPDATE doctrine_sources SET {} WHERE partition_key = ANY(%s)").format(
-                sql.SQL(", ").join(sql.SQL("{} = NULL").format(sql.Identifier(name)) for name in STAMP_COLUMNS.values())
-            ),
-            (sorted(keys),),
-        )
-
-
 def write_chapter(database: Database, write: ChapterWrite, *, registered_only: bool = False) -> ChapterWritten:
     """Write one chapter; see the module. Domain tables must exist (`spaces.ensure_domain_tables`).
 
@@ -145,6 +94,8 @@ def write_chapter(database: Database, write: ChapterWrite, *, registered_only: b
         entries, domains = _write_entries(connection, chapter, language)
         chunks = Difference()
         if write.chunks is not None:
+            if not (write.write_vector_tables and write.chunk_vectors is not None):
+                _drop_stale_chunk_vectors(connection, chapter.partition_key, write.chunks)
             chunks = _write_chunks(connection, chapter, write.chunks, language)
         vectors = _write_vectors(connection, write)
         if write.entry_vectors is not None:
@@ -327,6 +278,23 @@ def _write_chunks(
         ),
     ).rowcount
     return Difference(written, len(chunks) - written, removed)
+
+
+def _drop_stale_chunk_vectors(connection: psycopg.Connection, key: str, chunks: Sequence[Chunk]) -> None:
+    """A vector stands beside its chunk by position: that of another text must not be found under the new one.
+
+    Without it the vector tables are not what their stamp says, whatever text comes next.
+    """
+    if not _has_vector_tables(connection):
+        return
+    stale = connection.execute(
+        "DELETE FROM chunk_embeddings AS v WHERE v.partition_key = %s AND NOT EXISTS"
+        " (SELECT FROM unnest(%s::int[], %s::bytea[]) AS i (position, text_hash) JOIN chapter_chunks AS c"
+        " USING (position, text_hash) WHERE c.partition_key = v.partition_key AND c.position = v.position)",
+        (key, [chunk.position for chunk in chunks], [text_hash(chunk.text) for chunk in chunks]),
+    ).rowcount
+    if stale:
+        connection.execute("UPDATE doctrine_sources SET vector_tables_stamp = NULL WHERE partition_key = %s", (key,))
 
 
 def _write_vectors(connection: psycopg.Connection, write: ChapterWrite) -> tuple[Difference, Difference, Difference]:

@@ -14,8 +14,8 @@ from psycopg import sql
 
 from era_dagster.domain.identity import parse_partition_key
 from era_dagster.domain.stages import Stage
-from era_dagster.storage.chapters import STAMP_COLUMNS
 from era_dagster.storage.database import Database
+from era_dagster.storage.stamps import STAMP_COLUMNS
 
 SourceStateName = Literal["read", "waiting", "unreadable"]
 
@@ -356,9 +356,10 @@ def _chapters(
 def note_requested(database: Database, keys: Sequence[str]) -> None:
     """A run was requested for these chapters now."""
     with database.connection() as connection:
+        _lock(connection, keys)
         connection.execute(
             "UPDATE drop_chapters SET attempts = attempts + 1, requested_at = now() WHERE partition_key = ANY(%s)",
-            (sorted(keys),),
+            (list(keys),),
         )
 
 
@@ -371,6 +372,7 @@ def note_failures(
     """
     failed = [chapter for chapter in tried if chapter.partition_key in failures]
     with database.connection() as connection:
+        _lock(connection, [*failures, *finished])
         connection.execute(
             "UPDATE drop_chapters AS d SET failure = i.reason"
             " FROM unnest(%s::text[], %s::text[], %s::bytea[], %s::text[]) AS i (key, path, hash, reason)"
@@ -384,6 +386,14 @@ def note_failures(
             ),
         )
         connection.execute(
-            "UPDATE drop_chapters SET failure = NULL WHERE partition_key = ANY(%s) AND failure IS NOT NULL",
+            "UPDATE drop_chapters SET failure = NULL, attempts = 0 WHERE partition_key = ANY(%s)"
+            " AND (failure IS NOT NULL OR attempts > 0)",
             (list(finished),),
         )
+
+
+def _lock(connection: psycopg.Connection, keys: Sequence[str]) -> None:
+    """In one order, so that those who change the same chapters wait for each other and never in a ring."""
+    connection.execute(
+        "SELECT FROM drop_chapters WHERE partition_key = ANY(%s) ORDER BY partition_key FOR UPDATE", (list(keys),)
+    )

@@ -173,3 +173,15 @@ def test_without_dagster_home_the_instance_lives_in_the_projects_home(
         # The terminal belongs to the command, not to a log file.
         assert type(instance.compute_log_manager).__name__ == "NoOpComputeLogManager"
     assert "DAGSTER_HOME" not in os.environ
+
+
+def test_what_a_run_with_a_failed_chapter_has_shown_of_the_others_is_not_shown_again(desk: Desk) -> None:
+    """It was pending for `era ingest` as long as the other one failed, with all of its events each time."""
+    desk.server.poison.add("level 2")
+    desk.drop("level", [1, 2, 3])
+    desk.asked()
+    failure_of(desk.execute())
+    assert desk.sql("SELECT partition_key FROM doctrine_sources WHERE NOT recorded ORDER BY 1") in (
+        [],
+        [("level/0002",)],
+    )

@@ -513,3 +513,16 @@ def test_what_is_odd_about_a_whole_source_is_kept_until_it_changes(bench: Workbe
     bench.write("empty.json", one_file("empty", chapter(1, rules=["Wait."])))
     bench.look()
     assert bench.rows("SELECT notes FROM drop_sources") == [[]]
+
+
+def test_a_damaged_record_in_the_newer_of_two_drops_keeps_the_text_of_the_newer(bench: Workbench) -> None:
+    for file in bench.drop("ferry", chapter(1, "The old text.", rules=["Old."])).iterdir():
+        os.utime(file, (1_000_000_000, 1_000_000_000))
+    newer = one_file("ferry", chapter(1, "The new text.", rules=["New."]))
+    bench.write("newer.json", newer)
+    bench.ingest()
+    newer[0]["raw_text"] = 5
+    bench.write("newer.json", newer)
+    look = bench.look()
+    assert (look.changed, len(look.troubles)) == ((), 1)
+    assert (bench.pending(), bench.rows("SELECT text FROM doctrine_sources")) == ([], ["The new text."])

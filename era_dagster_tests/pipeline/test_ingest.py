@@ -23,7 +23,8 @@ from era_dagster.domain.errors import (
 )
 from era_dagster.domain.stages import STAGES
 from era_dagster.embedding.provider import CANARY
-from era_dagster_tests.fakes.embedding_server import FakeEmbeddingServer, Fault, serving
+from era_dagster.storage.search import search_chunks
+from era_dagster_tests.fakes.embedding_server import FakeEmbeddingServer, Fault, serving, vector_of
 from era_dagster_tests.pipeline.workbench import CATEGORIES, PER_RUN, Workbench, chapter, one_file, timeless
 
 FERRY = (
@@ -549,4 +550,51 @@ def test_a_renamed_folder_is_the_same_text_under_another_name(bench: Workbench) 
     assert (receipt.chapters_stored, receipt.chapters_retired) == (3, 3)
     assert set(bench.rows("SELECT book FROM minister_entries")) == {"lighter"}
     assert bench.count("doctrine_embeddings_all") == counted(FERRY)["entries"]
+    assert_sound(bench)
+
+
+FIRST, SECOND = (
+    chapter(1, f"The {boat} crosses the river at dawn and counts its coins. " * 40, rules=[f"Trust the {boat}."])
+    for boat in ("ferry", "lighter")
+)
+
+
+@pytest.mark.parametrize("stages", [["chapters", "chunks"], ["chapters"], None])
+def test_a_text_that_is_again_what_its_vectors_were_made_from_is_finished(
+    bench: Workbench, stages: list[str] | None
+) -> None:
+    """Between, it was another one, of which no vectors were made: `None` is a server that was away."""
+    bench.drop("ferry", FIRST)
+    bench.ingest()
+    bench.drop("ferry", SECOND)
+    bench.look()
+    if stages is None:
+        bench.server.down = True
+        with pytest.raises(EndpointUnavailable):
+            bench.run()
+        bench.server.down = False
+    else:
+        bench.run(stages)
+    bench.drop("ferry", FIRST)
+    assert bench.ingest().chapters_stored == 1
+    assert bench.pending() == []
+    assert_sound(bench)
+
+
+def test_a_chunk_is_not_found_by_the_words_that_it_had_before_it_was_changed(bench: Workbench) -> None:
+    bench.drop("ferry", FIRST)
+    bench.ingest()
+    vectors = bench.count("chunk_embeddings")
+    old = vector_of(bench.rows("SELECT text FROM chapter_chunks WHERE position = 0")[0], 16)
+    bench.drop("ferry", SECOND)
+    bench.look()
+    bench.run(["chunks"])
+    with bench.database.connection() as connection:
+        assert search_chunks(connection, old, top_k=3) == []
+    bench.drop("ferry", FIRST)
+    bench.look()
+    bench.run(["chunks"])
+    assert len(bench.pending()) == 1, "its vectors have to come back"
+    bench.run()
+    assert (bench.count("chunk_embeddings"), bench.pending()) == (vectors, [])
     assert_sound(bench)

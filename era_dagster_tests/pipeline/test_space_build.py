@@ -529,3 +529,21 @@ def start_build(bench: Workbench, url: str, *, after: int) -> subprocess.Popen[b
         [sys.executable, "-c", _BUILD, bench.settings.database_url or "", bench.server.model, url, str(after)],
         cwd=Path(__file__).parents[2],
     )
+
+
+def test_texts_that_changed_before_a_promotion_and_are_again_what_they_were_get_their_vectors(bench: Workbench) -> None:
+    """The new vectors are of the entries that lay there then; that the chunks are of the text from before made them count."""
+    before, between = (chapter(1, "Text. " * 60, rules=[rule]) for rule in ("Count the coins.", "Trust no wind."))
+    bench.drop("ferry", before)
+    bench.ingest()
+    bench.drop("ferry", between)
+    bench.look()
+    bench.run(["chapters"])
+    other = second(bench)
+    promote_space(bench.database, number(build(other)))
+    other.drop("ferry", before)
+    other.look()
+    other.run(["chapters"])
+    assert [known.partition_key for known in other.pending()] == ["ferry/0001"]
+    other.run()
+    assert table_faults(bench.database) == []

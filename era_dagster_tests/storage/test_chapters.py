@@ -10,11 +10,10 @@ import pytest
 from era_dagster.domain.errors import PermanentError
 from era_dagster.storage.chapters import (
     retire_chapter,
-    set_stamp,
-    stored_stamps,
     write_chapter,
 )
 from era_dagster.storage.database import Database
+from era_dagster.storage.stamps import set_stamp, stored_stamps
 from era_dagster.storage.vectors import Difference
 from era_dagster_tests.pipeline.workbench import PER_RUN, dump_tables
 from era_dagster_tests.storage.chapter_rows import make_chapter, make_write, store

@@ -1,12 +1,13 @@
 """The register of the drop: what is recorded, what is pending, and who failed."""
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from era_dagster.domain.stages import STAGES, Stage
-from era_dagster.storage.chapters import set_stamp
 from era_dagster.storage.database import Database
 from era_dagster.storage.drops import (
     KnownChapter,
@@ -20,8 +21,10 @@ from era_dagster.storage.drops import (
     record_look,
     source_troubles,
 )
+from era_dagster.storage.stamps import set_stamp
 from era_dagster_tests.pipeline.workbench import dump_tables
 from era_dagster_tests.storage.chapter_rows import make_chapter, store
+from era_dagster_tests.waiting import wait_until
 
 ROOT = Path("/drop").absolute()
 FERRY = str(ROOT / "ferry")
@@ -162,3 +165,35 @@ def test_a_failure_is_kept_until_the_chapter_is_finished(database: Database) -> 
             ("still no",),
             (None,),
         ]
+
+
+def test_a_run_that_finished_a_chapter_leaves_no_attempts_behind(database: Database) -> None:
+    """They count runs that did not: the next one, for another reason, need not wait for them."""
+    record(database, look(chapters={"ferry/0001": b"a", "ferry/0002": b"b"}))
+    keys = ["ferry/0001", "ferry/0002"]
+    note_requested(database, keys)
+    note_failures(database, find_chapters(database, keys), {"ferry/0002": "no"}, ["ferry/0001"])
+    assert [only(database, key).attempts for key in keys] == [0, 1]
+
+
+@pytest.mark.parametrize("noted", ["failures", "requests"])
+def test_who_notes_something_of_several_chapters_takes_them_in_one_order(database: Database, noted: str) -> None:
+    record(database, look(chapters={"ferry/0001": b"a", "ferry/0002": b"b"}))
+    tried = find_chapters(database, ["ferry/0001", "ferry/0002"])
+
+    def note() -> None:
+        if noted == "failures":
+            note_failures(database, tried, {"ferry/0002": "no"}, ["ferry/0001"])
+        else:
+            note_requested(database, ["ferry/0002", "ferry/0001"])
+
+    held = "SELECT FROM drop_chapters WHERE partition_key = %s FOR UPDATE"
+    waits = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    with ThreadPoolExecutor() as pool, database.connection() as connection:
+        connection.execute(held, ("ferry/0001",))
+        noting = pool.submit(note)
+        with psycopg.connect(database.url, autocommit=True) as other:
+            wait_until(lambda: other.execute(waits).fetchone() == (1,))
+            other.execute(held + " NOWAIT", ("ferry/0002",))
+        connection.commit()
+        noting.result()
