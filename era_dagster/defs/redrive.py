@@ -36,8 +36,13 @@ def redrive(context: dg.OpExecutionContext, config: RedriveConfig, knowledge_bas
         with knowledge_base.database(settings, run_id=context.run.run_id) as database:
             settle_runs(context.instance, database, now=time.time())
             letters = find_letters(
-                database, config.letters, states=("open", "dropped") if config.letters else ("open",)
+                database,
+                config.letters,
+                states=("open", "dropped") if config.letters else ("open",),
+                # `era dead-letters redrive` hands on the ids it found; another run may have stored some of the texts since.
+                without_settled=True,
             )
+            context.log.info(f"{len(letters):,} letters are tried again.")
             # As a run that takes everything pending, for the sensor: it must not start the same chapters meanwhile.
             with taking(context.instance, context.run.run_id, [], everything=True):
                 chapters = find_chapters(database, ask_again(database, letters))

@@ -1,8 +1,9 @@
 """What Dagster's runs hold: which chapters a waiting or living run takes, and the end of runs whose process is gone.
 
 A run that was killed writes no last event; Dagster would show it as started for ever and count it against the queue's
-limit. It holds no connection to the knowledge base either, and that is how it is told apart. No decision about new runs
-is made here: that is `pipeline.scheduling`.
+limit. It holds no connection to the knowledge base and gives no sign of life there either, and that is how it is told
+apart; a living run has lost its connections for a while when PostgreSQL was started again. No decision about new runs is
+made here: that is `pipeline.scheduling`.
 """
 
 import time
@@ -16,6 +17,7 @@ import dagster as dg
 from era_dagster.defs.dagster_storage import storage_errors
 from era_dagster.domain.errors import DatabaseUnavailable
 from era_dagster.storage.database import Database, live_runs
+from era_dagster.storage.telemetry import telling_runs
 
 OP_NAME = "ingest_chapters"
 INGEST_JOB = "ingest"
@@ -27,6 +29,7 @@ _TAKEN_BY_TAG = "era/taken_by"
 _UNTIL = " until "
 EVERYTHING_PENDING = "everything pending"
 # A run that was started this recently may not have reached its op yet; one whose op ended this recently may not have ended.
+# Nor is a sign of life older than that one any longer, however rarely a run is told to give them.
 _GRACE_SECONDS = 120.0
 _QUEUED = (dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.STARTING)
 _RUNNING = (dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING)
@@ -58,7 +61,7 @@ def settle_runs(instance: dg.DagsterInstance, database: Database, *, now: float)
     """Mark the runs whose process is gone as failed; return what the others take. `now` in seconds since 1970."""
     # Runs are listed first: one that starts between the two looks is not listed. One that ends between them is looked at again.
     records = instance.get_run_records(dg.RunsFilter(statuses=[*_QUEUED, *_RUNNING]), limit=_MOST_RUNS)
-    alive = live_runs(database)
+    alive = live_runs(database) | telling_runs(database, within_seconds=_GRACE_SECONDS)
     chapters: set[str] = set()
     everything = False
     for record in records:
@@ -78,7 +81,7 @@ def settle_runs(instance: dg.DagsterInstance, database: Database, *, now: float)
 
 
 def _is_gone(record: dg.RunRecord, now: float) -> bool:
-    """Whether a run that is not connected should be."""
+    """Whether a run that is not connected, and gives no sign of life, should be."""
     run = record.dagster_run
     if run.status not in _RUNNING or not (run.job_name == INGEST_JOB or TAKES_TAG in run.tags):
         return False

@@ -40,6 +40,7 @@ from era_dagster.storage.chapters import (
     write_chapter,
 )
 from era_dagster.storage.database import Database
+from era_dagster.storage.dead_letters import texts_given_up
 from era_dagster.storage.drops import KnownChapter, find_chapters
 from era_dagster.storage.spaces import ensure_domain_tables
 
@@ -236,9 +237,9 @@ class ChapterRunner:
         vectors = ChapterVectors()
         if chunks is not None and "embeddings" in work.stages:
             vectors = await self._embed(chapter, chunks)
-        whole_chapter_failed = vectors.texts > 0 and len(vectors.dead) == vectors.texts
+        trouble = await self._trouble_of_all(chapter.partition_key, vectors)
         done = work.stages - {"minister_files"}
-        if whole_chapter_failed:
+        if trouble is not None:
             done -= {"embeddings", "vector_tables"}
         with_tables = "vector_tables" in work.stages
         written = await self._in_thread(
@@ -268,13 +269,23 @@ class ChapterRunner:
         count_chapter(outcome.receipt, chapter, chunks, vectors, written, with_tables=with_tables)
         reported = (work.selected | stale) & done
         self._report(chapter.partition_key, reported, stage_metadata(chapter, chunks, vectors, written, self._space))
-        if whole_chapter_failed:
-            raise PermanentError(
-                f"None of the {vectors.texts} texts of {chapter.partition_key} could be embedded:"
-                f" {vectors.dead[0].message}",
-                hint="Mend the cause, then run again.",
-            )
+        if trouble is not None:
+            raise trouble
         outcome.receipt.chapters_stored += 1
+
+    async def _trouble_of_all(self, key: str, vectors: "ChapterVectors") -> PermanentError | None:
+        """What there is to tell of a chapter none of whose texts got a vector; nothing when somebody gave them all up for
+        these failures: then it is as finished as it will be."""
+        if not vectors.texts or len(vectors.dead) < vectors.texts:
+            return None
+        given_up = await self._in_thread(self._writers, lambda: texts_given_up(self._database, key, vectors.dead))
+        left = [text for text in vectors.dead if text.text not in given_up]
+        if not left:
+            return None
+        return PermanentError(
+            f"None of the {vectors.texts} texts of {key} could be embedded: {left[0].message}",
+            hint="Mend the cause, then run again.",
+        )
 
     async def _register_domains(self, chapter: Chapter) -> None:
         if not chapter.entries:

@@ -34,10 +34,17 @@ def compare_files(database: Database, data_dir: Path) -> list[FileFault]:
     """Every difference between `<data>/ministers`, `<data>/combined_vector.index` and the database, in order of path.
 
     The hidden temporary files of a killed writer are no difference: readers pass over them, the next writer clears them.
-    Raises `StorageError` for a file or folder that cannot be read.
+    Nor is what another run stored and rendered while we looked. Raises `StorageError` for a file or folder that cannot be
+    read.
     """
     try:
-        return _differences(database, data_dir)
+        faults = _differences(database, data_dir)
+        if not faults:
+            return []
+        # Files are compared with one snapshot of the database, and are newer than it where a run ended meanwhile. Such a file
+        # agrees with a later snapshot; one that is at fault is so in both.
+        suspected = {fault.path for fault in faults}
+        return [fault for fault in _differences(database, data_dir) if fault.path in suspected]
     except OSError as error:
         raise StorageError(
             f"{error.filename or data_dir} cannot be read: {error.strerror or error}.",

@@ -6,7 +6,7 @@ were made from; so an ingest while a space is built, or after, makes exactly the
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -144,11 +144,13 @@ def write_space_chapter(
         ]
         replace_rows(connection, EVERY_TABLE, key, [(list(domains), *row) for domains, row in rows])
         replace_rows(connection, DOMAIN_TABLE, key, [(domain, *row) for domains, row in rows for domain in domains])
+        given_up = _given_up(connection, space_id, key)
+        noted = [replace(text, dropped=(text.text, text.fingerprint) in given_up) for text in dead]
         connection.execute(
             "INSERT INTO public.space_chapters (space_id, partition_key, fingerprint, dead) VALUES (%s, %s, %s, %s)"
             " ON CONFLICT (space_id, partition_key) DO UPDATE SET fingerprint = excluded.fingerprint,"
             " dead = excluded.dead, written_at = now()",
-            (space_id, key, chapter.fingerprint, json.dumps([asdict(text) for text in dead])),
+            (space_id, key, chapter.fingerprint, json.dumps([asdict(text) for text in noted])),
         )
     return True
 
@@ -175,6 +177,18 @@ def _entry_row(entry: StoredEntry, key: str, vector: npt.NDArray[np.float32]) ->
         entry.weight,
         key,
         HalfVector(vector),
+    )
+
+
+def _given_up(connection: psycopg.Connection, space_id: int, key: str) -> set[tuple[str, str]]:
+    """The texts of the chapter that were given up while the space was live, each with its failure's fingerprint."""
+    return set(
+        connection.execute(
+            "SELECT t.text, t.fingerprint FROM public.space_chapters AS c,"
+            " jsonb_to_recordset(c.dead) AS t (text text, fingerprint text, dropped boolean)"
+            " WHERE c.space_id = %s AND c.partition_key = %s AND t.dropped",
+            (space_id, key),
+        ).fetchall()
     )
 
 

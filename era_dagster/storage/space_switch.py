@@ -185,7 +185,8 @@ def _note_what_is_left_behind(connection: psycopg.Connection, retired: Registere
     connection.execute(
         "INSERT INTO space_chapters (space_id, partition_key, fingerprint, dead)"
         " SELECT %s, f.partition_key, f.fingerprint, coalesce((SELECT jsonb_agg(jsonb_build_object('text', d.payload,"
-        " 'error_class', d.error_class, 'message', d.message, 'fingerprint', d.fingerprint, 'attempts', d.attempts))"
+        " 'error_class', d.error_class, 'message', d.message, 'fingerprint', d.fingerprint, 'attempts', d.attempts,"
+        " 'dropped', d.state = 'dropped'))"
         " FROM dead_letters AS d WHERE d.partition_key = f.partition_key AND d.stage = 'embeddings'"
         " AND d.state <> 'resolved'), '[]')"
         " FROM chapter_fingerprints AS f WHERE f.partition_key = ANY(%s)",
@@ -201,7 +202,8 @@ def _note_what_is_left_behind(connection: psycopg.Connection, retired: Registere
 
 
 def _take_over_letters(connection: psycopg.Connection, promoted: RegisteredSpace) -> None:
-    """Dead letters are of the live model: those of the promoted space open, the others are resolved."""
+    """Dead letters are of the live model: those of the promoted space are open, or dropped where they were when it was
+    live, and the others are resolved."""
     dead = dict(
         connection.execute(
             "SELECT partition_key, dead FROM space_chapters WHERE space_id = %s AND dead <> '[]' UNION"
@@ -212,7 +214,7 @@ def _take_over_letters(connection: psycopg.Connection, promoted: RegisteredSpace
         ).fetchall()
     )
     for key in sorted(dead):
-        write_letters(connection, key, [DeadText(**text) for text in dead[key]])
+        write_letters(connection, key, [DeadText(**text) for text in dead[key]], as_noted=True)
 
 
 def _take_over_stamps(connection: psycopg.Connection, promoted: RegisteredSpace) -> int:

@@ -112,6 +112,21 @@ def settle_killed(database: Database) -> int:
     return killed
 
 
+def telling_runs(database: Database, *, within_seconds: float) -> frozenset[str]:
+    """The ids of the runs that gave a sign of life so recently, and as often as they should: they go, connected or not."""
+    with database.connection() as connection:
+        return frozenset(
+            run_id
+            for (run_id,) in connection.execute(
+                sql.SQL(
+                    "SELECT DISTINCT run_id FROM telemetry_runs WHERE state = 'running' AND NOT ({})"
+                    " AND beat_at >= now() - make_interval(secs => %(within)s)"
+                ).format(sql.SQL(_STALE)),
+                {"intervals": STALE_INTERVALS, "least": _LEAST_STALE_SECONDS, "within": within_seconds},
+            )
+        )
+
+
 def read_totals(connection: psycopg.Connection) -> dict[Part, float]:
     """The sums over all runs."""
     rows = connection.execute("SELECT metric, labels, part, value FROM metric_totals").fetchall()

@@ -87,6 +87,18 @@ def test_a_redrive_takes_only_the_letters_it_names_and_a_second_one_nothing(pois
     assert poisoned.server.batches == []
 
 
+def test_a_redrive_passes_over_letters_that_another_run_settled_since_they_were_listed(poisoned: Desk) -> None:
+    ids = [str(letter) for (letter,) in poisoned.sql("SELECT dead_letter_id FROM dead_letters ORDER BY partition_key")]
+    listed = {"ops": {REDRIVE_OP: {"config": {"letters": ids}}}}
+    poisoned.server.poison.clear()
+    assert run_job(poisoned, REDRIVE_JOB, ops={REDRIVE_OP: {"config": {"letters": ids[:1]}}}).success
+    assert run_job(poisoned, REDRIVE_JOB, **listed).success
+    assert poisoned.sql("SELECT DISTINCT state FROM dead_letters") == [("resolved",)]
+    poisoned.server.batches.clear()
+    assert run_job(poisoned, REDRIVE_JOB, **listed).success
+    assert poisoned.server.batches == []
+
+
 def test_a_redrive_that_fails_again_keeps_its_letters_open_and_counts(poisoned: Desk) -> None:
     assert run_job(poisoned, REDRIVE_JOB).success
     assert poisoned.sql("SELECT state, attempts > 1 FROM dead_letters") == [("open", True), ("open", True)]

@@ -4,9 +4,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import dagster as dg
+import psycopg
 import pytest
 from dagster_postgres.utils import DagsterPostgresException
 
@@ -15,6 +17,7 @@ from era_dagster.defs.runs import TAKES_TAG, chapters_of, settle_runs, taking
 from era_dagster.domain.errors import StorageError
 from era_dagster.settings import load_settings
 from era_dagster.storage.database import Database, live_runs
+from era_dagster.storage.telemetry import telling_runs
 from era_dagster_tests.defs.desk import Desk
 from era_dagster_tests.fakes.embedding_server import Fault
 
@@ -26,6 +29,15 @@ def status_of(instance: dg.DagsterInstance, run_id: str) -> dg.DagsterRunStatus:
     run = instance.get_run_by_id(run_id)
     assert run is not None
     return run.status
+
+
+def terminate_connections(desk: Desk) -> None:
+    """As a restart of PostgreSQL does."""
+    with psycopg.connect(desk.variables["ERA_DATABASE_URL"], autocommit=True) as connection:
+        connection.execute(
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
 
 
 def test_a_run_that_has_just_started_keeps_its_chapters(desk: Desk) -> None:
@@ -105,6 +117,60 @@ def test_a_run_that_is_executed_again_is_not_taken_for_dead_before_it_has_begun(
     assert status_of(desk.instance, again) is STARTED
 
 
+def test_a_run_that_loses_its_connections_while_it_waits_for_the_embedding_server_lives_and_ends_well(
+    desk: Desk,
+) -> None:
+    """PostgreSQL was started again: until the run wrote its next chapter, a tick marked it as failed and started another."""
+    desk.drop("level", [1, 2])
+    desk.tick()
+    desk.server.seconds_per_text = 1.0
+    with ThreadPoolExecutor(1) as threads:
+        ended = threads.submit(desk.execute)
+        deadline = time.monotonic() + 60
+        while not (telling_runs(desk.database, within_seconds=60) and desk.server.batches):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        (run,) = desk.instance.get_runs()
+        terminate_connections(desk)
+        taken = settle_runs(desk.instance, desk.database, now=time.time())
+        assert taken.chapters == {"level/0001", "level/0002"}
+        assert status_of(desk.instance, run.run_id) is STARTED
+        assert ended.result().success
+    assert status_of(desk.instance, run.run_id) is dg.DagsterRunStatus.SUCCESS
+    assert desk.marked("vector_tables") == {"level/0001", "level/0002"}
+
+
+@pytest.mark.parametrize(
+    ("interval", "age", "status"), [(10, 20, STARTED), (10, 40, FAILURE), (100, 90, STARTED), (3600, 130, FAILURE)]
+)
+def test_a_run_without_a_connection_is_given_up_when_its_sign_of_life_is_too_old(
+    desk: Desk, interval: int, age: int, status: dg.DagsterRunStatus
+) -> None:
+    run_id = desk.waiting_run(["level/0001"], STARTED)
+    with taking(desk.instance, run_id, ["level/0001"], everything=False):
+        desk.sql(
+            "INSERT INTO telemetry_runs (session_id, run_id, interval_seconds, beat_at)"
+            " VALUES (gen_random_uuid(), %s, %s, now() - make_interval(secs => %s))",
+            run_id,
+            interval,
+            age,
+        )
+        settle_runs(desk.instance, desk.database, now=time.time())
+        assert status_of(desk.instance, run_id) is status
+
+
+def test_a_run_that_told_its_end_is_given_up_at_once(desk: Desk) -> None:
+    run_id = desk.waiting_run(["level/0001"], STARTED)
+    with taking(desk.instance, run_id, ["level/0001"], everything=False):
+        desk.sql(
+            "INSERT INTO telemetry_runs (session_id, run_id, interval_seconds, state)"
+            " VALUES (gen_random_uuid(), %s, 10, 'failed')",
+            run_id,
+        )
+        settle_runs(desk.instance, desk.database, now=time.time())
+        assert status_of(desk.instance, run_id) is FAILURE
+
+
 def test_runs_of_other_jobs_are_none_of_our_business(desk: Desk) -> None:
     @dg.job
     def other() -> None: ...
@@ -150,6 +216,8 @@ def test_a_killed_command_is_shown_as_failed_and_its_chapters_are_pending_again(
             time.sleep(0.1)
         desk.server.always = None
         desk.instance = shared
+        assert desk.asked() == []  # it told of itself a moment ago: PostgreSQL may only have been started again
+        desk.sql("UPDATE telemetry_runs SET beat_at = beat_at - interval '31 seconds'")
         assert desk.asked() == [["level/0001", "level/0002"]]
         assert status_of(shared, run.run_id) is FAILURE
         assert desk.execute().success
