@@ -75,7 +75,7 @@ PRESETS: Mapping[Profile, Preset] = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Settings:
     """The resolved configuration of one process. Times in seconds, sizes in characters unless a name says otherwise.
 
@@ -123,6 +123,10 @@ class Settings:
     json_logs: bool
     error_webhook_url: str | None
     sources: Mapping[str, str]
+
+    def __repr__(self) -> str:
+        """As `public`: a traceback or a log may hold it."""
+        return f"Settings({', '.join(f'{name}={value!r}' for name, value in self.public().items())})"
 
     @property
     def ministers_dir(self) -> Path:
@@ -196,11 +200,11 @@ def _choice(*allowed: str) -> Callable[[str], str]:
     return parse
 
 
-def _whole(minimum: int) -> Callable[[str], int]:
+def _whole(minimum: int, why: str = "") -> Callable[[str], int]:
     def parse(text: str) -> int:
         number = int(text)
         if number < minimum:
-            raise ValueError(f"must be a whole number of at least {minimum}")
+            raise ValueError(f"must be a whole number of at least {minimum}{why}")
         return number
 
     return parse
@@ -279,7 +283,9 @@ _VARIABLES = (
     _Variable("embed_batch", _whole(1), None),
     _Variable("queue_limit", _whole(1), None),
     _Variable("store_workers", _whole(1), None, ("WORKERS_STORE",)),
-    _Variable("database_pool", _whole(1), None),
+    _Variable(
+        "database_pool", _whole(2, ", since a build of a space locks it on one connection and writes on another"), None
+    ),
     _Variable("retry_attempts", _whole(1), None),
     _Variable("retry_budget_seconds", _positive, None),
     _Variable("metrics_interval_seconds", _not_negative, "10"),

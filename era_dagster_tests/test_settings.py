@@ -45,6 +45,12 @@ def test_a_latency_target_that_makes_no_sense_is_refused_by_name(value: str) -> 
         load_settings({"ERA_LATENCY_TARGET_SECONDS": value})
 
 
+def test_one_connection_is_refused_saying_why_and_two_are_taken() -> None:
+    with pytest.raises(ConfigurationError, match=r"ERA_DATABASE_POOL is '1': .* at least 2, since a build of a space"):
+        load_settings({"ERA_DATABASE_POOL": "1"})
+    assert load_settings({"ERA_DATABASE_POOL": "2"}).database_pool == 2
+
+
 def test_a_server_named_twice_is_one_server() -> None:
     settings = load_settings({"ERA_EMBEDDING_URLS": "http://one:1, http://two, http://one:1/"})
     assert settings.embedding_urls == ("http://one:1", "http://two")
@@ -54,6 +60,21 @@ def test_settings_are_shown_without_the_secrets_inside_their_urls() -> None:
     urls = "http://user:s3cret@one:1/v1, user:s3@cret@two, http://three/?key=s3cret, http://four:4"
     shown = load_settings({"ERA_EMBEDDING_URLS": urls}).public()
     assert shown["embedding_urls"] == ("http://one:1/v1", "two", "http://three/", "http://four:4")
+
+
+def test_settings_that_get_into_a_traceback_show_no_secret() -> None:
+    variables = {
+        "ERA_EMBEDDING_URLS": "http://user:s3cret@one:1/v1,http://two/?key=s3cret",
+        "ERA_EMBEDDING_API_KEY": "sk-s3cret",
+        "ERA_DATABASE_URL": "postgresql://era:s3cret@host/era",
+        "ERA_DAGSTER_DATABASE_URL": "postgresql://era:s3cret@host/dagster",
+        "ERA_ERROR_WEBHOOK_URL": "https://host/s3cret",
+    }
+    settings = load_settings(variables)
+    for shown in (repr(settings), str(settings), f"{[settings]}"):
+        assert "s3cret" not in shown
+        assert "embedding_urls=('http://one:1/v1', 'http://two/')" in shown
+        assert "chunk_max_chars=1024" in shown
 
 
 @pytest.mark.parametrize(

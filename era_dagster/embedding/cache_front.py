@@ -48,6 +48,13 @@ class CacheFront:
         self._made.extend(made)
         self._made_some.set()
 
+    async def first_known(self, key: bytes, vector: Vector) -> Vector:
+        """What is remembered under `key`: where nothing was, `vector` from now on."""
+        known = await asyncio.to_thread(self._cache.get_many, [key])
+        if key not in known:
+            await asyncio.to_thread(self._cache.put_many, {key: vector})
+        return known.get(key, vector)
+
     async def flush(self) -> None:
         """Write what is still waiting; for the end, when the loops are cancelled."""
         await self._write()

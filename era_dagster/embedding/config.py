@@ -30,12 +30,14 @@ class EmbedderConfig:
     model's own.
     `retry_attempts` and `retry_budget_seconds` bound the retries of one text; when no endpoint has answered for the
     whole budget, everything waiting fails. `max_items_per_second` is for all endpoints together; None is unpaced.
+    `recorded_as` is how the database spells the model's name, where it holds vectors of it; servers are asked for `model`.
     `api_key` goes to every URL as a bearer token; empty is none. `model_dir` is needed by the local provider only.
     """
 
     provider: ProviderName = "ollama"
     urls: tuple[str, ...] = field(default=(), repr=False)
     model: str
+    recorded_as: str | None = None
     api_key: str | None = field(default=None, repr=False)
     model_dir: Path | None = None
     document_prefix: str | None = None
@@ -83,12 +85,15 @@ class EmbedderConfig:
         return model_profile(self.model, document_prefix=self.document_prefix, query_prefix=self.query_prefix)
 
 
-def embedder_config(settings: Settings, *, provider: ProviderName, urls: Sequence[str], model: str) -> EmbedderConfig:
+def embedder_config(
+    settings: Settings, *, provider: ProviderName, urls: Sequence[str], model: str, recorded_as: str | None = None
+) -> EmbedderConfig:
     """The configuration for a chosen provider, model and URLs, with everything else from the settings."""
     return EmbedderConfig(
         provider=provider,
         urls=tuple(urls),
         model=model,
+        recorded_as=recorded_as,
         api_key=settings.embedding_api_key,
         model_dir=settings.model_dir,
         concurrency=settings.embed_concurrency or MOST_REQUESTS,

@@ -59,9 +59,6 @@ class Embedder:
         self._random = Random(0) if random is None else random
         self._policy = RetryPolicy(attempts=config.retry_attempts, budget_seconds=config.retry_budget_seconds)
         self._endpoints = open_endpoints(config, transport, trace)
-        self._identification = Identification(
-            config, self._endpoints, self._policy, self._random, start=self._in_background, joined=self._joined
-        )
         self._dimension: int | None = None
         self._queue = WorkQueue()
         self._ledger = Ledger(config.profile, queue_limit=config.queue_limit, accept=self._accept)
@@ -69,6 +66,15 @@ class Embedder:
         self._cache: CacheFront | None = None
         if cache is not None:
             self._cache = CacheFront(cache, found=self._looked_up, stored=self._ledger.settle_vectors)
+        self._identification = Identification(
+            config,
+            self._endpoints,
+            self._policy,
+            self._random,
+            start=lambda work: self._background.append(self._task(work)),
+            joined=self._joined,
+            remember=self._cache.first_known if self._cache else None,
+        )
         self._wake = asyncio.Event()
         self._background: list[asyncio.Task[None]] = []
         self._requests: set[asyncio.Task[None]] = set()
@@ -82,7 +88,7 @@ class Embedder:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        tasks = [*self._background, *self._requests]
+        tasks = [*self._background, *self._requests, *self._identification.asked]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -113,8 +119,8 @@ class Embedder:
     async def identify(self) -> ModelIdentity:
         """Which model answers; all endpoints are asked once, those that say it late take no text until then.
 
-        Raises `EndpointRefused` for a missing model or key, `EndpointUnavailable` when no endpoint can be reached,
-        `ConfigurationError` when two endpoints hold different models; late ones end the run with the same.
+        Raises `EndpointRefused` for a missing model or key, `EndpointUnavailable` when no endpoint can be reached, `BadVectors`
+        for another model than the cache knows by its name, `ConfigurationError` for two of them; late ones end the run so.
         """
         identity = await self._identification.ask()
         self._dimension = identity.dimension
@@ -368,9 +374,6 @@ class Embedder:
         if error is not None:
             self._broken = self._broken or error
             self._stop(error)
-
-    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
-        self._background.append(self._task(work))
 
     def _joined(self, error: EraError | None) -> None:
         """An endpoint that was asked for its model has answered at last."""

@@ -13,6 +13,7 @@ import httpx
 
 from era_dagster.control.trace import TraceRecord
 from era_dagster.domain.errors import ConfigurationError
+from era_dagster.domain.space import canonical_model_name
 from era_dagster.embedding.config import EmbedderConfig, embedder_config
 from era_dagster.embedding.embedder import Embedder
 from era_dagster.embedding.observer import RequestObserver
@@ -51,7 +52,8 @@ async def choose_config(
             f"The provider {provider} has no default model.", hint="Set ERA_EMBEDDING_MODEL to the model it serves."
         )
     urls = settings.embedding_urls or ((OLLAMA_URL,) if provider == "ollama" else ())
-    return embedder_config(settings, provider=provider, urls=urls, model=model)
+    recorded = known.model if known and canonical_model_name(known.model) == canonical_model_name(model) else None
+    return embedder_config(settings, provider=provider, urls=urls, model=model, recorded_as=recorded)
 
 
 @asynccontextmanager

@@ -4,7 +4,7 @@ Two questions to each endpoint, since one wrong answer must not decide for a run
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from random import Random
 from typing import Any
 
@@ -23,7 +23,7 @@ from era_dagster.embedding.config import EmbedderConfig
 from era_dagster.embedding.endpoint import Endpoint
 from era_dagster.embedding.provider import CANARY, Answer, Identified
 from era_dagster.embedding.responses import Verdict
-from era_dagster.embedding.vectors import ModelIdentity, Vector, of_one_model
+from era_dagster.embedding.vectors import ModelIdentity, Vector, canary_key, checked, of_one_model
 
 # One broken connection is no reason to give up; somebody who named a wrong URL wants to hear it soon.
 _TRIES_WHEN_AWAY = 4
@@ -38,8 +38,9 @@ _First = tuple[str, ModelIdentity]
 class Identification:
     """Which model answers. One endpoint is enough to begin with: the others join when they have said the same.
 
-    `own` is the vector of our own text. `start` runs what waits for an endpoint that comes later; `joined` is told when it
-    has come, with the error that must end the run if there is one: then it stays out.
+    `own` is the vector of our own text, `asked` what must be cancelled when nobody wants to know any more. `start` runs what
+    waits for an endpoint that comes later; `joined` is told when it has come, with the error that must end the run if there
+    is one: then it stays out. `remember` keeps a vector under a key from run to run, and gives the one that was there first.
     """
 
     def __init__(
@@ -51,14 +52,17 @@ class Identification:
         *,
         start: Callable[[Coroutine[Any, Any, None]], None],
         joined: Callable[[EraError | None], None],
+        remember: Callable[[bytes, Vector], Awaitable[Vector]] | None,
     ) -> None:
         self.own: Vector | None = None
+        self.asked: set[asyncio.Task[_Said | Verdict]] = set()
         self._config = config
         self._endpoints = endpoints
         self._policy = policy
         self._random = random
         self._start = start
         self._joined = joined
+        self._remember = remember
         self._lock = asyncio.Lock()
         self._first: _First | None = None
 
@@ -66,11 +70,13 @@ class Identification:
         """The identity on which the first endpoint and all that answer within a second of it agree; asked once.
 
         Raises the error of an endpoint that refuses, or of the first one when none can be reached; `ConfigurationError` when
-        two of them hold different models.
+        two of them hold different models, `BadVectors` when it is another one than in earlier runs.
         """
         async with self._lock:
             if self._first is None:
-                self._first = await self._ask_all()
+                first = await self._ask_all()
+                await self._know_again(first)
+                self._first = first
         return self._first[1]
 
     def doubts(self, endpoint: Endpoint) -> bool:
@@ -87,12 +93,28 @@ class Identification:
         made = f"other vectors than {self._config.model} makes elsewhere, or made before"
         return Verdict(error=of_another_model(endpoint.provider.url, made), outcome=Outcome.FAILED)
 
+    async def _know_again(self, first: _First) -> None:
+        """Raises `BadVectors` where a model that tells no digest made another vector of our own text in an earlier run."""
+        url, identity = first
+        if self._remember is None or self.own is None or identity.digest is not None:
+            return
+        vectors, _ = checked(self.own[None, :], None)
+        if not of_one_model(self.own, await self._remember(canary_key(identity), vectors[0])):
+            raise of_another_model(
+                url,
+                f"other vectors than {self._config.model} made in earlier runs",
+                hint="Let that server hold the model of before; or give the new one a name of its own, and `era spaces build"
+                " --model NAME` makes its vectors beside the live ones.",
+            )
+
     async def _ask_all(self) -> _First:
         asked: dict[Endpoint, asyncio.Task[_Said | Verdict]] = {}
         try:
             for endpoint in self._endpoints:
                 endpoint.unknown = True
-                asked[endpoint] = asyncio.create_task(_ask(self._config, endpoint, self._policy, self._random))
+                asked[endpoint] = task = asyncio.create_task(_ask(self._config, endpoint, self._policy, self._random))
+                self.asked.add(task)
+                task.add_done_callback(self.asked.discard)
             waiting = set(asked.values())
             while waiting and not any(_decides(task.result()) for task in asked.values() if task.done()):
                 _, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
@@ -158,7 +180,7 @@ def _identity(config: EmbedderConfig, found: Identified) -> ModelIdentity:
     profile = config.profile
     return ModelIdentity(
         provider=config.provider,
-        model=config.model,
+        model=config.recorded_as or config.model,
         digest=found.digest,
         dimension=found.dimension,
         document_prefix=profile.document_prefix,
@@ -168,9 +190,9 @@ def _identity(config: EmbedderConfig, found: Identified) -> ModelIdentity:
     )
 
 
-def of_another_model(url: str, what: str) -> BadVectors:
+def of_another_model(url: str, what: str, *, hint: str = "Check which model that server holds.") -> BadVectors:
     """The error that ends the run when the endpoint at `url` answers `what` only another model makes."""
-    return BadVectors(f"{url} answers {what}.", hint="Check which model that server holds.")
+    return BadVectors(f"{url} answers {what}.", hint=hint)
 
 
 async def _ask(config: EmbedderConfig, endpoint: Endpoint, policy: RetryPolicy, random: Random) -> _Said | Verdict:

@@ -56,8 +56,3 @@ def model_profile(model: str, *, document_prefix: str | None = None, query_prefi
         query_prefix=("search_query: " if nomic else "") if query_prefix is None else query_prefix,
         uncased=uncased,
     )
-
-
-def canonical_model_name(model: str) -> str:
-    """One spelling for one model: Ollama's implied `:latest` is left out."""
-    return model.removesuffix(":latest")

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import httpx
 
 from era_dagster.domain.errors import EndpointUnavailable, TransientError
-from era_dagster.embedding.model_profile import canonical_model_name
+from era_dagster.domain.space import canonical_model_name
 from era_dagster.embedding.provider import (
     CANARY,
     Answer,

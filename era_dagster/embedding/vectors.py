@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from era_dagster.domain.errors import BadVectors
-from era_dagster.domain.space import Space
-from era_dagster.embedding.model_profile import ModelProfile, Role, canonical_model_name
+from era_dagster.domain.space import Space, canonical_model_name
+from era_dagster.embedding.model_profile import ModelProfile, Role
 
 Vector = NDArray[np.float32]
 
@@ -78,10 +78,17 @@ def cache_key(identity: ModelIdentity, role: Role, text: str) -> bytes:
     """
     profile = identity.profile
     body = hashlib.sha256(profile.normalised(text).encode("utf-8", "surrogatepass")).digest()
-    head = "\0".join(
-        (canonical_model_name(identity.model), identity.digest or "", str(identity.dimension), profile.prefix(role), "")
-    )
-    return hashlib.sha256(head.encode("utf-8", "surrogatepass") + body).digest()
+    return hashlib.sha256(_key_head(identity, profile.prefix(role)) + body).digest()
+
+
+def canary_key(identity: ModelIdentity) -> bytes:
+    """The key of the vector by which the model itself is known again; 32 bytes, those of no text."""
+    return hashlib.sha256(_key_head(identity, "") + b"the text that identifies").digest()
+
+
+def _key_head(identity: ModelIdentity, prefix: str) -> bytes:
+    parts = (canonical_model_name(identity.model), identity.digest or "", str(identity.dimension), prefix, "")
+    return "\0".join(parts).encode("utf-8", "surrogatepass")
 
 
 def matrix(rows: Any, count: int) -> NDArray[np.float32]:

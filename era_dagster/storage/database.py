@@ -120,7 +120,7 @@ class Database:
 
     `connection()` lends one connection inside one transaction (commit on success, rollback on error), with the vector
     types registered. With a `run_id` the connections carry it, so that `live_runs` can tell a running run from a killed
-    one. Raises `DatabaseUnavailable` when the server is away (or no connection is free) for 30 s, or for
+    one. Raises `DatabaseUnavailable` when the server is away, or no connection is free, for 30 s or for
     `longest_wait_seconds`, which then bound each wait for a lock too; `StorageError` when it cannot write.
     """
 
@@ -146,6 +146,7 @@ class Database:
             configure=_configure,
             check=_answers_within(longest_wait_seconds * _SHARE_OF_SILENCE),
         )
+        self._lent: set[psycopg.Connection] = set()
         self.url = url
 
     def __enter__(self) -> Self:
@@ -170,8 +171,21 @@ class Database:
     @contextmanager
     def connection(self) -> Iterator[psycopg.Connection]:
         """Lend a connection in one transaction."""
-        with driver_errors(), self._pool.connection() as connection:
-            yield connection
+        with driver_errors():
+            try:
+                with self._pool.connection() as connection:
+                    self._lent.add(connection)
+                    try:
+                        yield connection
+                    finally:
+                        self._lent.discard(connection)
+            except PoolTimeout as error:
+                if len(self._lent) < self._pool.max_size:
+                    raise  # there is room for one more: the server gives none
+                raise DatabaseUnavailable(
+                    f"No connection to PostgreSQL was free for {self._pool.timeout:g} s: all {len(self._lent)} are in use.",
+                    hint="Try again when less goes on in this process, or raise ERA_DATABASE_POOL.",
+                ) from error
 
 
 def live_runs(database: Database) -> frozenset[str]:

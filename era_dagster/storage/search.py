@@ -266,7 +266,7 @@ def _query(
     live = live_space_in(connection)
     if live is None:
         return None
-    if made_by is not None and made_by.stamp != live.stamp:
+    if made_by is not None and not made_by.same_model(live):
         raise OtherModel(
             f"The database now holds vectors of {space_name(live)}, and the query's vector is of {space_name(made_by)}.",
             hint="Embed the query with the live model, and open the knowledge base anew for it.",

@@ -128,13 +128,14 @@ def space_beside(database: Database, space: Space) -> RegisteredSpace:
                 "There is no live space to build beside: nothing has been embedded yet.",
                 hint="`era ingest` makes the first one.",
             )
-        if live.stamp == space.stamp:
+        if live.same_model(space):
             raise ConfigurationError(
                 f"{space_name(space)} is the live model already.",
                 hint="Name another with --model (and --provider, --url), or by ERA_EMBEDDING_MODEL.",
             )
-        for found in spaces_in(connection):
-            if found.space.stamp == space.stamp:
+        # Of two that an earlier release took for two models because of their spelling, the one that is spelt the same.
+        for found in sorted(spaces_in(connection), key=lambda each: each.space.stamp != space.stamp):
+            if found.space.same_model(space):
                 return found
         # The number is part of the schema's name and known only now.
         space_id = record_space(connection, space, state="building", schema="")

@@ -12,7 +12,7 @@ import psycopg
 from psycopg import sql
 
 from era_dagster.domain.errors import ConfigurationError
-from era_dagster.domain.space import Space
+from era_dagster.domain.space import Space, canonical_model_name
 from era_dagster.storage.database import SEARCH_SETTINGS, Database, set_lock_timeout
 
 LIVE_SCHEMA = "vectors"
@@ -54,7 +54,7 @@ def live_space_in(connection: psycopg.Connection) -> Space | None:
 
 def check_configured(live: Space | None, *, model: str | None) -> None:
     """Refuse settings that name another model than the live space's; None names nothing."""
-    if live is not None and model is not None and model.removesuffix(":latest") != live.model.removesuffix(":latest"):
+    if live is not None and model is not None and canonical_model_name(model) != canonical_model_name(live.model):
         raise _other_model(live, model)
 
 
@@ -87,7 +87,7 @@ def ensure_space(database: Database, space: Space) -> None:
 
 def check_same_model(live: Space, space: Space) -> None:
     """Refuse a model whose vectors are not interchangeable with the live space's; `ConfigurationError` names both."""
-    if live.stamp != space.stamp:
+    if not live.same_model(space):
         raise _other_model(live, space_name(space))
 
 

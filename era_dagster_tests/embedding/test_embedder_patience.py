@@ -182,6 +182,31 @@ def test_the_end_of_a_run_does_not_wait_for_a_server_that_has_not_said_who_it_is
     assert run_virtually(main()) < 5.0
 
 
+def test_who_leaves_as_soon_as_one_server_has_said_who_it_is_leaves_nothing_running() -> None:
+    async def main() -> float:
+        async with Embedder(TWO, transport=Late(two_servers(), ready_at=100.0)) as one:
+            await one.identify()
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+        return asyncio.get_running_loop().time()
+
+    assert run_virtually(main()) < 5.0
+
+
+def test_who_leaves_while_no_server_has_said_who_it_is_ends_that_question_too() -> None:
+    async def main() -> float:
+        servers = two_servers()
+        servers["one"].stalled = True
+        async with Embedder(TWO, transport=Late(servers, ready_at=100.0)) as one:
+            asked = asyncio.create_task(one.identify())
+            await asyncio.sleep(1.0)
+        await asyncio.wait([asked])
+        assert asked.cancelled()
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+        return asyncio.get_running_loop().time()
+
+    assert run_virtually(main()) < 5.0
+
+
 @pytest.mark.parametrize("noticed", ["when it is back", "when it rejects a text"])
 def test_a_server_that_holds_another_model_all_of_a_sudden_ends_the_run_when_it_is_asked_for_our_own_text(
     noticed: str,

@@ -1,11 +1,13 @@
 """One exchange with servers that misbehave on the wire: real loopback connections, written byte by byte."""
 
 import asyncio
+import base64
 import gzip
+import logging
 import time
 import tracemalloc
 import zlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from email.utils import formatdate
 
 import httpx
@@ -18,6 +20,8 @@ from era_dagster.embedding.ollama import OllamaProvider
 from era_dagster.embedding.openai import OpenAIProvider
 from era_dagster.embedding.provider import LONGEST_ERROR_BYTES, LONGEST_VECTOR_BYTES, SPARE_ANSWER_BYTES, Answer
 from era_dagster.embedding.responses import Verdict
+from era_dagster_tests.fakes import embedding_server
+from era_dagster_tests.fakes.embedding_server import FakeEmbeddingServer, serving
 
 Reply = Callable[[asyncio.StreamWriter], Awaitable[None]]
 
@@ -235,6 +239,60 @@ def test_cookies_are_neither_kept_nor_sent_back() -> None:
 
     asyncio.run(main())
     assert sent == [None] * 3
+
+
+class Doorman(FakeEmbeddingServer):
+    """Remembers how it was asked to let somebody in."""
+
+    def __init__(self) -> None:
+        super().__init__(dimension=2)
+        self.logins: list[str | None] = []
+
+    async def handle(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> embedding_server.Reply:
+        self.logins.append(headers.get("authorization"))
+        return await super().handle(method, path, headers, body)
+
+
+def basic(login: str) -> str:
+    return f"Basic {base64.b64encode(login.encode()).decode()}"
+
+
+@pytest.mark.parametrize("provider", [OllamaProvider, OpenAIProvider])
+@pytest.mark.parametrize(
+    ("user", "key", "login"),
+    [
+        ("admin:hunter2@", None, basic("admin:hunter2")),
+        ("the%20admin:hunter%402%3a%2f@", None, basic("the admin:hunter@2:/")),
+        (":hunter2@", None, basic(":hunter2")),
+        ("hunter2@", None, basic("hunter2:")),
+        ("admin:hunter2@", "sk-key", basic("admin:hunter2")),
+        ("", "sk-key", "Bearer sk-key"),
+        ("", None, None),
+    ],
+)
+def test_user_and_password_of_a_url_let_in_and_stand_in_no_line_of_the_log(
+    provider: type[OllamaProvider | OpenAIProvider],
+    user: str,
+    key: str | None,
+    login: str | None,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    server = Doorman()
+    with serving(server) as url:
+
+        async def main() -> None:
+            asked = provider(url.replace("://", f"://{user}") + "/", server.model, api_key=key)
+            assert asked.url == url
+            assert not isinstance(await asked.identify(5.0, 5.0), Verdict)
+            assert isinstance(await asked.embed(["text"], 5.0), Answer)
+            await asked.close()
+
+        asyncio.run(main())
+    assert set(server.logins) == {login}
+    assert f'{url}/api/embed "' in caplog.text or f'{url}/v1/embeddings "' in caplog.text
+    for secret in ("hunter", "admin", "sk-key", basic("admin:hunter2").split()[1]):
+        assert secret not in caplog.text
 
 
 def test_an_empty_answer_is_called_so() -> None:

@@ -24,6 +24,7 @@ from era_dagster.domain.errors import (
 from era_dagster.domain.stages import STAGES
 from era_dagster.pipeline.ingest import run_stages
 from era_dagster.pipeline.space_build import BuildReport, build_space
+from era_dagster.settings import load_settings
 from era_dagster.storage.database import Database
 from era_dagster.storage.indexes import exact_rows, indexed_tables
 from era_dagster.storage.space_check import check_space
@@ -85,6 +86,14 @@ def states(bench: Workbench) -> dict[int, tuple[str, str]]:
 
 def space(bench: Workbench, space_id: int) -> RegisteredSpace:
     return next(found for found in list_spaces(bench.database) if found.space_id == space_id)
+
+
+def test_the_smallest_pool_is_enough_for_a_build(bench: Workbench) -> None:
+    other = second(filled(bench))
+    settings = load_settings({"ERA_DATABASE_POOL": "2"})
+    with Database(bench.database.url, pool_size=settings.database_pool) as database:
+        built = build_space(other.settings, database, transport=FakeTransport(other.server))
+    assert built.space is not None and built.space.complete
 
 
 def test_a_space_is_built_from_stored_texts_alone_and_holds_what_an_ingest_would(
