@@ -4,6 +4,7 @@ Pure: a snapshot and what is known go in, a plan comes out; the caller reads fil
 Two steps, for files are read only when their stat changed: `plan_drop`, then (after reading) `plan_chapters`.
 """
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -142,7 +143,8 @@ def plan_chapters(
     by chapter. A chapter is gone when its source is gone, or was read and holds it no more, and no source read now holds
     it. A source that is there but was not read keeps what it had, and so does one that left a chapter out as a `Problem`.
     """
-    changed_at = {source.path: youngest_ns(source) for source in snapshot}
+    # What cannot be looked at is as new as can be: it keeps what it had until it is there again, or its name is gone.
+    changed_at = {source.path: youngest_ns(source) if source.files else sys.maxsize for source in snapshot}
     owners = {key: (path, digest) for path, source in known.items() for key, digest in source.chapters.items()}
     candidates: dict[str, PlannedChapter] = {}
     left_out: set[tuple[str, str]] = set()

@@ -123,7 +123,7 @@ def _child(root: Path, path: Path) -> SourceStat | None:
             stat = _folder(path, name)
         elif path.is_file() and path.suffix.lower() == ".json" and not _BY_PRODUCTS.search(path.name):
             stat = _file(path, name)
-        elif path.is_symlink() and not path.exists() and not _BY_PRODUCTS.search(path.name):
+        elif path.is_symlink() and not path.exists() and not _is_no_book(path.name):
             # What it leads to may lie on a disk that is away: a book that shall go takes its link along.
             kind: Literal["folder", "file"] = "file" if path.suffix.lower() == ".json" else "folder"
             obstacle = f"it is a link to {safe_name(str(path.readlink()))}, which is not there"
@@ -144,6 +144,10 @@ def _child(root: Path, path: Path) -> SourceStat | None:
             path=safe, name=name, kind=stat.kind, files=(), obstacle="its name is not valid Unicode; rename it"
         )
     return stat
+
+
+def _is_no_book(name: str) -> bool:
+    return name in _NOT_BOOKS or _BY_PRODUCTS.search(name) is not None
 
 
 def _file(path: Path, name: str) -> SourceStat:

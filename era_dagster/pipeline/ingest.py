@@ -96,7 +96,8 @@ def run_stages(
             if with_files:
                 _files(settings, database, work, outcome, listener)
             watch.progress(receipt, None)
-            note_failures(database, chapters, receipt.chapters_failed, outcome.finished)
+            well = outcome.fatal is None
+            note_failures(database, chapters, receipt.chapters_failed, outcome.finished, well=well)
             if with_files or "vector_tables" in work.stages:
                 listener.whole_refreshed(refresh_combined_index(settings, database, build=not load_goes_on(database)))
             raise_failures(outcome)

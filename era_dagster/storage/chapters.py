@@ -185,6 +185,10 @@ def _write_source(connection: psycopg.Connection, write: ChapterWrite, language:
     if write.entry_vectors is not None:
         values["dead_count"] = len(write.dead)
         values["model"] = write.space.model if write.space else None
+        # Vectors that are written anew and not complete have no stamp: that of an earlier text must not come true again.
+        values[STAMP_COLUMNS["embeddings"]] = None
+        if write.write_vector_tables:
+            values[STAMP_COLUMNS["vector_tables"]] = None
     values |= {STAMP_COLUMNS[stage]: stamp for stage, stamp in write.stamps.items()}
     connection.execute(_upsert_source(tuple(values)), values | {"run_id": write.run_id})
 

@@ -73,7 +73,8 @@ def write_letters(
 ) -> None:
     """Make the open letters of chapter `key` exactly `dead`, in the caller's transaction.
 
-    Their attempts are added to those before; `as_noted`, with a space that is made live, they are all there were.
+    Their attempts are added to those before. `as_noted`, with a space that is made live, they are what was noted of them
+    with it, whatever they were with another one.
     """
     letters = {_identifier(key, text.text): text for text in dead}
     for identifier, text in sorted(letters.items(), key=lambda pair: str(pair[0])):
@@ -84,7 +85,7 @@ def write_letters(
             " message = excluded.message, fingerprint = excluded.fingerprint,"
             " attempts = CASE WHEN %s THEN 0 ELSE d.attempts END + excluded.attempts, last_at = now(),"
             # Who gave a text up does not want to hear of the same failure again.
-            " state = CASE WHEN d.state = 'dropped' AND d.fingerprint = excluded.fingerprint THEN 'dropped'"
+            " state = CASE WHEN NOT %s AND d.state = 'dropped' AND d.fingerprint = excluded.fingerprint THEN 'dropped'"
             " ELSE excluded.state END",
             (
                 identifier,
@@ -95,6 +96,7 @@ def write_letters(
                 text.fingerprint,
                 text.attempts,
                 "dropped" if text.dropped else "open",
+                as_noted,
                 as_noted,
             ),
         )

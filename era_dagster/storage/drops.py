@@ -364,31 +364,33 @@ def note_requested(database: Database, keys: Sequence[str]) -> None:
 
 
 def note_failures(
-    database: Database, tried: Sequence[KnownChapter], failures: Mapping[str, str], finished: Sequence[str]
+    database: Database,
+    tried: Sequence[KnownChapter],
+    failures: Mapping[str, str],
+    finished: Sequence[str],
+    *,
+    well: bool = True,
 ) -> None:
-    """Remember why chapters could not be finished, and forget it for those that could.
+    """Remember why chapters could not be finished, and forget it for those that could; their attempts too, where the run
+    did `well` and what is stored is what the register holds. Else they may be pending still.
 
     Of `tried`, what the register holds otherwise by now has failed in no run: it changed or moved meanwhile.
     """
-    failed = [chapter for chapter in tried if chapter.partition_key in failures]
+    failed = [
+        (each.partition_key, each.source_path, each.content_hash) for each in tried if each.partition_key in failures
+    ]
     with database.connection() as connection:
         _lock(connection, [*failures, *finished])
-        connection.execute(
-            "UPDATE drop_chapters AS d SET failure = i.reason"
-            " FROM unnest(%s::text[], %s::text[], %s::bytea[], %s::text[]) AS i (key, path, hash, reason)"
-            " WHERE (d.partition_key, d.source_path, d.content_hash) = (i.key, i.path, i.hash)"
-            " AND d.failure IS DISTINCT FROM i.reason",
-            (
-                [chapter.partition_key for chapter in failed],
-                [chapter.source_path for chapter in failed],
-                [chapter.content_hash for chapter in failed],
-                [failures[chapter.partition_key] for chapter in failed],
-            ),
+        connection.cursor().executemany(
+            "UPDATE drop_chapters SET failure = %s WHERE (partition_key, source_path, content_hash) = (%s, %s, %s)"
+            " AND failure IS DISTINCT FROM %s",
+            [(failures[each[0]], *each, failures[each[0]]) for each in failed],
         )
         connection.execute(
-            "UPDATE drop_chapters SET failure = NULL, attempts = 0 WHERE partition_key = ANY(%s)"
-            " AND (failure IS NOT NULL OR attempts > 0)",
-            (list(finished),),
+            "UPDATE drop_chapters AS d SET failure = NULL, attempts = CASE WHEN %s AND EXISTS (SELECT FROM doctrine_sources AS s"
+            " WHERE (s.partition_key, s.content_hash) = (d.partition_key, d.content_hash)) THEN 0 ELSE attempts END"
+            " WHERE partition_key = ANY(%s) AND (failure IS NOT NULL OR attempts > 0)",
+            (well, list(finished)),
         )
 
 

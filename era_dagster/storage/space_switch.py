@@ -13,6 +13,7 @@ import psycopg
 from psycopg import sql
 
 from era_dagster.domain.errors import ConfigurationError, PermanentError, TransientError
+from era_dagster.domain.space import canonical_model_name
 from era_dagster.domain.stages import Stage, vector_stamps
 from era_dagster.storage.database import Database, set_lock_timeout
 from era_dagster.storage.dead_letters import DeadText, write_letters
@@ -32,6 +33,11 @@ _SWITCH_WAIT_MS = 250
 _WRITERS_WAIT_MS = 30_000
 _SWITCH_PATIENCE_SECONDS = 60.0
 _PAUSE_SECONDS = 0.1
+_ITS_LETTERS = sql.SQL(
+    "coalesce((SELECT jsonb_agg(jsonb_build_object('text', d.payload, 'error_class', d.error_class, 'message', d.message,"
+    " 'fingerprint', d.fingerprint, 'attempts', d.attempts, 'dropped', d.state = 'dropped')) FROM dead_letters AS d"
+    " WHERE d.partition_key = f.partition_key AND d.stage = 'embeddings' AND d.state <> 'resolved'), '[]')"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,7 +131,8 @@ def _droppable(connection: psycopg.Connection, space_id: int) -> RegisteredSpace
 
 
 def drop_space(database: Database, space_id: int) -> RegisteredSpace:
-    """Remove a space that is not live, with its tables; cached vectors of its model stay. Returns what it was.
+    """Remove a space that is not live, with its tables; returns what it was. Cached vectors of its model stay, unless no
+    digest tells the model from another one of its name, and no other space is of it.
 
     Raises `ConfigurationError` for an unknown or the live space, `TransientError` when it is being built.
     """
@@ -135,6 +142,11 @@ def drop_space(database: Database, space_id: int) -> RegisteredSpace:
         claim(connection, space_id)
         connection.execute(sql.SQL("DROP SCHEMA {} CASCADE").format(sql.Identifier(space.schema)))
         connection.execute("DELETE FROM embedding_spaces WHERE space_id = %s", (space_id,))
+        model = canonical_model_name(space.space.model)
+        if space.space.digest is None and not any(
+            canonical_model_name(other.space.model) == model for other in spaces_in(connection)
+        ):
+            connection.execute("DELETE FROM embedding_cache WHERE model IN (%s, %s)", (model, f"{model}:latest"))
     return space
 
 
@@ -183,21 +195,22 @@ def _note_what_is_left_behind(connection: psycopg.Connection, retired: Registere
         if stamp is not None and stamp == stamps["vector_tables"]
     ]
     connection.execute(
-        "INSERT INTO space_chapters (space_id, partition_key, fingerprint, dead)"
-        " SELECT %s, f.partition_key, f.fingerprint, coalesce((SELECT jsonb_agg(jsonb_build_object('text', d.payload,"
-        " 'error_class', d.error_class, 'message', d.message, 'fingerprint', d.fingerprint, 'attempts', d.attempts,"
-        " 'dropped', d.state = 'dropped'))"
-        " FROM dead_letters AS d WHERE d.partition_key = f.partition_key AND d.stage = 'embeddings'"
-        " AND d.state <> 'resolved'), '[]')"
-        " FROM chapter_fingerprints AS f WHERE f.partition_key = ANY(%s)",
+        sql.SQL(
+            "INSERT INTO space_chapters (space_id, partition_key, fingerprint, dead)"
+            " SELECT %s, f.partition_key, f.fingerprint, {} FROM chapter_fingerprints AS f WHERE f.partition_key = ANY(%s)"
+        ).format(_ITS_LETTERS),
         (retired.space_id, current),
     )
     # What it holds of chapters that are stale in it is noted under no fingerprint, so that a build makes it anew.
     connection.execute(
-        "INSERT INTO space_chapters (space_id, partition_key, fingerprint)"
-        " SELECT %s, partition_key, ''::bytea FROM chunk_embeddings UNION"
-        " SELECT %s, partition_key, ''::bytea FROM doctrine_embeddings_all ON CONFLICT DO NOTHING",
-        (retired.space_id, retired.space_id),
+        sql.SQL(
+            "INSERT INTO space_chapters (space_id, partition_key, fingerprint, dead)"
+            " SELECT %s, f.partition_key, ''::bytea, {} FROM (SELECT partition_key FROM chunk_embeddings UNION"
+            " SELECT partition_key FROM doctrine_embeddings_all UNION"
+            " SELECT partition_key FROM dead_letters WHERE stage = 'embeddings' AND state <> 'resolved') AS f"
+            " ON CONFLICT DO NOTHING"
+        ).format(_ITS_LETTERS),
+        (retired.space_id,),
     )
 
 

@@ -105,7 +105,8 @@ def test_links_that_lead_nowhere_wait_for_what_they_lead_to(drop: Path) -> None:
     (drop / "Loop").symlink_to(drop / "Loop")
     (drop / "Nowhere.json").symlink_to(drop / "missing.json")
     (drop / "01_chapters.json").symlink_to(drop / "missing.json")
-    (drop / ".hidden").symlink_to(drop / "missing.json")
+    for name in (".hidden", "ministers"):
+        (drop / name).symlink_to(drop / "missing.json")
     assert [(stat.name, stat.kind, stat.files) for stat in scan_drop(drop)] == [
         ("Away", "folder", ()),
         ("Loop", "folder", ()),

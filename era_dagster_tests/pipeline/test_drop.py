@@ -526,3 +526,20 @@ def test_a_damaged_record_in_the_newer_of_two_drops_keeps_the_text_of_the_newer(
     look = bench.look()
     assert (look.changed, len(look.troubles)) == ((), 1)
     assert (bench.pending(), bench.rows("SELECT text FROM doctrine_sources")) == ([], ["The new text."])
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs symbolic links")
+def test_a_linked_book_whose_disk_is_away_loses_no_chapter_to_an_older_drop(bench: Workbench, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    for file in bench.drop("ferry", chapter(1, "The old text.")).iterdir():
+        os.utime(file, (1_000_000_000, 1_000_000_000))
+    bench.write("newer.json", one_file("ferry", chapter(1, "The new text."))).rename(disk)
+    (bench.settings.drop_dir / "newer.json").symlink_to(disk)
+    bench.ingest()
+    disk.rename(tmp_path / "unplugged")
+    bench.drop("harbour", chapter(1))
+    look = bench.look()
+    assert (look.new, look.changed, look.gone) == (("harbour/0001",), (), ())
+    assert [known.source_path for known in bench.known() if known.partition_key == "ferry/0001"] == [
+        str(bench.settings.drop_dir / "newer.json")
+    ]

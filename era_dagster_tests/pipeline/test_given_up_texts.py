@@ -142,3 +142,30 @@ def test_a_space_that_is_brought_up_to_date_beside_the_live_one_keeps_what_was_g
     assert beside(bench, model=first, poison=("offends",)) == 1
     promote_space(bench.database, 1, accept_dead=True)
     assert [state for _, state, _ in letters(bench)] == ["open", "dropped"]
+
+
+def test_what_was_given_up_with_one_model_is_not_with_another_one_of_its_name(bench: Workbench) -> None:
+    """Their errors read alike: `ollama pull` gives such models."""
+    half_given_up(bench)
+    first = letters(bench)
+    server = FakeEmbeddingServer(model=bench.server.model, dimension=16)
+    server.digest = "f" * 64
+    server.poison.add("offends")
+    built = build_space(bench.settings, bench.database, transport=FakeTransport(server))
+    assert built.space is not None
+    promote_space(bench.database, built.space.space_id, accept_dead=True)
+    assert {state for _, state, _ in letters(bench)} == {"open"}
+    drop_letters(bench.database, find_letters(bench.database))
+    promote_space(bench.database, 1, accept_dead=True)
+    assert letters(bench) == first
+
+
+def test_a_chapter_without_any_vector_keeps_what_was_given_up_in_it_over_a_switch_and_back(bench: Workbench) -> None:
+    without_a_vector(bench)
+    drop_letters(bench.database, find_letters(bench.database)[:1])
+    states = [(text, state) for text, state, _ in letters(bench)]
+    assert {state for _, state in states} == {"open", "dropped"}
+    promote_space(bench.database, beside(bench), accept_dead=True)
+    beside(bench, model=bench.server.model, poison=tuple(bench.server.poison))
+    promote_space(bench.database, 1, accept_dead=True)
+    assert [(text, state) for text, state, _ in letters(bench)] == states

@@ -23,6 +23,7 @@ from era_dagster.domain.errors import (
 )
 from era_dagster.domain.stages import STAGES
 from era_dagster.embedding.provider import CANARY
+from era_dagster.storage.drops import note_requested
 from era_dagster.storage.search import search_chunks
 from era_dagster_tests.fakes.embedding_server import FakeEmbeddingServer, Fault, serving, vector_of
 from era_dagster_tests.pipeline.workbench import CATEGORIES, PER_RUN, Workbench, chapter, one_file, timeless
@@ -598,3 +599,49 @@ def test_a_chunk_is_not_found_by_the_words_that_it_had_before_it_was_changed(ben
     bench.run()
     assert (bench.count("chunk_embeddings"), bench.pending()) == (vectors, [])
     assert_sound(bench)
+
+
+@pytest.mark.parametrize("stages", [["chunks"], ["chapters"], None])
+def test_a_text_that_comes_back_after_one_that_got_no_vector_at_all_gets_its_vectors_again(
+    bench: Workbench, stages: list[str] | None
+) -> None:
+    bench.drop("ferry", FIRST)
+    bench.ingest()
+    vectors = bench.count("chunk_embeddings"), bench.count("doctrine_embeddings_all")
+    bench.server.poison.add("lighter")
+    bench.drop("ferry", SECOND)
+    with pytest.raises(ChaptersFailed):
+        bench.ingest()
+    bench.drop("ferry", FIRST)
+    bench.look()
+    if stages is None:
+        bench.server.down = True
+        with pytest.raises(EndpointUnavailable):
+            bench.run()
+        bench.server.down = False
+    else:
+        bench.run(stages)
+    bench.ingest()
+    assert (bench.count("chunk_embeddings"), bench.count("doctrine_embeddings_all")) == vectors
+    assert_sound(bench)
+
+
+def test_a_chapter_whose_file_cannot_be_written_is_not_requested_at_every_tick(bench: Workbench) -> None:
+    bench.drop("ferry", FIRST)
+    bench.look()
+    bench.settings.data_dir.mkdir(parents=True, exist_ok=True)
+    bench.settings.ministers_dir.write_text("not a folder", encoding="utf-8")
+    for attempts in (1, 2):
+        note_requested(bench.database, ["ferry/0001"])
+        with pytest.raises(StorageError):
+            bench.run()
+        assert [known.attempts for known in bench.pending()] == [attempts]
+
+
+def test_a_source_that_changed_since_the_last_look_is_not_requested_at_every_tick(bench: Workbench) -> None:
+    bench.drop("ferry", FIRST)
+    bench.look()
+    bench.drop("ferry", SECOND)
+    note_requested(bench.database, ["ferry/0001"])
+    bench.run()
+    assert [known.attempts for known in bench.pending()] == [1]

@@ -9,6 +9,7 @@ import pytest
 
 from era_dagster.domain.errors import BadVectors
 from era_dagster.pipeline.space_build import build_space
+from era_dagster.storage.space_switch import drop_space
 from era_dagster.storage.table_audit import damaged_cache_keys, table_faults
 from era_dagster_tests.fakes.embedding_server import FakeEmbeddingServer, serving, vector_of
 from era_dagster_tests.pipeline.workbench import Workbench, chapter
@@ -95,3 +96,20 @@ def test_a_model_is_remembered_once_and_only_where_its_server_tells_no_digest(
     server.model = "second"
     build_space(bench.settings, bench.database)
     assert bench.count("embedding_cache", "model = 'second'") == made
+
+
+def test_a_model_whose_last_space_is_dropped_is_forgotten_with_its_vectors(
+    bench: Workbench, server: Changeable
+) -> None:
+    """Else those of a wrong model would be taken for the right one's, which would be refused."""
+    ingest(bench, "ferry")
+    kept = bench.count("embedding_cache")
+    server.weights, server.model = "others ", "second"
+    settings = replace(bench.settings, embedding_model="second")
+    wrong = build_space(settings, bench.database).space
+    assert wrong is not None
+    drop_space(bench.database, wrong.space_id)
+    assert bench.count("embedding_cache") == kept
+    server.weights = ""
+    right = build_space(settings, bench.database).space
+    assert right is not None and right.complete

@@ -167,13 +167,19 @@ def test_a_failure_is_kept_until_the_chapter_is_finished(database: Database) -> 
         ]
 
 
-def test_a_run_that_finished_a_chapter_leaves_no_attempts_behind(database: Database) -> None:
-    """They count runs that did not: the next one, for another reason, need not wait for them."""
-    record(database, look(chapters={"ferry/0001": b"a", "ferry/0002": b"b"}))
+@pytest.mark.parametrize(("well", "stored", "attempts"), [(True, True, 0), (False, True, 1), (True, False, 1)])
+def test_a_run_that_finished_a_chapter_leaves_no_attempts_behind(
+    database: Database, well: bool, stored: bool, attempts: int
+) -> None:
+    """They count runs that did not: the next one, for another reason, need not wait for them. Where the run itself failed, or
+    stored another text than is there, the chapter is pending still."""
+    finished, failed = make_chapter(1), make_chapter(2)
+    store(database, finished if stored else make_chapter(1, "Another text."))
     keys = ["ferry/0001", "ferry/0002"]
+    record(database, look(chapters=dict(zip(keys, (finished.content_hash, failed.content_hash), strict=True))))
     note_requested(database, keys)
-    note_failures(database, find_chapters(database, keys), {"ferry/0002": "no"}, ["ferry/0001"])
-    assert [only(database, key).attempts for key in keys] == [0, 1]
+    note_failures(database, find_chapters(database, keys), {"ferry/0002": "no"}, ["ferry/0001"], well=well)
+    assert [only(database, key).attempts for key in keys] == [attempts, 1]
 
 
 @pytest.mark.parametrize("noted", ["failures", "requests"])
