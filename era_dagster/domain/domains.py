@@ -53,14 +53,17 @@ _WINDOWS_RESERVED = frozenset(
 )
 # "all" is the name of the table and of the index over every domain.
 _RESERVED = _WINDOWS_RESERVED | {"all"}
+# What PostgreSQL and we call the indexes of a domain's table: an index and a table cannot have one name.
+_INDEX_NAME = re.compile(r"(?:^|_)(?:pkey|idx[0-9]*|nn)$")
+_DOMAIN = "_domain"
 
 
 def fold_domain(raw: object) -> DomainName | None:
     """The domain that `raw` (a string, or an object that holds its name) names; None when nothing usable is in it.
 
     The slug: NFKD to ASCII, lower case, `&` = `and`, every other run of characters = `_`, at most 40 characters (a
-    longer one is cut and ends in 8 hex digits of its SHA-256). Reserved names (`all`, and `con`, `aux`, ... on Windows)
-    end in `_domain`. `spelling` is the cleaned name as written, at most 200 characters.
+    longer one is cut and ends in 8 hex digits of its SHA-256). Reserved names (`all`; `con`, `aux`, ... on Windows; what ends
+    as the names of indexes do) end in `_domain`. `spelling` is the cleaned name as written, at most 200 characters.
     """
     name = _name(raw)
     if name is None:
@@ -74,8 +77,8 @@ def slugify_domain(name: str) -> str:
     """The slug of a domain name as in `fold_domain`; empty when no ASCII letter or digit is left. Idempotent."""
     ascii_name = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode("ascii").lower()
     slug = _NOT_SLUG.sub("_", ascii_name.replace("&", " and ")).strip("_")
-    if slug in _RESERVED:
-        return f"{slug}_domain"
+    if slug in _RESERVED or (len(slug) <= _SLUG_CHARS and _INDEX_NAME.search(slug)):
+        slug += _DOMAIN
     if len(slug) > _SLUG_CHARS:
         digest = hashlib.sha256(slug.encode("ascii")).hexdigest()[:_HASH_DIGITS]
         return f"{slug[: _SLUG_CHARS - _HASH_DIGITS - 1].rstrip('_')}_{digest}"

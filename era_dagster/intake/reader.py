@@ -123,11 +123,12 @@ def _read_file(path: Path) -> tuple[BookRead, ...]:
     records = [content] if isinstance(content, dict) else as_list(content, path)
     shelf = _Shelf(path, safe_name(path.stem), book_slug(path.stem))
     for position, record in enumerate(records):
-        index = shelf.index(record, position)
+        named = record if isinstance(record, dict) else {}
+        name = next((named[key] for key in ("book", "book_slug") if _is_name(named.get(key))), path.stem)
+        slug = book_slug(name)
+        index = shelf.index(record, position, slug)
         if index is None:
             continue
-        name = next((record[key] for key in ("book", "book_slug") if _is_name(record.get(key))), path.stem)
-        slug = book_slug(name)
         text, reason = _text(record)
         defect = _defect(record)
         doctrine = _doctrine(record)
@@ -158,18 +159,24 @@ class _Shelf:
         self._reported = frozenset(problem.reason for problem in self._problems)
         self._file = file
 
-    def index(self, record: Any, position: int) -> int | None:
-        """The chapter index of a record; None, with the problem noted, when it has none."""
+    def index(self, record: Any, position: int, slug: str | None = None) -> int | None:
+        """The chapter index of a record of the book `slug`; None, with the problem noted, when it has none, or is of no use."""
         if not isinstance(record, dict):
             self._problem(f"[{position}]", f"{kind_of(record)} stands where a chapter's object should")
             return None
         twice = sorted(record.keys_twice.intersection(_READ_KEYS)) if isinstance(record, RepeatedKeys) else ()
-        if twice:
-            self._problem(f"[{position}].{twice[0]}", "the key occurs twice in one object")
-            return None
         raw = record.get("chapter_index")
         index = _whole_number(raw)
-        if index is not None and 0 <= index <= LAST_CHAPTER:
+        if index is not None and not 0 <= index <= LAST_CHAPTER:
+            index = None
+        if twice:
+            location, reason = f"[{position}].{twice[0]}", "the key occurs twice in one object"
+            if index is None or _SAYS_WHICH_CHAPTER.intersection(twice):
+                self._problem(location, reason)
+            else:
+                self.reject(location, reason, index, slug)
+            return None
+        if index is not None:
             return index
         reason = "it is missing" if raw is None else f"{_shown(raw)} is no whole number from 0 to {LAST_CHAPTER}"
         self._index_problem(position, reason)
@@ -231,6 +238,7 @@ class _Shelf:
         self._problems.append(Problem(path=self._file, location=location, reason=reason, partition_key=key))
 
 
+_SAYS_WHICH_CHAPTER = frozenset({"chapter_index", "book", "book_slug"})
 _READ_KEYS = (*DOCTRINE_FIELDS, "chapter_index", "chapter_title", "raw_text", "text", "book", "book_slug")
 
 

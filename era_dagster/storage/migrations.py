@@ -25,6 +25,8 @@ def migrate(url: str) -> list[str]:
     """
     files = _files()
     with driver_errors(), _lacking_rights(), psycopg.connect(url, connect_timeout=10) as connection:
+        # A schema of the user's name, or a path that somebody set, would take our tables in: everything else looks in public.
+        connection.execute("SET LOCAL search_path = public")
         applied = _applied(connection)
         if applied is not None and all(name in applied for name, _ in files):
             _check_unchanged(files, applied)
@@ -88,7 +90,9 @@ def _applied(connection: psycopg.Connection) -> dict[str, bytes] | None:
     row = connection.execute("SELECT to_regclass('public.schema_migrations') IS NOT NULL").fetchone()
     if row is None or not row[0]:
         return None
-    return {name: bytes(digest) for name, digest in connection.execute("SELECT name, sha256 FROM schema_migrations")}
+    return {
+        name: bytes(digest) for name, digest in connection.execute("SELECT name, sha256 FROM public.schema_migrations")
+    }
 
 
 def _check_unchanged(files: list[tuple[str, str]], applied: dict[str, bytes]) -> None:

@@ -99,3 +99,17 @@ def test_an_alias_table_ends_at_names_that_have_no_alias_or_is_refused(table: di
     assert not set(folded.values()) & set(folded)
     assert all(slugify_domain(slug) == slug for slug in (*folded, *folded.values()))
     assert fold_aliases(folded) == folded
+
+
+@pytest.mark.parametrize(
+    "name", ["pkey", "all pkey", "Risk PKEY", "partition key idx", "timing partition_key idx1", "risk nn"]
+)
+def test_no_domain_has_the_name_of_an_index(name: str) -> None:
+    slug = slugify_domain(name)
+    assert slug.endswith("_domain")
+    assert slugify_domain(slug) == slug
+
+
+def test_a_long_name_that_ends_like_an_index_stays_short_enough_for_a_table() -> None:
+    assert all(len(slugify_domain("x" * length + " idx")) <= 40 for length in range(60))
+    assert slugify_domain("pidx") == "pidx"

@@ -212,6 +212,27 @@ def test_what_is_no_regular_file_is_named_and_not_waited_for(write_book: WriteBo
         read_source(book)
 
 
+@pytest.mark.parametrize(
+    ("twice", "left_out"),
+    [
+        ('"chapter_title": "A", "chapter_title": "A"', "ferry/0001"),
+        ('"book": "ferry", "rules": [], "rules": []', "ferry/0001"),
+        ('"book": "mill", "rules": [], "rules": []', "mill/0001"),
+        ('"chapter_index": 1', None),
+        ('"book": "mill", "book": "mill"', None),
+    ],
+)
+def test_a_key_that_is_there_twice_leaves_out_the_chapter_where_it_is_known_which(
+    drop: Path, twice: str, left_out: str | None
+) -> None:
+    path = drop / "ferry.json"
+    path.write_text('[{"chapter_index": 1, "text": "A text.", ' + twice + "}]", encoding="utf-8")
+    book = read_one(path)
+    (problem,) = book.problems
+    assert (problem.reason, problem.partition_key) == ("the key occurs twice in one object", left_out)
+    assert book.chapters == ()
+
+
 def test_a_name_that_no_store_takes_is_written_with_escapes(drop: Path) -> None:
     path = drop / "x.json"
     path.write_text(json.dumps({"chapter_index": 1, "text": TEXT, "book": "a\x00\ud800b"}), encoding="utf-8")

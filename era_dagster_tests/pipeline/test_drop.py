@@ -543,3 +543,17 @@ def test_a_linked_book_whose_disk_is_away_loses_no_chapter_to_an_older_drop(benc
     assert [known.source_path for known in bench.known() if known.partition_key == "ferry/0001"] == [
         str(bench.settings.drop_dir / "newer.json")
     ]
+
+
+@pytest.mark.parametrize("file", ["01_chapters.json", "02_doctrine.json"])
+def test_a_key_that_is_there_twice_takes_nothing_from_what_is_stored(bench: Workbench, file: str) -> None:
+    """Half of the chapter stood for the whole of it: its chunks were removed, or its entries and their minister files."""
+    book = bench.drop("ferry", chapter(1, "A text.", rules=["A rule."]))
+    bench.ingest()
+    text = (book / file).read_text(encoding="utf-8")
+    bench.write(
+        f"ferry/{file}", text.replace('"chapter_title"', '"chapter_title": null, "chapter_title"').encode("utf-8")
+    )
+    assert (book / file).read_text(encoding="utf-8") != text
+    look = bench.look()
+    assert (look.changed, look.gone, len(look.troubles), bench.pending()) == ((), (), 1, [])

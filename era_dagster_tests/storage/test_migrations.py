@@ -7,6 +7,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from psycopg import sql
 
 from era_dagster.domain.errors import ConfigurationError, DatabaseUnavailable
 from era_dagster.storage.database import Database, with_database
@@ -75,3 +76,20 @@ def test_a_migration_that_fails_leaves_nothing(empty_url: str) -> None:
 def test_a_database_that_is_not_there_is_said_in_one_sentence(postgres_server: str) -> None:
     with pytest.raises(DatabaseUnavailable, match="cannot be reached"):
         migrate(with_database(postgres_server, "nowhere"))
+
+
+@pytest.mark.parametrize(
+    "path", ["CREATE SCHEMA {}", 'CREATE SCHEMA app; ALTER DATABASE "unmigrated" SET search_path = app, public']
+)
+def test_the_schema_is_made_in_public_whatever_the_search_path_is(empty_url: str, path: str) -> None:
+    """Else everything was made in the other schema, where nothing looks for it, and no later command worked."""
+    with psycopg.connect(empty_url, autocommit=True) as connection:
+        user = sql.Identifier(connection.info.user)
+        connection.execute(sql.SQL(path).format(user) if "{}" in path else path.encode())
+    assert migrate(empty_url) != []
+    assert migrate(empty_url) == []
+    with psycopg.connect(empty_url) as connection:
+        found = connection.execute(
+            "SELECT DISTINCT schemaname FROM pg_tables WHERE schemaname !~ '^(pg_|information_)'"
+        )
+        assert found.fetchall() == [("public",)]
