@@ -1,7 +1,8 @@
 """Writes what a run counts into the database, from a thread of its own, at intervals and at the end; never harms the run.
 
-Nothing here raises into the run: a database that is away leaves the figures waiting in memory, a webhook that is slow or
-down is tried again by whoever writes next. Durations come from the monotonic clock, times from the database.
+Nothing here raises into the run: a database that is away leaves the figures waiting in memory, figures that it never takes are
+dropped, a webhook that is slow or down is tried again by whoever writes next. Durations come from the monotonic clock, times
+from the database.
 """
 
 import logging
@@ -15,7 +16,8 @@ from typing import Any
 
 import psycopg
 
-from era_dagster.domain.errors import EraError
+from era_dagster.domain.errors import EraError, PermanentError, StorageError
+from era_dagster.domain.identity import safe_name
 from era_dagster.settings import Settings
 from era_dagster.storage.database import driver_errors
 from era_dagster.storage.errors import ErrorGroup, ErrorNote, claim_untold, mark_told
@@ -80,6 +82,7 @@ class Recorder:
         self._written = 0
         self._waiting: FigureWrite | None = None
         self._away = False
+        self._dropped_for = ""
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -119,7 +122,7 @@ class Recorder:
             self._each_interval()
 
     def _write(self, state: RunState) -> bool:
-        """Send what waits, else what is new; True when the database has it."""
+        """Send what waits, else what is new; True when nothing waits any more: the database has it, or never takes it."""
         if self._waiting is None:
             self._waiting = FigureWrite(
                 session_id=self._session,
@@ -129,11 +132,14 @@ class Recorder:
                 state=state,
                 figures=self._figures(),
                 parts=self.tally.take(),
-                errors=[replace(note, message=self._redact(note.message)) for note in self.errors.take()],
+                errors=[replace(note, message=safe_name(self._redact(note.message))) for note in self.errors.take()],
             )
         try:
             write_figures(self._url, self._waiting)
         except EraError as error:
+            if isinstance(error, PermanentError) and not isinstance(error, StorageError):
+                self._drop(error)
+                return True
             if not self._away:
                 _log.warning("Figures wait for the database: %s", error.message, extra={"event": "figures_wait"})
             self._away = True
@@ -142,6 +148,14 @@ class Recorder:
         self._waiting = None
         self._written += 1
         return True
+
+    def _drop(self, error: PermanentError) -> None:
+        """Give up the write that waits, or it would keep all later ones from the database; its number is free again."""
+        self._away = False
+        self._waiting = None
+        if error.message != self._dropped_for:
+            _log.warning("Figures of this run are lost: %s", error.message, extra={"event": "figures_dropped"})
+        self._dropped_for = error.message
 
     def _tell_new_errors(self, seconds: float) -> None:
         """POST each new group to the webhook; one that fails is tried again after a minute by any run."""

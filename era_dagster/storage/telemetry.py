@@ -5,7 +5,8 @@ figures are here at all is docs/adr/0016-metrics-in-the-database.md.
 """
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
@@ -16,6 +17,7 @@ from psycopg import sql
 from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
 
+from era_dagster.domain.errors import PermanentError, StorageError
 from era_dagster.storage.database import Database, driver_errors, live_runs
 from era_dagster.storage.errors import ErrorNote, write_errors
 from era_dagster.telemetry.catalogue import RUNS_ENDED
@@ -67,9 +69,11 @@ class RunFigures:
 def write_figures(url: str, write: FigureWrite) -> None:
     """Count one write, on a connection of its own: the run's pool may be busy, or broken.
 
-    Sent twice it counts once. Raises `DatabaseUnavailable`, `StorageError` or `TransientError`.
+    Sent twice it counts once. Raises `TransientError` or `StorageError` where the same write may be taken later, and
+    `PermanentError` for a value that the database never takes. A figure that is not finite is stored as null.
     """
     with (
+        _every_refusal(),
         driver_errors(),
         psycopg.connect(
             url, connect_timeout=_CONNECT_SECONDS, options=_PATIENCE, application_name="era_dagster telemetry"
@@ -87,13 +91,25 @@ def write_figures(url: str, write: FigureWrite) -> None:
             {
                 "number": write.number,
                 "state": write.state,
-                "figures": Jsonb(write.figures),
+                "figures": Jsonb(write.figures, dumps=orjson.dumps),
                 "session_id": write.session_id,
             },
         ).rowcount
         if counted:
             _add(connection, write.parts)
             write_errors(connection, write.run_id, write.errors)
+
+
+@contextmanager
+def _every_refusal() -> Iterator[None]:
+    """What `driver_errors` leaves: values that cannot even be sent, and a server that takes no writes (a standby)."""
+    try:
+        yield
+    except (UnicodeEncodeError, orjson.JSONEncodeError) as error:
+        raise PermanentError(f"A value cannot be sent to PostgreSQL: {error}.") from error
+    except psycopg.Error as error:
+        reason = str(error).partition("\n")[0]
+        raise StorageError(f"PostgreSQL refuses to write: {reason}.") from error
 
 
 def settle_killed(database: Database) -> int:
