@@ -60,7 +60,8 @@ class KnowledgeBase:
     def open(cls, settings: Settings | None = None, *, url: str | None = None) -> Self:
         """Connect to the database at `url`, or to the one `settings` (or else the environment) names.
 
-        The embedded server is started, and the schema made, where need be. Raises `ConfigurationError` for a wrong
+        The embedded server is started, and the schema made, where need be; for it, variables that tell libpq of another
+        one (`PGSERVICE`, `PGOPTIONS`) leave the environment of this process. Raises `ConfigurationError` for a wrong
         setting, `DatabaseUnavailable` when the database cannot be reached.
         """
         from era_dagster.intake.aliases import domain_aliases

@@ -22,6 +22,8 @@ from era_dagster.domain.errors import ConfigurationError, DatabaseUnavailable
 from era_dagster.settings import Settings, load_settings
 from era_dagster.storage.database import checked_address, database_url, driver_errors, with_database
 
+_OWN = "ERA_DAGSTER_DATABASE_URL"
+
 
 @contextmanager
 def storage_errors() -> Iterator[None]:
@@ -76,7 +78,9 @@ def dagster_url(settings: Settings) -> str:
     The driver is named in the URL: with SQLAlchemy 2.1 a plain `postgresql://` selects psycopg 3, on which
     dagster-postgres 0.29 fails at its first NOTIFY.
     """
-    return _for_dagster(settings.dagster_database_url or _beside(database_url(settings)))
+    if settings.dagster_database_url is None:
+        return _for_dagster(_beside(database_url(settings)))
+    return _for_dagster(checked_address(settings.dagster_database_url, _OWN))
 
 
 def storage_is_there(settings: Settings) -> bool:
@@ -96,7 +100,7 @@ def storage_is_there(settings: Settings) -> bool:
                     return False
             url = with_database(url, name)
         else:
-            psycopg.connect(checked_address(url, "ERA_DAGSTER_DATABASE_URL"), connect_timeout=10).close()
+            psycopg.connect(checked_address(url, _OWN), connect_timeout=10).close()
     return are_there(_for_dagster(url))
 
 

@@ -11,7 +11,7 @@ from era_dagster.domain.errors import ConfigurationError, EraError
 from era_dagster.domain.stages import Stage
 from era_dagster.pipeline.ingest import stamp_rules
 from era_dagster.settings import Settings
-from era_dagster.storage.database import Database, driver_errors, with_database
+from era_dagster.storage.database import Database, checked_address, driver_errors, with_database
 from era_dagster.storage.migrations import migrate
 from era_dagster.storage.scrape import Gauge, build, dagster_gauges, read_figures, up
 from era_dagster.telemetry.exposition import Figures
@@ -59,7 +59,9 @@ def _dagster(settings: Settings, url: str) -> list[Gauge]:
         with driver_errors():
             with _connect(url) as connection:
                 name = connection.info.dbname
-            with _connect(settings.dagster_database_url or with_database(url, f"{name}_dagster")) as connection:
+            own = settings.dagster_database_url
+            at = checked_address(own, "ERA_DAGSTER_DATABASE_URL") if own else with_database(url, f"{name}_dagster")
+            with _connect(at) as connection:
                 return dagster_gauges(connection)
     except EraError:
         return []

@@ -56,7 +56,7 @@ def database_url(settings: Settings) -> str:
 
 
 def checked_address(url: str, variable: str) -> str:
-    """The URL, when the driver understands it. Its own error would quote what it does not: at times the password."""
+    """The URL, when all who get it read the same from it. Their own errors would quote it: at times the password."""
     if not _is_address(url):
         raise ConfigurationError(
             f"{variable} is not the address of a PostgreSQL database.",
@@ -66,16 +66,48 @@ def checked_address(url: str, variable: str) -> str:
 
 
 def _is_address(url: str) -> bool:
-    try:
-        return "@" not in str(conninfo_to_dict(url).get("host", ""))
-    except psycopg.ProgrammingError:
+    """Does libpq, which connects, read the same from it as the standard library, with which `with_database` takes it apart?
+
+    Where a password holds `#`, `/`, `?`, `@` or brackets as they are, each finds another host in the URL, or none.
+    """
+    if not url.startswith(("postgresql://", "postgres://")):
         return False
+    try:
+        theirs = {name: str(value) for name, value in conninfo_to_dict(url).items()}
+        parts = urllib.parse.urlsplit(url)
+        ours = {
+            "user": parts.username,
+            "password": parts.password,
+            "host": parts.hostname,
+            "port": parts.port,
+            "dbname": parts.path[1:],
+        }
+    except (psycopg.ProgrammingError, ValueError):
+        return False
+    if "#" in url or "@" in parts.path or parts.netloc.endswith(":"):
+        return False
+    ours |= {name: value for name, value in _query(parts.query) if name in ours}
+    # The standard library writes host names small; libpq has a comma for each further host that is given no port.
+    theirs |= {"host": theirs.get("host", "").lower(), "port": theirs.get("port", "").strip(",")}
+    ours = {name: urllib.parse.unquote(str(value or "")) for name, value in ours.items()}
+    ours |= {"host": ours["host"].lower(), "port": ours["port"].strip(",")}
+    return "@" not in theirs["host"] and all(value == theirs.get(name, "") for name, value in ours.items())
+
+
+def _query(query: str) -> Iterator[tuple[str, str]]:
+    """Names and values as libpq has them: only `&` separates, and a plus sign is one."""
+    for pair in query.split("&"):
+        name, _, value = pair.partition("=")
+        yield urllib.parse.unquote(name), value
 
 
 def with_database(url: str, name: str) -> str:
     """The same server's URL for another database."""
     parts = urllib.parse.urlsplit(url)
-    return urllib.parse.urlunsplit((parts.scheme, parts.netloc, f"/{urllib.parse.quote(name)}", parts.query, ""))
+    # In the query the old name would count, not the new one in the path.
+    query = "&".join(pair for pair in parts.query.split("&") if next(_query(pair))[0] != "dbname")
+    # Put together by hand: `urlunsplit` loses the two slashes before an empty host, as in postgresql:///era?host=/tmp.
+    return f"{parts.scheme}://{parts.netloc}/{urllib.parse.quote(name)}{query and '?'}{query}"
 
 
 @contextmanager

@@ -25,6 +25,25 @@ from era_dagster.storage.server_cluster import PORT, WINDOWS, Cluster
 
 _DATABASE = "era"
 _POLL_SECONDS = 0.05
+# What libpq takes from the environment where a URL is silent, and what would keep it from this server or change how it works.
+# Host, port, user and database stand in the URL; no password is asked for; whether TLS is wanted means nothing to a socket file.
+_NOT_FOR_IT = (
+    "PGSERVICE",
+    "PGHOSTADDR",
+    "PGTARGETSESSIONATTRS",
+    "PGLOADBALANCEHOSTS",
+    "PGREQUIREAUTH",
+    "PGREQUIREPEER",
+    "PGCHANNELBINDING",
+    "PGGSSENCMODE",
+    "PGSSLNEGOTIATION",
+    "PGCONNECT_TIMEOUT",
+    "PGOPTIONS",
+    "PGCLIENTENCODING",
+    "PGDATESTYLE",
+    "PGTZ",
+    "PGGEQO",
+)
 # A live server nobody can reach for so long has lost its socket (a cleaner of temporary folders) or is stopping anyway.
 _UNREACHABLE_SECONDS = 5.0
 
@@ -120,6 +139,10 @@ class EmbeddedServer:
                 return was_running
 
     def _ask(self) -> _Answer:
+        # Gone for the whole process and what it starts: connections are made later too, by pools, by Dagster, by children.
+        # One that is refused for such a variable would look like a server that nobody can reach, and it would be ended.
+        for name in _NOT_FOR_IT:
+            os.environ.pop(name, None)
         # Without the pid file there is at most the dying server of a home that was deleted under it.
         if not (self._cluster.data / "postmaster.pid").exists():
             return _Answer.NOBODY

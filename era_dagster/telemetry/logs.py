@@ -4,6 +4,7 @@ An event is logged with `extra={"event": ..., ...}`; its fields become keys of t
 context variable, so that no function passes it on. Nothing here opens a database or knows Dagster.
 """
 
+import json
 import logging
 import logging.handlers
 import os
@@ -37,6 +38,17 @@ FIELDS = ("event", "run_id", "partition", "stage", "request_id")
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 _URL_PASSWORD = re.compile(r"(://[^/\s:@]*:)[^@\s/]+(@)")
+_QUERY_PASSWORD = re.compile(r"([?&]password=)[^&\s\"']+")
+# A setting may be no right URL, and its password hold what ends one: what may be the password is taken for one, by each reading.
+_PASSWORDS = tuple(
+    re.compile(pattern, re.DOTALL)
+    for pattern in (
+        r"://[^/?#:@]*:([^@]+)@",
+        r"://[^/?#:@]*:([^/?#]+)@",
+        r"://[^/?#:@]*:(.+)@",
+        r"(?:^|[?&\s])password\s*=\s*'?([^&\s']+)",
+    )
+)
 _LEAST_SECRET_CHARS = 4
 
 
@@ -65,19 +77,20 @@ class Redactor:
     def __init__(self, secrets: Iterable[str]) -> None:
         # A shorter one would tear holes into ordinary words. In a JSON line a quotation mark stands with its backslash.
         known = {secret for secret in secrets if len(secret) >= _LEAST_SECRET_CHARS}
-        self._secrets = sorted(known | {orjson.dumps(secret).decode()[1:-1] for secret in known}, key=len)[::-1]
+        in_json = {json.dumps(secret, ensure_ascii=False)[1:-1] for secret in known}
+        self._secrets = sorted(known | in_json, key=len, reverse=True)
 
     def __call__(self, text: str) -> str:
         """The text without them."""
         for secret in self._secrets:
             text = text.replace(secret, "***")
-        return _URL_PASSWORD.sub(r"\1***\2", text)
+        return _QUERY_PASSWORD.sub(r"\1***", _URL_PASSWORD.sub(r"\1***\2", text))
 
 
 def redactor(settings: Settings) -> Redactor:
-    """One that knows the secrets of these settings, and the passwords inside their URLs."""
+    """One that knows the secrets of these settings, and the passwords inside their URLs, right ones or not."""
     values = [str(value) for name in SECRETS if (value := getattr(settings, name)) is not None]
-    passwords = [password for value in values if (password := urllib.parse.urlsplit(value).password)]
+    passwords = [password for value in values for pattern in _PASSWORDS for password in pattern.findall(value)]
     return Redactor([*values, *passwords, *map(urllib.parse.unquote, passwords)])
 
 

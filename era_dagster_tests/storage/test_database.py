@@ -1,4 +1,4 @@
-"""What is said when the pool has no connection to lend: whether ours are all in use, or the server gives none."""
+"""Which addresses are taken, and what is said when the pool has no connection to lend: all in use, or none given."""
 
 import time
 from collections.abc import Iterator
@@ -8,8 +8,8 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from era_dagster.domain.errors import DatabaseUnavailable
-from era_dagster.storage.database import Database
+from era_dagster.domain.errors import ConfigurationError, DatabaseUnavailable
+from era_dagster.storage.database import Database, checked_address, with_database
 
 WAIT_SECONDS = 0.5
 
@@ -56,3 +56,61 @@ def test_a_pool_that_failed_work_gave_its_connections_back_to_is_not_taken_for_l
             asked(small)
         admin.execute(sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS true").format(sql.Identifier(str(name))))
     assert asked(small) == 42
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "postgresql://era:s3cr#et9@/era?host=%2Ftmp%2Fera",
+        "postgresql://era:s3cr#et9@db.example:5432/era",
+        "postgresql://era:12#et9@db.example:5432/era",
+        "postgresql://era:s3[cr]et9@db.example/era",
+        "postgresql://era:[s3cret9@db.example/era",
+        "postgresql://era:s3cr/et9@db.example/era",
+        "postgresql://era:12/s3cret9@db.example/era",
+        "postgresql://era:12?s3cret9@db.example/era",
+        "postgresql://era:s3cr@et9@db.example/era",
+        "postgresql://era:s3cret9%@db.example/era",
+        "postgresql://era:s3cret9%ff@db.example/era",
+        "postgresql://era:s3cret9\udcff@db.example/era",
+        "postgresql://era:s3cret9@db.example:/era",
+        "postgresql://era:s3cret9@db.example:54320000/era",
+        "postgresql://era:s3cret9@db.example/era#part",
+        "postgresql://era:s3cret9@one.example:5432,two.example:5433/era",
+        "postgresql+psycopg2://era:s3cret9@db.example/era",
+        "mysql://era:s3cret9@db.example/era",
+        "host=db.example dbname=era password=s3cret9",
+        "s3cret9",
+        "",
+    ],
+)
+def test_an_address_that_two_readers_take_for_different_ones_is_refused_without_a_word_of_it(address: str) -> None:
+    with pytest.raises(ConfigurationError) as refused:
+        checked_address(address, "ERA_DATABASE_URL")
+    assert refused.value.message == "ERA_DATABASE_URL is not the address of a PostgreSQL database."
+    assert "%XX" in refused.value.hint
+    assert refused.value.__cause__ is refused.value.__context__ is None
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "postgresql://era@Db.Example:5432/era",
+        "postgres://db.example/era",
+        "postgresql://era:s3cr%23et%40%2F%5B9@db.example:5432/era?sslmode=require",
+        "postgresql://era:s3;c:r+et9@db.example/era",
+        "postgresql://era@[::1]:5433/a%20name",
+        "postgresql://%2Ftmp%2FEra/era",
+        "postgresql://postgres@/era?host=%2Ftmp%2FEra%2C%20too&port=5432",
+        "postgresql://@/era?host=one,two&port=5432,5433&user=era&password=a+b%23",
+        "postgresql://era@one,two/era?target_session_attrs=read-write",
+        "postgresql://era@db.example?dbname=era&options=-c%20statement_timeout%3D5s",
+        "postgresql:///era?host=/tmp",
+        "postgresql://",
+    ],
+)
+def test_an_address_that_all_read_alike_is_taken_and_another_database_of_its_server_found(address: str) -> None:
+    assert checked_address(address, "ERA_DATABASE_URL") == address
+    named = {"dbname": "another name"}
+    beside = with_database(address, "another name")
+    assert psycopg.conninfo.conninfo_to_dict(beside) == psycopg.conninfo.conninfo_to_dict(address) | named

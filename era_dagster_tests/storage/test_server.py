@@ -158,6 +158,36 @@ def test_a_port_in_the_callers_environment_changes_nothing(made_home: Path) -> N
     assert ask(output.strip(), "SELECT answer FROM kept") == 42
 
 
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"PGSERVICE": "nix"},
+        {"PGHOSTADDR": "192.0.2.1"},
+        {"PGTARGETSESSIONATTRS": "standby"},
+        {"PGREQUIREPEER": "nobody-of-that-name", "PGREQUIREAUTH": "scram-sha-256", "PGCHANNELBINDING": "require"},
+        {
+            "PGGSSENCMODE": "require",
+            "PGLOADBALANCEHOSTS": "nonsense",
+            "PGSSLNEGOTIATION": "direct",
+            "PGCONNECT_TIMEOUT": "nonsense",
+        },
+        {"PGOPTIONS": "-c nonsense=1", "PGDATESTYLE": "nonsense", "PGTZ": "nonsense", "PGCLIENTENCODING": "nonsense"},
+        {"PGSSLMODE": "verify-full", "PGSSLROOTCERT": "nowhere", "PGPASSFILE": "nowhere", "PGPASSWORD": "wrong"},
+    ],
+    ids="+".join,
+)
+def test_what_the_environment_says_of_other_servers_neither_hides_nor_ends_this_one(
+    made_home: Path, variables: dict[str, str]
+) -> None:
+    server = EmbeddedServer(made_home)
+    since = started_at(server.ensure_running())
+    with start_in_a_process(made_home, **variables) as process:
+        output, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert output.strip() == server.url()
+    assert started_at(server.url()) == since
+
+
 def test_a_copied_home_is_a_server_of_its_own(made_home: Path, new_home: Callable[[str], Path]) -> None:
     second = new_home("second")
     shutil.copytree(made_home, second)

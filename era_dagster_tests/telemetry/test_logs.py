@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from era_dagster.settings import Settings, load_settings
-from era_dagster.telemetry.logs import FIELDS, ITEMS, ROOT, current_run, logging_to
+from era_dagster.telemetry.logs import FIELDS, ITEMS, ROOT, current_run, logging_to, redactor
 
 SECRET = "s3cret-token-of-mine"
 ODD = 'with "quotes" and \\'
@@ -70,6 +70,38 @@ def test_secrets_and_passwords_in_urls_never_reach_a_line(quiet_settings: Settin
     for secret in (SECRET, "hidden", "quotes", "T0K"):
         assert secret not in text
     assert "***" in text
+
+
+@pytest.mark.parametrize(
+    ("address", "password"),
+    [
+        ("postgresql://era@host/db?password=pa55%23word", "pa55#word"),
+        ("postgresql://era@host/db?sslmode=require&password=pa55word", "pa55word"),
+        ("host=host password=pa55word dbname=db", "pa55word"),
+        ("postgresql://era:pa55#word@host/db", "pa55#word"),
+        ("postgresql://era:pa/5@5word@host/db", "pa/5@5word"),
+        ("postgresql://era:pa@55word@host/db?options=a@b", "pa@55word"),
+        ("postgresql://era:[pa55word@host/db", "[pa55word"),
+        ("postgresql://era:pa55\udcffword@host/db", "pa55\udcffword"),
+        ("https://[pa55word", "https://[pa55word"),
+    ],
+)
+@pytest.mark.parametrize("setting", ["database_url", "dagster_database_url", "error_webhook_url"])
+def test_the_password_of_any_address_is_known_be_it_a_right_one_or_not(
+    quiet_settings: Settings, setting: str, address: str, password: str
+) -> None:
+    redact = redactor(replace(quiet_settings, **{setting: address}))
+    assert redact(f"FATAL: {password} is wrong, {address} too") == "FATAL: *** is wrong, *** too"
+
+
+def test_a_password_in_the_query_of_any_url_is_taken_out(quiet_settings: Settings) -> None:
+    line = (
+        '{"at": "postgresql://era@host/db?password=hidden&sslmode=require", "or": "postgres://host/db?password=hidden"}'
+    )
+    assert json.loads(redactor(quiet_settings)(line)) == {
+        "at": "postgresql://era@host/db?password=***&sslmode=require",
+        "or": "postgres://host/db?password=***",
+    }
 
 
 def test_lines_about_single_items_are_written_at_debug_only(quiet_settings: Settings) -> None:
