@@ -162,7 +162,8 @@ def promote(number: int, accept_dead: bool, dry_run: bool, yes: bool, as_json: b
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON; needs --yes or --dry-run.")
 def drop(number: int, dry_run: bool, yes: bool, as_json: bool) -> int:
-    """Remove space NUMBER with its tables; never the live one. Vectors in the cache stay, so it could be built again."""
+    """Remove space NUMBER with its tables; never the live one. Vectors in the cache stay, so it could be built again,
+    unless its server told no digest and no other space is of its model: then they go, too."""
     if as_json and not (yes or dry_run):
         raise click.UsageError("With --json nothing can be asked: add --yes or --dry-run.")
     with open_knowledge_base(settings_from_environment()) as database:

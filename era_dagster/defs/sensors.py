@@ -18,7 +18,8 @@ from era_dagster.domain.stages import STAGES
 from era_dagster.pipeline.drop import look_at_drop
 from era_dagster.pipeline.ingest import stamp_rules
 from era_dagster.pipeline.scheduling import plan_runs, why_they_wait
-from era_dagster.storage.drops import note_requested, pending_chapters
+from era_dagster.storage.attempts import note_requested
+from era_dagster.storage.drops import pending_chapters
 from era_dagster.storage.minister_files import render_due, write_combined_index
 
 # One tick must stay far below Dagster's limit of 60 s; what is left is requested by the next.

@@ -67,7 +67,9 @@ def scan_drop(root: Path) -> tuple[SourceStat, ...]:
     try:
         if root.is_file():
             return (_file(root, "."),)
-        paths = sorted(path for path in root.iterdir() if not _TEMPORARY.search(path.name))
+        paths = sorted(
+            path for path in root.iterdir() if path.name not in _NOT_BOOKS and not _TEMPORARY.search(path.name)
+        )
     except OSError as error:
         raise ConfigurationError(
             f"The drop folder {root} cannot be read: {error.strerror or error}.",
@@ -118,12 +120,12 @@ def _child(root: Path, path: Path) -> SourceStat | None:
     name = safe_name(path.name)
     try:
         if path.is_dir():
-            if path.name in _NOT_BOOKS or (path.is_symlink() and root.is_relative_to(path.resolve())):
+            if path.is_symlink() and root.is_relative_to(path.resolve()):
                 return None
             stat = _folder(path, name)
         elif path.is_file() and path.suffix.lower() == ".json" and not _BY_PRODUCTS.search(path.name):
             stat = _file(path, name)
-        elif path.is_symlink() and not path.exists() and not _is_no_book(path.name):
+        elif path.is_symlink() and not path.exists() and not _BY_PRODUCTS.search(path.name):
             # What it leads to may lie on a disk that is away: a book that shall go takes its link along.
             kind: Literal["folder", "file"] = "file" if path.suffix.lower() == ".json" else "folder"
             obstacle = f"it is a link to {safe_name(str(path.readlink()))}, which is not there"
@@ -144,10 +146,6 @@ def _child(root: Path, path: Path) -> SourceStat | None:
             path=safe, name=name, kind=stat.kind, files=(), obstacle="its name is not valid Unicode; rename it"
         )
     return stat
-
-
-def _is_no_book(name: str) -> bool:
-    return name in _NOT_BOOKS or _BY_PRODUCTS.search(name) is not None
 
 
 def _file(path: Path, name: str) -> SourceStat:

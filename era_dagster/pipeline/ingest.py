@@ -30,9 +30,10 @@ from era_dagster.pipeline.sharing import sharing
 from era_dagster.pipeline.stopping import run_stoppable
 from era_dagster.pipeline.watch import RunWatch, watching
 from era_dagster.settings import Settings, configured_model
+from era_dagster.storage.attempts import note_failures
 from era_dagster.storage.cache import PostgresVectorCache
 from era_dagster.storage.database import Database
-from era_dagster.storage.drops import KnownChapter, note_failures
+from era_dagster.storage.drops import KnownChapter
 from era_dagster.storage.full_text import note_languages
 from era_dagster.storage.indexes import (
     build_vector_indexes,

@@ -140,6 +140,14 @@ def test_a_run_that_loses_its_connections_while_it_waits_for_the_embedding_serve
     assert desk.marked("vector_tables") == {"level/0001", "level/0002"}
 
 
+def sign_of_life(desk: Desk, run_id: str, *, interval: int = 10, age: int = 0, state: str = "running") -> None:
+    desk.sql(
+        "INSERT INTO telemetry_runs (session_id, run_id, interval_seconds, beat_at, state)"
+        " VALUES (gen_random_uuid(), %s, %s, now() - make_interval(secs => %s), %s)",
+        *(run_id, interval, age, state),
+    )
+
+
 @pytest.mark.parametrize(
     ("interval", "age", "status"), [(10, 20, STARTED), (10, 40, FAILURE), (100, 90, STARTED), (3600, 130, FAILURE)]
 )
@@ -148,13 +156,7 @@ def test_a_run_without_a_connection_is_given_up_when_its_sign_of_life_is_too_old
 ) -> None:
     run_id = desk.waiting_run(["level/0001"], STARTED)
     with taking(desk.instance, run_id, ["level/0001"], everything=False):
-        desk.sql(
-            "INSERT INTO telemetry_runs (session_id, run_id, interval_seconds, beat_at)"
-            " VALUES (gen_random_uuid(), %s, %s, now() - make_interval(secs => %s))",
-            run_id,
-            interval,
-            age,
-        )
+        sign_of_life(desk, run_id, interval=interval, age=age)
         settle_runs(desk.instance, desk.database, now=time.time())
         assert status_of(desk.instance, run_id) is status
 
@@ -162,11 +164,7 @@ def test_a_run_without_a_connection_is_given_up_when_its_sign_of_life_is_too_old
 def test_a_run_that_told_its_end_is_given_up_at_once(desk: Desk) -> None:
     run_id = desk.waiting_run(["level/0001"], STARTED)
     with taking(desk.instance, run_id, ["level/0001"], everything=False):
-        desk.sql(
-            "INSERT INTO telemetry_runs (session_id, run_id, interval_seconds, state)"
-            " VALUES (gen_random_uuid(), %s, 10, 'failed')",
-            run_id,
-        )
+        sign_of_life(desk, run_id, state="failed")
         settle_runs(desk.instance, desk.database, now=time.time())
         assert status_of(desk.instance, run_id) is FAILURE
 

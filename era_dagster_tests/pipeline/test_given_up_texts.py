@@ -8,8 +8,8 @@ from era_dagster.domain.errors import ChaptersFailed
 from era_dagster.domain.stages import STAGES
 from era_dagster.pipeline.space_build import build_space
 from era_dagster.pipeline.verify import inspect
+from era_dagster.storage.attempts import note_requested
 from era_dagster.storage.dead_letters import ask_again, drop_letters, find_letters
-from era_dagster.storage.drops import note_requested
 from era_dagster.storage.space_switch import promote_space
 from era_dagster_tests.fakes.embedding_server import FakeEmbeddingServer, FakeTransport
 from era_dagster_tests.pipeline.workbench import Workbench, chapter

@@ -23,7 +23,7 @@ from era_dagster.domain.errors import (
 )
 from era_dagster.domain.stages import STAGES
 from era_dagster.embedding.provider import CANARY
-from era_dagster.storage.drops import note_requested
+from era_dagster.storage.attempts import note_requested
 from era_dagster.storage.search import search_chunks
 from era_dagster_tests.fakes.embedding_server import FakeEmbeddingServer, Fault, serving, vector_of
 from era_dagster_tests.pipeline.workbench import CATEGORIES, PER_RUN, Workbench, chapter, one_file, timeless
@@ -560,15 +560,8 @@ FIRST, SECOND = (
 )
 
 
-@pytest.mark.parametrize("stages", [["chapters", "chunks"], ["chapters"], None])
-def test_a_text_that_is_again_what_its_vectors_were_made_from_is_finished(
-    bench: Workbench, stages: list[str] | None
-) -> None:
-    """Between, it was another one, of which no vectors were made: `None` is a server that was away."""
-    bench.drop("ferry", FIRST)
-    bench.ingest()
-    bench.drop("ferry", SECOND)
-    bench.look()
+def without_vectors(bench: Workbench, stages: list[str] | None) -> None:
+    """Run these stages; None: all of them, while the server is away."""
     if stages is None:
         bench.server.down = True
         with pytest.raises(EndpointUnavailable):
@@ -576,6 +569,18 @@ def test_a_text_that_is_again_what_its_vectors_were_made_from_is_finished(
         bench.server.down = False
     else:
         bench.run(stages)
+
+
+@pytest.mark.parametrize("stages", [["chapters", "chunks"], ["chapters"], None])
+def test_a_text_that_is_again_what_its_vectors_were_made_from_is_finished(
+    bench: Workbench, stages: list[str] | None
+) -> None:
+    """Between, it was another one, of which no vectors were made."""
+    bench.drop("ferry", FIRST)
+    bench.ingest()
+    bench.drop("ferry", SECOND)
+    bench.look()
+    without_vectors(bench, stages)
     bench.drop("ferry", FIRST)
     assert bench.ingest().chapters_stored == 1
     assert bench.pending() == []
@@ -614,13 +619,7 @@ def test_a_text_that_comes_back_after_one_that_got_no_vector_at_all_gets_its_vec
         bench.ingest()
     bench.drop("ferry", FIRST)
     bench.look()
-    if stages is None:
-        bench.server.down = True
-        with pytest.raises(EndpointUnavailable):
-            bench.run()
-        bench.server.down = False
-    else:
-        bench.run(stages)
+    without_vectors(bench, stages)
     bench.ingest()
     assert (bench.count("chunk_embeddings"), bench.count("doctrine_embeddings_all")) == vectors
     assert_sound(bench)

@@ -10,11 +10,11 @@ import psycopg
 import pytest
 
 from era_dagster.pipeline.recorder import Recorder
-from era_dagster.storage.errors import ErrorNote, error_groups
+from era_dagster.storage.errors import error_groups
 from era_dagster.storage.telemetry import read_runs, read_totals
 from era_dagster.telemetry.catalogue import CHAPTERS, ERRORS
 from era_dagster.telemetry.tally import Part
-from era_dagster_tests.pipeline.workbench import Workbench
+from era_dagster_tests.pipeline.workbench import Workbench, error_note
 
 STORED = Part(CHAPTERS.name, ("stored",))
 
@@ -22,17 +22,6 @@ STORED = Part(CHAPTERS.name, ("stored",))
 def recorder(bench: Workbench, *, figures: Callable[[], dict[str, Any]] = dict[str, Any]) -> Recorder:
     settings = replace(bench.settings, metrics_interval_seconds=0.02)
     return Recorder(settings, bench.database.url, "run-1", figures=figures)
-
-
-def note(message: str, fingerprint: str) -> ErrorNote:
-    return ErrorNote(
-        fingerprint=fingerprint,
-        stage="run",
-        error_class="ValueError",
-        message=message,
-        partition_key=None,
-        occurrences=1,
-    )
 
 
 def totals(bench: Workbench) -> dict[Part, float]:
@@ -59,10 +48,10 @@ def test_a_message_that_postgresql_does_not_take_is_stored_with_escapes(
     bench: Workbench, message: str, stored: str
 ) -> None:
     watched = recorder(bench)
-    watched.errors.add(note(message, "f1"))
+    watched.errors.add(error_note(message, "f1"))
     watched.start()
     wait_for(lambda: bool(error_groups(bench.database)))
-    watched.errors.add(note("later", "f2"))
+    watched.errors.add(error_note("later", "f2"))
     watched.tally.add(CHAPTERS, "stored", by=2)
     watched.stop("succeeded")
     assert {group.fingerprint: group.message for group in error_groups(bench.database)} == {"f1": stored, "f2": "later"}
@@ -94,7 +83,7 @@ def test_a_write_that_the_database_never_takes_is_dropped_with_one_warning_and_l
     with caplog.at_level(logging.WARNING, logger="era_dagster"):
         watched.start()
         wait_for(lambda: len(asked) > 3)
-        watched.errors.add(note("later", "f1"))
+        watched.errors.add(error_note("later", "f1"))
         watched.tally.add(CHAPTERS, "stored", by=2)
         watched.stop("succeeded")
     assert [getattr(line, "event", "") for line in caplog.records] == ["figures_dropped"]

@@ -16,13 +16,13 @@ from era_dagster.pipeline.receipt import Receipt
 from era_dagster.pipeline.recorder import Recorder
 from era_dagster.pipeline.scrape import scraper
 from era_dagster.pipeline.watch import RunWatch, describe, duration
-from era_dagster.storage.errors import ErrorNote, error_groups
+from era_dagster.storage.errors import error_groups
 from era_dagster.storage.telemetry import RunFigures, read_runs
 from era_dagster.telemetry.catalogue import CHAPTERS
 from era_dagster.telemetry.exposition import page
 from era_dagster_tests.fakes.embedding_server import BUSY, Fault
 from era_dagster_tests.fakes.webhook import Webhook, webhook
-from era_dagster_tests.pipeline.workbench import Workbench, chapter
+from era_dagster_tests.pipeline.workbench import Workbench, chapter, error_note
 
 
 @pytest.fixture
@@ -268,22 +268,11 @@ def recorder_with(bench: Workbench, hook: Webhook, run_id: str = "run-1") -> Rec
     return Recorder(settings, bench.database.url, run_id, figures=dict[str, Any])
 
 
-def note(message: str = "The server is busy.", fingerprint: str = "f1") -> ErrorNote:
-    return ErrorNote(
-        fingerprint=fingerprint,
-        stage="requests",
-        error_class="EndpointBusy",
-        message=message,
-        partition_key=None,
-        occurrences=1,
-    )
-
-
 def test_the_webhook_hears_of_a_new_kind_of_error_once_and_of_no_secret(bench: Workbench, hook: Webhook) -> None:
     for run_id in ("run-1", "run-2"):
         recorder = recorder_with(bench, hook, run_id)
         recorder.start()
-        recorder.errors.add(note(f"postgresql://u:hidden@h/db and {hook.url} are busy."))
+        recorder.errors.add(error_note(f"postgresql://u:hidden@h/db and {hook.url} are busy."))
         recorder.stop("succeeded")
     (told,) = hook.taken
     assert (told["fingerprint"], told["run_id"], told["error_class"]) == ("f1", "run-1", "EndpointBusy")
@@ -302,7 +291,7 @@ def test_a_webhook_that_is_down_or_refuses_harms_nothing_and_is_told_later(
     recorder = recorder_with(bench, replace(hook, url="http://127.0.0.1:9/T0KEN") if trouble == "down" else hook)
     with caplog.at_level(logging.WARNING, logger="era_dagster"):
         recorder.start()
-        recorder.errors.add(note())
+        recorder.errors.add(error_note())
         recorder.stop("succeeded")
     assert [getattr(line, "event", "") for line in caplog.records] == ["webhook_failed"]
     assert "T0KEN" not in caplog.text
@@ -324,7 +313,7 @@ def test_a_webhook_that_never_answers_holds_the_end_of_a_run_up_for_seconds_only
     recorder = recorder_with(bench, hook)
     recorder.start()
     for number in range(5):
-        recorder.errors.add(note(fingerprint=f"f{number}"))
+        recorder.errors.add(error_note(fingerprint=f"f{number}"))
     recorder.stop("succeeded")
     with bench.database.connection() as connection:
         (run,) = read_runs(connection, running=False, ended=1)

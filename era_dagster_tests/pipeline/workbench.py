@@ -22,6 +22,7 @@ from era_dagster.pipeline.watch import RunReport
 from era_dagster.settings import Settings
 from era_dagster.storage.database import Database
 from era_dagster.storage.drops import KnownChapter, find_chapters, pending_chapters
+from era_dagster.storage.errors import ErrorNote
 from era_dagster_tests.fakes.embedding_server import FakeEmbeddingServer, FakeTransport
 
 CATEGORIES = ("principles", "rules", "claims", "warnings")
@@ -210,3 +211,15 @@ def chapter(
 def one_file(book: str, *chapters: tuple[dict[str, Any], dict[str, Any]]) -> list[dict[str, Any]]:
     """The same chapters in the one-file form."""
     return [{"book": book, **doctrine, **text} for text, doctrine in chapters]
+
+
+def error_note(message: str = "The server is busy.", fingerprint: str = "f1") -> ErrorNote:
+    """One error that a run noted once."""
+    return ErrorNote(
+        fingerprint=fingerprint,
+        stage="requests",
+        error_class="EndpointBusy",
+        message=message,
+        partition_key=None,
+        occurrences=1,
+    )

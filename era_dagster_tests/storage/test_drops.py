@@ -8,6 +8,7 @@ import psycopg
 import pytest
 
 from era_dagster.domain.stages import STAGES, Stage
+from era_dagster.storage.attempts import note_failures, note_requested
 from era_dagster.storage.database import Database
 from era_dagster.storage.drops import (
     KnownChapter,
@@ -15,8 +16,6 @@ from era_dagster.storage.drops import (
     SourceLook,
     find_chapters,
     known_sources,
-    note_failures,
-    note_requested,
     pending_chapters,
     record_look,
     source_troubles,
