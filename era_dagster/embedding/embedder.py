@@ -206,7 +206,7 @@ class Embedder:
 
     def _send_again_what_is_late(self, endpoint: Endpoint, now: float) -> float:
         """Texts of a stuck request travel once more, and the first answer counts; returns when to look again."""
-        late, again_at = endpoint.controller.late(now)
+        late, again_at = endpoint.late(now)
         for ticket in late:
             batch = endpoint.travelling.get(ticket.number)
             if batch is not None and not batch.doubled:

@@ -3,6 +3,7 @@
 The place where a configuration becomes providers and controllers. The queue and the callers are `embedding.embedder`.
 """
 
+import math
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -73,6 +74,11 @@ class Endpoint:
         )
         if self.controller.mode == "down":
             self.loading = True  # a server that comes back loads its model first
+
+    def late(self, now: float) -> tuple[list[Ticket], float]:
+        """Requests that had better be sent again, and when to look again; none of a model in this process: what is computed
+        twice there takes longer for both."""
+        return ([], math.inf) if self._config.provider == "local" else self.controller.late(now)
 
     def is_away(self, now: float, verdict: Verdict) -> None:
         """It did not answer who it is: no caller's text waits for it, it is probed until it does."""

@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 
 from era_dagster.domain.errors import ConfigurationError
+from era_dagster.embedding import endpoint
 from era_dagster.embedding.embed_texts import embed_texts
 from era_dagster.embedding.local import embed_whole
+from era_dagster.embedding.provider import CANARY, Answer, Identified
+from era_dagster_tests.fakes.virtual_time import run_virtually
 
 
 class CountingModel:
@@ -52,3 +55,37 @@ def test_a_text_too_long_is_the_weighted_mean_of_its_pieces_and_nothing_is_cut()
 def test_the_local_provider_holds_one_model_only(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="nomic-embed-text"):
         asyncio.run(embed_texts(["a"], urls=(), model="nomic-embed-text", provider="local", model_dir=tmp_path))
+
+
+class ComputingModel:
+    """In the provider's place: 20 ms a text, but ten seconds for the thirtieth request, as while the machine is busy."""
+
+    url = "the local model"
+
+    def __init__(self) -> None:
+        self.requests = 0
+        self.computed: list[str] = []
+
+    async def embed(self, texts: Sequence[str], timeout_seconds: float) -> Answer:
+        self.requests += 1
+        self.computed.extend(text for text in texts if text != CANARY)
+        await asyncio.sleep(10.0 if self.requests == 30 else 0.02 * len(texts))
+        return Answer(vectors=np.ones((len(texts), 2), dtype=np.float32), tokens=len(texts))
+
+    async def identify(self, timeout_seconds: float, loading_timeout_seconds: float) -> Identified:
+        return Identified(dimension=2, digest=None, server_version=None)
+
+    async def close(self) -> None:
+        pass
+
+
+def test_what_this_process_computes_is_not_computed_twice_however_long_it_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = ComputingModel()
+    monkeypatch.setattr(endpoint, "LocalProvider", lambda *_: model)
+    wanted = [f"text {number}" for number in range(800)]
+    running = embed_texts(wanted, urls=(), model="any", provider="local", model_dir=tmp_path, concurrency=2)
+    report = run_virtually(running)
+    assert sorted(model.computed) == sorted(wanted)
+    assert (len(report.failures), report.retries) == (0, 0)
