@@ -18,7 +18,7 @@ from era_dagster.storage.atomic_files import new_file
 def map(file: Path, domains: bool, overwrite: bool, as_json: bool) -> int:
     """Draw the entries as a map, near where their meaning is near, in the colours of their domains; FILE is an SVG.
 
-    Needs scikit-learn (`pip install 'era-dagster[map]'`), --domains does not. A browser shows the file.
+    Needs scikit-learn (`pip install "era-dagster[map]"`), --domains does not. A browser shows the file.
     """
     with (
         new_file(file, overwrite=overwrite) as target,

@@ -7,6 +7,7 @@ stopped.
 import errno
 import json
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable
@@ -35,9 +36,10 @@ _NO_FOLD = 1000
 
 
 def typed(path: object) -> str:
-    """A path as it is typed in a command: in quotes, also where one is in it."""
+    """A path as it is typed in a command: in double quotes, which every shell knows (cmd.exe no others), unless it holds
+    what they do not keep a POSIX shell from reading."""
     text = str(path)
-    return shlex.quote(text) if "'" in text else f"'{text}'"
+    return shlex.quote(text) if os.name != "nt" and re.search(r'["$`\\!]', text) else f'"{text}"'
 
 
 def settings_from_environment(**overrides: Any) -> Settings:

@@ -66,7 +66,7 @@ def _projected(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
         from sklearn.manifold import TSNE
     except ImportError as error:
         raise ConfigurationError(
-            "A map needs scikit-learn, which is not installed.", hint="Run `pip install 'era-dagster[map]'`."
+            "A map needs scikit-learn, which is not installed.", hint='Run `pip install "era-dagster[map]"`.'
         ) from error
     # The usual two steps: fifty principal axes first, which keep the neighbours and make t-SNE several times faster.
     axes = min(_FIRST_AXES, *vectors.shape)

@@ -234,7 +234,7 @@ def test_half_of_a_book_is_no_book_of_that_name(shell: Shell, half: str) -> None
     book = write_book(shell.folder / "books", "Level Book")
     done = shell.era("ingest", str(book / half))
     assert done.returncode == 2
-    assert f"Name its folder: era ingest '{book}'." in done.stderr
+    assert f'Name its folder: era ingest "{book}".' in done.stderr
     assert shell.json("status")["books"] == []
 
 

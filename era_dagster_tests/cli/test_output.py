@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from era_dagster.cli.output import typed
 from era_dagster_tests.cli.shell import Shell, write_book
 from era_dagster_tests.fakes.embedding_server import FakeEmbeddingServer, serving
 
@@ -40,6 +41,19 @@ def test_wrong_use_is_told_as_json_to_who_asked_for_json(shell: Shell, words: tu
     assert said in done.stderr
     assert "Error: " in done.stderr
     assert "Error:  " not in done.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="asks a POSIX shell")
+@pytest.mark.parametrize(
+    "name", ["My Books", "Keeper's", "$HOME", "a`b`", 'the "best"', "back\\\\slash", "so!", "Ünï [1]"]
+)
+def test_a_path_in_a_command_that_is_told_reaches_the_command_as_it_is(name: str) -> None:
+    command = f"printf %s {typed(Path('/books', name))}"
+    assert subprocess.check_output(["sh", "-c", command], encoding="utf-8") == f"/books/{name}"
+
+
+def test_a_path_in_a_command_that_is_told_is_in_the_only_quotes_that_cmd_exe_knows() -> None:
+    assert typed("C:/My Books/Keeper's") == '"C:/My Books/Keeper\'s"'
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
