@@ -21,7 +21,7 @@ def metrics(port: int | None, host: str, once: bool) -> int:
     from era_dagster.pipeline.scrape import scraper
     from era_dagster.storage.database import database_url
     from era_dagster.storage.migrations import migrate
-    from era_dagster.telemetry.exposition import page, serve
+    from era_dagster.telemetry.exposition import address, page, serve
 
     settings = settings_from_environment()
     url = database_url(settings)
@@ -37,7 +37,7 @@ def metrics(port: int | None, host: str, once: bool) -> int:
     server, thread = serve(read, host=host, port=settings.prometheus_port if port is None else port)
     stopped = threading.Event()
     signal.signal(signal.SIGTERM, lambda number, frame: stopped.set())
-    stderr.print(f"Metrics on http://{host}:{server.server_port}/metrics (Ctrl-C ends)", markup=False)
+    stderr.print(f"Metrics on http://{address(host, server.server_port)}/metrics (Ctrl-C ends)", markup=False)
     try:
         while not stopped.wait(1.0):
             pass

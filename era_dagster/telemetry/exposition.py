@@ -4,6 +4,7 @@ The exporter's shape: a source that is asked at every scrape, nothing kept betwe
 """
 
 import errno
+import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from threading import Thread
@@ -82,12 +83,21 @@ def serve(read: Callable[[], Figures], *, host: str, port: int) -> tuple[WSGISer
     try:
         return start_http_server(port, addr=host, registry=_registry(read))
     except (OSError, OverflowError) as error:
-        taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
-        reason = "something else listens there" if taken else str(error)
+        reason = getattr(error, "strerror", None) or str(error)
+        hint = "Choose another port with --port or ERA_PROMETHEUS_PORT."
+        if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
+            reason = "something else listens there"
+            hint = "Stop the other program, or choose another port with --port or ERA_PROMETHEUS_PORT."
+        elif isinstance(error, socket.gaierror) or (isinstance(error, OSError) and error.errno == errno.EADDRNOTAVAIL):
+            hint = "Give --host an address or a name of this machine, or 0.0.0.0 for all of its addresses."
         raise ConfigurationError(
-            f"The metrics cannot be served on {host}:{port}: {reason}.",
-            hint="Stop the other program, or choose another port with --port or ERA_PROMETHEUS_PORT.",
+            f"The metrics cannot be served on {address(host, port)}: {reason}.", hint=hint
         ) from error
+
+
+def address(host: str, port: int) -> str:
+    """Host and port as a URL has them."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def page(read: Callable[[], Figures]) -> str:

@@ -86,3 +86,15 @@ def test_a_port_that_is_taken_is_said_with_the_way_out() -> None:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+@pytest.mark.parametrize(
+    ("host", "shown"),
+    [("no-such-host.invalid", "no-such-host.invalid:0"), ("", ":0"), ("2001:db8::1", "[2001:db8::1]:0")],
+)
+def test_a_host_that_is_not_this_machine_is_said_with_the_way_out(host: str, shown: str) -> None:
+    """The hint was to stop the other program, or to choose another port."""
+    with pytest.raises(ConfigurationError) as raised:
+        serve(Figures, host=host, port=0)
+    assert raised.value.message.startswith(f"The metrics cannot be served on {shown}: ")
+    assert raised.value.hint == "Give --host an address or a name of this machine, or 0.0.0.0 for all of its addresses."
