@@ -23,6 +23,12 @@ if sys.platform != "win32":
 
 # Others take a folder for moments only; a stranger who keeps it locked must not stop an export.
 _LONGEST_WAIT_SECONDS = 5.0
+_LITTER = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
+
+
+def is_litter(path: Path) -> bool:
+    """Is it a file that the file browsers of macOS and Windows leave in a folder that somebody looked at?"""
+    return path.name in _LITTER and path.is_file()
 
 
 @contextmanager
@@ -60,7 +66,8 @@ def new_folder(path: Path, *, overwrite: bool, is_ours: Callable[[Path], bool]) 
     """
     if path.exists() and not path.is_dir():
         raise ConfigurationError(f"{path} is a file.", hint="Name a folder.")
-    files = [file.relative_to(path) for file in path.rglob("*") if not file.is_dir()] if path.is_dir() else []
+    found = [file for file in path.rglob("*") if not file.is_dir() and not is_litter(file)] if path.is_dir() else []
+    files = [file.relative_to(path) for file in found]
     if files and not overwrite:
         raise ConfigurationError(f"{path} is not empty.", hint="Name another folder, or add --overwrite.")
     foreign = sorted(file.as_posix() for file in files if not is_ours(file))
@@ -72,7 +79,9 @@ def new_folder(path: Path, *, overwrite: bool, is_ours: Callable[[Path], bool]) 
     path = path.resolve()
 
     def is_left(left: Path) -> bool:
-        return left.is_dir() and all(file.is_dir() or is_ours(file.relative_to(left)) for file in left.rglob("*"))
+        return left.is_dir() and all(
+            file.is_dir() or is_litter(file) or is_ours(file.relative_to(left)) for file in left.rglob("*")
+        )
 
     with file_errors(path), _beside(path, Path.mkdir, is_left=is_left) as temporary:
         former = temporary.with_suffix(".old")

@@ -10,7 +10,14 @@ from typing import Literal
 
 from era_dagster.domain.errors import StorageError
 from era_dagster.storage.database import Database
-from era_dagster.storage.minister_files import COMBINED_INDEX, DOMAIN_FILES, combined_index_content, domain_content
+from era_dagster.storage.minister_files import (
+    COMBINED_INDEX,
+    DOMAIN_FILES,
+    combined_index_content,
+    domain_content,
+    remove_empty,
+    strangers,
+)
 
 FileFaultKind = Literal["missing", "different", "orphan", "foreign"]
 
@@ -83,8 +90,8 @@ def remove_orphans(faults: list[FileFault]) -> None:
         if fault.kind == "orphan":
             fault.path.unlink(missing_ok=True)
     for folder in {fault.path.parent for fault in faults if fault.kind == "orphan"}:
-        if folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
+        if folder.is_dir():
+            remove_empty(folder)
 
 
 def _compared(path: Path, wanted: bytes, domain: str | None, *, pending: bool) -> Iterator[FileFault]:
@@ -106,5 +113,5 @@ def _others(ministers: Path, with_files: set[str], pending: set[str]) -> Iterato
                     yield FileFault(kind="orphan", path=file, domain=path.name, pending=path.name in pending)
             elif not file.name.startswith("."):
                 yield FileFault(kind="foreign", path=file, domain=path.name)
-        if path.name not in with_files and not any(path.iterdir()):
+        if path.name not in with_files and not strangers(path):
             yield FileFault(kind="foreign", path=path, domain=path.name)

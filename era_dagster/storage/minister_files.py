@@ -17,7 +17,7 @@ from era_dagster.domain.doctrine import CATEGORIES, Category
 from era_dagster.domain.domains import slugify_domain
 from era_dagster.domain.errors import StorageError
 from era_dagster.domain.ministers import MinisterEntry, render_category, render_combined_index, render_summary
-from era_dagster.storage.atomic_files import file_errors, replace_file, sync_folder
+from era_dagster.storage.atomic_files import file_errors, is_litter, replace_file, sync_folder
 from era_dagster.storage.database import Database
 
 COMBINED_INDEX = "combined_vector.index"
@@ -232,14 +232,24 @@ def _remove_files(folder: Path) -> _Rendered:
             if (folder / name).is_file():
                 (folder / name).unlink()
                 removed = True
-        foreign = tuple(sorted(path.name for path in folder.iterdir()))
-        if foreign:
-            sync_folder(folder)
-        else:
-            folder.rmdir()
-            removed = True
-            sync_folder(folder.parent)
-    return _Rendered(removed=removed, foreign=foreign)
+        foreign = remove_empty(folder)
+        sync_folder(folder if foreign else folder.parent)
+    return _Rendered(removed=removed or not foreign, foreign=foreign)
+
+
+def strangers(folder: Path) -> tuple[str, ...]:
+    """The names of what lies in a folder, but for what file browsers leave behind."""
+    return tuple(sorted(path.name for path in folder.iterdir() if not is_litter(path)))
+
+
+def remove_empty(folder: Path) -> tuple[str, ...]:
+    """Remove a folder without `strangers`; else their names."""
+    found = strangers(folder)
+    if not found:
+        for path in folder.iterdir():
+            path.unlink()
+        folder.rmdir()
+    return found
 
 
 def _write_if_different(path: Path, content: bytes) -> bool:

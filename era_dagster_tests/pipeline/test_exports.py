@@ -113,6 +113,16 @@ def test_a_folder_that_holds_something_else_is_left_alone(filled: Workbench, tmp
     assert precious.read_bytes() == b"x"
 
 
+def test_a_folder_that_a_file_browser_showed_is_replaced_all_the_same(filled: Workbench, tmp_path: Path) -> None:
+    target = tmp_path / "kis"
+    export_items(filled.database, target)
+    (domain, *_) = target.iterdir()
+    for folder in (target, domain):
+        (folder / ".DS_Store").write_bytes(b"Bud1")
+    export_items(filled.database, target, overwrite=True)
+    assert not list(target.rglob(".DS_Store"))
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="links and pipes as POSIX has them")
 def test_a_link_stays_a_link_and_a_pipe_a_pipe(filled: Workbench, tmp_path: Path) -> None:
     """Run by root with --overwrite, /dev/stdout and /dev/full had become files."""

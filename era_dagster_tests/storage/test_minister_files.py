@@ -227,6 +227,22 @@ def test_a_domain_without_entries_leaves_the_disk(database: Database, ministers:
     assert render_due(database, ministers, None).files_written == 5
 
 
+@pytest.mark.parametrize("litter", [".DS_Store", "Thumbs.db", "desktop.ini"])
+def test_what_a_file_browser_left_keeps_no_folder_which_readers_take_for_a_domain(
+    database: Database, ministers: Path, litter: str
+) -> None:
+    put_entry(database, "wealth", "ethics", text="Pay yourself first.")
+    render_due(database, ministers, None)
+    for domain in ("wealth", "ethics"):
+        (ministers / domain / litter).write_bytes(b"Bud1")
+    remove_entries(database, "wealth")
+    said: list[str] = []
+    assert render_due(database, ministers, None, report=said.append).domains_removed == ("wealth",)
+    assert [path.name for path in ministers.iterdir()] == ["ethics"]
+    assert (ministers / "ethics" / litter).exists()
+    assert said == []
+
+
 def test_a_foreign_file_stays_and_is_named(database: Database, ministers: Path) -> None:
     put_entry(database, "wealth", text="Pay yourself first.")
     render_due(database, ministers, None)
