@@ -29,6 +29,7 @@ _WARM_UP = 20
 _AT_ONCE = 8
 # Never imported: it needs packages that exclude ours, and the Python of another environment runs it.
 _RIVALS = Path(__file__).with_name("rivals.py")
+_STORES = ("langchain_postgres", "llama_index.vector_stores.postgres")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,20 +149,25 @@ def run_rival(python: str, name: str, server_url: str, corpus: Corpus) -> dict[s
     with TemporaryDirectory() as folder:
         rows = Path(folder) / "rows.npz"
         _write_rows(rows, corpus)
-        done = subprocess.run(
-            [python, "-W", "ignore", str(_RIVALS), url, str(rows), name],
-            capture_output=True,
-            text=True,
-            encoding="utf-8",
-            check=False,
-        )
+        said = _run(python, f"measure {name}", "-W", "ignore", str(_RIVALS), url, str(rows), name)
+    return json.loads(said.splitlines()[-1])
+
+
+def check_rivals(python: str) -> None:
+    """Raises `ConfigurationError` when that Python is not there or lacks the packages of the other stores."""
+    _run(python, "import the other stores", "-W", "ignore", "-c", f"import {', '.join(_STORES)}")
+
+
+def _run(python: str, what: str, *words: str) -> str:
+    hint = "Give --rivals a Python with the dependency group bench-search installed (docs/search.md)."
+    try:
+        done = subprocess.run([python, *words], capture_output=True, text=True, encoding="utf-8", check=False)
+    except OSError as error:
+        raise ConfigurationError(f"{python} cannot be started: {error.strerror or error}.", hint=hint) from error
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["no word"])[-1]
-        raise ConfigurationError(
-            f"{python} could not measure {name}: {last[:300]}.",
-            hint="Give --rivals a Python with the dependency group bench-search installed (docs/search.md).",
-        )
-    return json.loads(done.stdout.splitlines()[-1])
+        raise ConfigurationError(f"{python} could not {what}: {last[:300]}.", hint=hint)
+    return done.stdout
 
 
 def nearest(rows: Rows, questions: Array, domains: Sequence[str] | None = None) -> list[set[str]]:

@@ -11,9 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from era_dagster.cli.bench_search import bench_search
-from era_dagster.cli.options import Seconds
+from era_dagster.cli.options import FileToWrite, Seconds
 from era_dagster.cli.output import FAILED, print_json, stderr, stdout
-from era_dagster.domain.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from era_dagster.bench.measure import Timing
@@ -43,11 +42,11 @@ _TABLE_WIDTH = 150
 @click.option(
     "--json",
     "json_to",
-    type=click.Path(dir_okay=False, allow_dash=True),
+    type=FileToWrite(allow_dash=True),
     metavar="FILE",
     help="Write all figures as JSON; - for standard output.",
 )
-@click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Draw them as an SVG file.")
+@click.option("--plot", type=FileToWrite(), help="Draw them as an SVG file.")
 @click.pass_context
 def bench(
     context: click.Context,
@@ -59,7 +58,7 @@ def bench(
     clients: tuple[str, ...],
     sweep: bool,
     json_to: str | None,
-    plot: Path | None,
+    plot: str | None,
 ) -> int:
     """Measure the embedding client on simulated servers over HTTP, told nothing about them; or `search`: look-ups.
 
@@ -72,9 +71,6 @@ def bench(
     from era_dagster.bench.measure import Timing
     from era_dagster.bench.scenario import chosen_scenarios
 
-    for path in (plot, Path(json_to) if json_to else None):
-        if path is not None and not path.parent.is_dir():
-            raise ConfigurationError(f"There is no folder {path.parent}.", hint="Make it, or name another file.")
     scenarios = chosen_scenarios(names)
     if list_only:
         from era_dagster.bench.scenario import packaged_scenarios
@@ -88,7 +84,7 @@ def bench(
     if plot is not None:
         from era_dagster.bench.plot import svg
 
-        plot.write_text(svg(runs), encoding="utf-8")
+        Path(plot).write_text(svg(runs), encoding="utf-8")
     _tell(scenarios, runs, json_to)
     ours = [run for run in runs if run.client == "era"]
     for run in ours:

@@ -12,6 +12,7 @@ from typing import Any
 import click
 import orjson
 
+from era_dagster.cli.options import FileToWrite
 from era_dagster.cli.output import print_json, print_table, settings_from_environment, stderr, stdout
 
 
@@ -26,7 +27,13 @@ from era_dagster.cli.output import print_json, print_table, settings_from_enviro
     metavar="PYTHON",
     help="Also LangChain's and LlamaIndex's stores, run by this Python, which has their packages.",
 )
-@click.option("--json", "json_to", metavar="FILE", help="Write all figures as JSON; - for standard output.")
+@click.option(
+    "--json",
+    "json_to",
+    type=FileToWrite(allow_dash=True),
+    metavar="FILE",
+    help="Write all figures as JSON; - for standard output.",
+)
 def bench_search(
     entries: int, chunks: int, domains: int, dimension: int, questions: int, rivals: str | None, json_to: str | None
 ) -> int:
@@ -35,12 +42,23 @@ def bench_search(
     The vectors are blends of the sample books' under the local model, as near each other as those of real texts.
     """
     from era_dagster.bench.search_corpus import make_corpus
-    from era_dagster.bench.search_run import DOMAIN_TABLES, build, load, look_up, look_up_at_once, run_rival
+    from era_dagster.bench.search_run import (
+        DOMAIN_TABLES,
+        build,
+        check_rivals,
+        load,
+        look_up,
+        look_up_at_once,
+        run_rival,
+    )
     from era_dagster.storage.database import Database
     from era_dagster.storage.indexes import indexed_tables
     from era_dagster.storage.migrations import migrate
 
-    settings = settings_from_environment()
+    # The benchmark's own database holds no vectors of a configured model, which would be refused there.
+    settings = replace(settings_from_environment(), embedding_provider=None, embedding_model=None)
+    if rivals:
+        check_rivals(rivals)
     _say("Making the corpus")
     corpus = make_corpus(
         model_dir=settings.model_dir,

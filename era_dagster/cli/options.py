@@ -1,6 +1,8 @@
 """Kinds of values that several commands take and click does not know."""
 
 import math
+import os
+from pathlib import Path
 from typing import Any
 
 import click
@@ -15,3 +17,17 @@ class Seconds(click.FloatRange):
         if not math.isfinite(seconds):
             self.fail(f"{value} is no number of seconds.", param, ctx)
         return seconds
+
+
+class FileToWrite(click.Path):
+    """A file that is written when all is done; its folder must be there before anything begins."""
+
+    def __init__(self, *, allow_dash: bool = False) -> None:
+        super().__init__(dir_okay=False, allow_dash=allow_dash)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The path as it was given; wrong use for a folder, and for a file in a folder that is not there."""
+        path = os.fsdecode(super().convert(value, param, ctx))
+        if not Path(path).parent.is_dir():
+            self.fail(f"There is no folder {Path(path).parent}. Make it, or name another file.", param, ctx)
+        return path

@@ -1,6 +1,7 @@
 """`era bench` as a user types it: real processes, tiny scenarios; what it accounts for, not how fast anything is."""
 
 import json
+import os
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
@@ -10,9 +11,10 @@ from typing import Any
 import pytest
 
 
-def era_bench(*words: str) -> subprocess.CompletedProcess[str]:
+def era_bench(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "era_dagster.cli", "bench", *words]
-    return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=120, check=False)
+    environment = os.environ | variables
+    return subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", timeout=120, check=False)
 
 
 def runs_of(*words: str, code: int = 0) -> list[dict[str, Any]]:
@@ -150,10 +152,25 @@ def test_the_list_names_every_scenario_with_its_intent() -> None:
     assert "queue-limit" in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--rivals", "no/such/python"), "no/such/python cannot be started: "),
+        (("--rivals", sys.executable), "could not import the other stores: ModuleNotFoundError"),
+        (("--json", "no-such-folder/figures.json"), "There is no folder no-such-folder."),
+    ],
+)
+def test_a_benchmark_of_look_ups_that_cannot_end_well_does_not_begin(words: tuple[str, str], said: str) -> None:
+    done = era_bench("search", *words)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "Making the corpus" not in done.stderr
+
+
 @pytest.mark.slow
 def test_look_ups_are_measured_on_rows_of_their_own() -> None:
     words = ("--entries", "200", "--chunks", "200", "--domains", "5", "--questions", "20")
-    done = era_bench("search", *words, "--json", "-")
+    done = era_bench("search", *words, "--json", "-", ERA_EMBEDDING_MODEL="nomic-embed-text")
     assert done.returncode == 0, done.stderr
     measured = json.loads(done.stdout)
     assert (measured["stored"]["texts"], measured["stored"]["domain_tables"]) == (400, 5)
