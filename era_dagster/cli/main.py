@@ -5,7 +5,7 @@ from importlib import import_module
 
 import click
 
-from era_dagster.cli.output import run_guarded
+from era_dagster.cli.output import hear_lost_interrupts, run_guarded
 
 _COMMANDS = {
     "ingest": "ingest",
@@ -56,4 +56,5 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="replace")  # pyright: ignore[reportAttributeAccessIssue]
+    hear_lost_interrupts()
     sys.exit(run_guarded(lambda: era.main(standalone_mode=False), debug="--debug" in sys.argv))

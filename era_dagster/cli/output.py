@@ -9,7 +9,9 @@ import json
 import os
 import re
 import shlex
+import signal
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -31,6 +33,7 @@ STOPPED = "Stopped. What was finished is kept; run again to go on."
 
 stdout = Console(soft_wrap=True, highlight=False)
 stderr = Console(stderr=True, soft_wrap=True, highlight=False)
+_MOMENT_SECONDS = 0.05
 _NO_FOLD = 1000
 """A file or a pipe has no width: names that are folded cannot be searched for."""
 
@@ -100,6 +103,28 @@ def run_guarded(command: Callable[[], int | None], *, debug: bool) -> int:
             ),
             FAILED,
         )
+
+
+def hear_lost_interrupts() -> None:
+    """Have Ctrl-C arrive again where it came while Python ran what lets no exception out, a finalizer or the callback of a
+    weak reference: it was printed as ignored there, and the command went on to its end."""
+
+    def arrived(lost: Any) -> None:
+        if issubclass(lost.exc_type, KeyboardInterrupt):
+            # A moment later, when that has ended.
+            threading.Timer(_MOMENT_SECONDS, _interrupt).start()
+        else:
+            sys.__unraisablehook__(lost)
+
+    sys.unraisablehook = arrived
+
+
+def _interrupt() -> None:
+    if os.name == "nt":
+        signal.raise_signal(signal.SIGINT)
+    else:
+        # To the process, so that a system call of its main thread ends, too.
+        os.kill(os.getpid(), signal.SIGINT)
 
 
 def _complain(error: EraError, code: int) -> int:

@@ -73,6 +73,29 @@ def test_an_answer_that_cannot_be_written_is_one_sentence_and_exit_code_1(shell:
     assert done.stderr == "Error: The system refused: No space left on device. Free some space, then run again.\n"
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for a single process")
+@pytest.mark.parametrize("place", ["weakref.ref(thing, interrupted)", "weakref.finalize(thing, interrupted)"])
+def test_ctrl_c_in_what_lets_no_exception_out_stops_the_command_all_the_same(place: str) -> None:
+    """An ingest that was stopped while Dagster was imported went on to its end, with exit code 0."""
+    code = f"""
+import signal, sys, time, weakref
+from era_dagster.cli import main
+def interrupted(*_):
+    signal.raise_signal(signal.SIGINT)
+def command(**_):
+    class Thing: pass
+    thing = Thing()
+    kept = {place}
+    del thing
+    time.sleep(20)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+main.era.main = command
+main.main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (130, "Stopped. What was finished is kept; run again to go on.\n")
+
+
 def stopped_while_it_embeds(shell: Shell, *words: str) -> tuple[int, str, str]:
     """A command that runs chapters, on a slow server, stopped as Ctrl-C stops it; its exit code and what it printed."""
     server = FakeEmbeddingServer()
