@@ -9,6 +9,7 @@ import click
 from era_dagster.cli.ingest import knowledge_base_of
 from era_dagster.cli.knowledge_base import open_knowledge_base
 from era_dagster.cli.output import (
+    ask,
     exit_code,
     print_json,
     print_table,
@@ -148,7 +149,7 @@ def drop(names: tuple[str, ...], every: bool, yes: bool, dry_run: bool, as_json:
         if not as_json:
             _print_letters(letters)
         if not (dry_run or yes or not letters):
-            click.confirm(f"Give up {len(letters):,} texts?", abort=True)
+            ask(f"Give up {len(letters):,} texts?")
         dropped = 0 if dry_run else drop_letters(database, letters)
     if as_json:
         print_json({"letters": [_as_json(letter) for letter in letters], "dropped": dropped, "dry_run": dry_run})

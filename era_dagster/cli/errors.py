@@ -5,7 +5,7 @@ from dataclasses import asdict
 import click
 
 from era_dagster.cli.knowledge_base import open_knowledge_base
-from era_dagster.cli.output import print_json, settings_from_environment, stdout
+from era_dagster.cli.output import ask, print_json, settings_from_environment, stdout
 from era_dagster.domain.errors import ConfigurationError
 from era_dagster.storage.errors import ErrorGroup, error_groups, forget_errors
 
@@ -15,16 +15,18 @@ from era_dagster.storage.errors import ErrorGroup, error_groups, forget_errors
 @click.option("--run", "run_id", help="Only errors whose first or last occurrence was in this run.")
 @click.option("--forget", is_flag=True, help="Forget the group FINGERPRINT (without one: all): the next is new again.")
 @click.option("--yes", is_flag=True, help="Do not ask before forgetting.")
-@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON; with --forget it needs --yes.")
 def errors(fingerprint: str | None, run_id: str | None, forget: bool, yes: bool, as_json: bool) -> int:
     """Show errors grouped by FINGERPRINT: how often, first and last time, an example. The latest is first."""
+    if forget and as_json and not yes:
+        raise click.UsageError("With --json nothing can be asked: add --yes.")
     with open_knowledge_base(settings_from_environment()) as database:
         found = [group for group in error_groups(database, run_id=run_id) if fingerprint in (None, group.fingerprint)]
         if fingerprint is not None and not found:
             raise ConfigurationError(f"No error has the fingerprint {fingerprint}.", hint="`era errors` lists them.")
         if forget:
             if found and not yes:
-                click.confirm(f"Forget {len(found)} kinds of errors?", abort=True, err=True)
+                ask(f"Forget {len(found)} kinds of errors?")
             gone = forget_errors(database, [group.fingerprint for group in found]) if found else 0
             if as_json:
                 print_json({"forgotten": gone})

@@ -67,6 +67,20 @@ def print_table(title: str, columns: tuple[str, ...], rows: list[tuple[Any, ...]
     (stdout if stdout.is_terminal else Console(width=_NO_FOLD)).print(table)
 
 
+def ask(question: str) -> None:
+    """Ask before what cannot be taken back. All but a yes ends the command, which has changed nothing; exit code 130."""
+    told = "Nothing was changed."
+    try:
+        if click.confirm(question):
+            return
+    except click.Abort:
+        stderr.print()
+        if not sys.stdin.isatty():
+            told += " Nobody can be asked here: add --yes."
+    stderr.print(told)
+    raise click.exceptions.Exit(INTERRUPTED)
+
+
 def exit_code(*, failed: bool, failure: str | None) -> int:
     """The code of a command that ran a job whose `failure` is told already."""
     return INTERRUPTED if failure == STOPPED else FAILED if failed else 0

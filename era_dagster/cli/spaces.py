@@ -7,7 +7,7 @@ import click
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
 from era_dagster.cli.knowledge_base import open_knowledge_base
-from era_dagster.cli.output import FAILED, print_json, print_table, settings_from_environment, stderr, stdout
+from era_dagster.cli.output import FAILED, ask, print_json, print_table, settings_from_environment, stderr, stdout
 from era_dagster.pipeline.space_build import BuildReport, build_space
 from era_dagster.settings import Settings
 from era_dagster.storage.database import Database, database_url
@@ -139,7 +139,7 @@ def promote(number: int, accept_dead: bool, dry_run: bool, yes: bool, as_json: b
         if dry_run:
             return _tell_dry_run(space, check, as_json)
         if not yes:
-            click.confirm(f"Make {space.name} live?", abort=True)
+            ask(f"Make {space.name} live?")
         with stderr.status("Building missing indexes, then switching ..."):
             done = promote_space(database, number, accept_dead=accept_dead)
     if as_json:
@@ -169,7 +169,7 @@ def drop(number: int, dry_run: bool, yes: bool, as_json: bool) -> int:
     with open_knowledge_base(settings_from_environment()) as database:
         space = droppable_space(database, number)
         if not (dry_run or yes):
-            click.confirm(f"Remove {space.state} space {space.name} and its {space.chapters:,} chapters?", abort=True)
+            ask(f"Remove {space.state} space {space.name} and its {space.chapters:,} chapters?")
         if not dry_run:
             drop_space(database, number)
     if as_json:

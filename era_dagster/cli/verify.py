@@ -10,6 +10,7 @@ from era_dagster.cli.knowledge_base import open_knowledge_base
 from era_dagster.cli.output import (
     FAILED,
     STOPPED,
+    ask,
     print_json,
     print_table,
     settings_from_environment,
@@ -54,7 +55,7 @@ def verify(fix: bool, yes: bool, recall: bool, as_json_: bool) -> int:
     if all(finding.mend == "by hand" for finding in found.findings):
         return _tell(found, as_json_) if as_json_ else FAILED
     if not yes:
-        click.confirm("Mend this?", abort=True)
+        ask("Mend this?")
     with open_knowledge_base(settings) as database:
         pending = mend(settings, database, found.findings)
     failure = run_pending(settings, pending, quiet=as_json_)[1] if pending else None

@@ -1,5 +1,6 @@
 """What `era` prints, whatever the names in it and wherever it goes."""
 
+import io
 import json
 import os
 import signal
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from era_dagster.cli.output import typed
+from era_dagster.cli.output import ask, run_guarded, typed
 from era_dagster_tests.cli.shell import Shell, write_book
 from era_dagster_tests.fakes.embedding_server import FakeEmbeddingServer, serving
 
@@ -32,7 +33,14 @@ def test_a_table_in_a_pipe_is_folded_nowhere(shell: Shell) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [("search", "wait", "-k", "0"), ("verify", "--fix"), ("ingest", "nowhere"), ("spaces", "promote", "9")]
+    "words",
+    [
+        ("search", "wait", "-k", "0"),
+        ("verify", "--fix"),
+        ("ingest", "nowhere"),
+        ("spaces", "promote", "9"),
+        ("errors", "--forget"),
+    ],
 )
 def test_wrong_use_is_told_as_json_to_who_asked_for_json(shell: Shell, words: tuple[str, ...]) -> None:
     done = shell.era(*words, "--json")
@@ -54,6 +62,19 @@ def test_a_path_in_a_command_that_is_told_reaches_the_command_as_it_is(name: str
 
 def test_a_path_in_a_command_that_is_told_is_in_the_only_quotes_that_cmd_exe_knows() -> None:
     assert typed("C:/My Books/Keeper's") == '"C:/My Books/Keeper\'s"'
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [("n\n", "Nothing was changed.\n"), ("", "\nNothing was changed. Nobody can be asked here: add --yes.\n")],
+)
+def test_what_nobody_agrees_to_is_not_done_and_it_says_so(
+    answer: str, told: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It said that what was finished is kept, and to run again to go on; in `docker compose exec -T` for example."""
+    monkeypatch.setattr(sys, "stdin", io.StringIO(answer))
+    assert run_guarded(lambda: ask("Mend this?"), debug=False) == 130
+    assert capsys.readouterr().err == told
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
