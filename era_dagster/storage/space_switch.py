@@ -7,7 +7,7 @@ milliseconds, excludes readers.
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import psycopg
 from psycopg import sql
@@ -42,8 +42,8 @@ _ITS_LETTERS = sql.SQL(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Promotion:
-    """What was switched. `switch_seconds` is how long look-ups were kept waiting, at most; `indexes` are the tables whose
-    vector index was missing and was built before."""
+    """What was switched, as it is afterwards. `switch_seconds` is how long look-ups were kept waiting, at most; `indexes`
+    are the tables whose vector index was missing and was built before."""
 
     promoted: RegisteredSpace
     retired: RegisteredSpace
@@ -98,8 +98,8 @@ def promote_space(database: Database, space_id: int, *, accept_dead: bool = Fals
         started = _keep_readers_out(connection)
         _rename(connection, promoted, retired)
     return Promotion(
-        promoted=promoted,
-        retired=retired,
+        promoted=replace(promoted, state="live", schema=LIVE_SCHEMA),
+        retired=replace(retired, state="retired", schema=beside_schema(retired.space_id)),
         chapters=chapters,
         dead=promoted.dead,
         switch_seconds=time.monotonic() - started,

@@ -55,7 +55,7 @@ class FigureWrite:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunFigures:
-    """A run as it last told: `age_seconds` since then and `stale` by the database's clock."""
+    """A run as it last told: `age_seconds` since then and `stale` by the database's clock; one that ended is never stale."""
 
     run_id: str
     state: RunState
@@ -156,7 +156,8 @@ def read_runs(connection: psycopg.Connection, *, running: bool = True, ended: in
     )
     query = sql.SQL(
         "SELECT run_id, state, started_at, ended_at, figures,"
-        " extract(epoch FROM now() - beat_at)::float8 AS age_seconds, {} AS stale FROM telemetry_runs WHERE {}"
+        " extract(epoch FROM now() - beat_at)::float8 AS age_seconds, state = 'running' AND {} AS stale"
+        " FROM telemetry_runs WHERE {}"
     ).format(sql.SQL(_STALE), sql.SQL(chosen))
     with connection.cursor(row_factory=class_row(RunFigures)) as cursor:
         values = {"intervals": STALE_INTERVALS, "least": _LEAST_STALE_SECONDS, "n": ended}

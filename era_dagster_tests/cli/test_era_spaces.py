@@ -54,6 +54,7 @@ def test_a_new_model_is_built_beside_promoted_and_gone_back_from(
 
     promoted = filled.json("spaces", "promote", "2", "--yes")
     assert promoted["promoted"]["space_id"] == 2
+    assert (promoted["promoted"]["state"], promoted["retired"]["state"]) == ("live", "retired")
     assert all(count["beside"] == count["wanted"] for count in promoted["check"]["counts"])
     assert filled.json("search", QUESTION, "-k", "1", **new)["results"][0]["text"] == QUESTION
     asked_for = new_server[0].requests

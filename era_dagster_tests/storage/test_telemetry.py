@@ -59,10 +59,12 @@ def test_a_run_shows_its_last_figures_while_it_goes_and_its_end_after(database: 
     assert (run.state, run.stale, run.figures) == ("running", False, {"chapters_done": 1})
     write_figures(database.url, write(2, state="succeeded"))
     with database.connection() as connection:
+        connection.execute("UPDATE telemetry_runs SET beat_at = now() - interval '10 minutes'")
         assert read_runs(connection) == []
         (run,) = read_runs(connection, running=False, ended=5)
         assert last_ends(connection).keys() == {"succeeded"}
     assert run.ended_at is not None
+    assert not run.stale
 
 
 def test_a_run_without_a_sign_of_life_and_without_a_connection_is_counted_as_killed_once(
