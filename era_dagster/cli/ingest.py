@@ -193,7 +193,8 @@ def _tell(receipt: Receipt, looks: list[DropLook], failure: str | None, as_json:
     print_receipt(receipt)
     for line in notices:
         stdout.print(line, markup=False)
-    for line in (*problems, *([failure] if failure else [])):
+    dead = f"{receipt.items.dead:,} texts could not be embedded; `era dead-letters list` says why."
+    for line in (*problems, *([dead] if receipt.items.dead else []), *([failure] if failure else [])):
         stderr.print(line, style="red", markup=False)
     return exit_code(failed=failed, failure=failure)
 

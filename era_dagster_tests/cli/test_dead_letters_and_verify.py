@@ -25,7 +25,9 @@ def poisoned(shell: Shell, server: FakeEmbeddingServer) -> Shell:
     """Two chapters ingested, one entry of each refused for the same reason."""
     write_book(shell.folder / "data" / "drop", "Poison Book", chapters=2)
     server.poison.add(POISON)
-    assert shell.era("ingest").returncode == 1
+    done = shell.era("ingest")
+    assert done.returncode == 1
+    assert "2 texts could not be embedded; `era dead-letters list` says why.\n" in done.stderr
     return shell
 
 
