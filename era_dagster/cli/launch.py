@@ -34,7 +34,7 @@ def run_ingest(
     """Register the chapters as partitions and run the job over them."""
     add_missing(instance, [chapter.partition_key for chapter in chapters if not chapter.gone])
     defs = build_defs(resource_overrides={"knowledge_base": knowledge_base}, on_progress=on_progress)
-    return _execute(instance, defs, INGEST_JOB, run_config([chapter.partition_key for chapter in chapters], look=False))
+    return _execute(instance, defs, INGEST_JOB, run_config([chapter.partition_key for chapter in chapters]))
 
 
 def run_redrive(

@@ -24,14 +24,20 @@ from era_dagster.defs.runs import OP_NAME, settle_runs, taking
 from era_dagster.domain.errors import ConfigurationError, EraError
 from era_dagster.domain.stages import STAGES, UPSTREAM, with_upstream
 from era_dagster.embedding.report import EmbedStats
-from era_dagster.pipeline.drop import look_at_drop
+from era_dagster.pipeline.drop import DropLook, look_at_drop
 from era_dagster.pipeline.ingest import refresh_combined_index, run_stages, stamp_rules
 from era_dagster.pipeline.receipt import Receipt
 from era_dagster.pipeline.runner import StageDone
 from era_dagster.pipeline.watch import RunReport
 from era_dagster.settings import Settings
 from era_dagster.storage.database import Database
-from era_dagster.storage.drops import KnownChapter, find_chapters, pending_chapters, retired_chapter
+from era_dagster.storage.drops import (
+    KnownChapter,
+    find_chapters,
+    pending_chapters,
+    retired_chapter,
+    unreadable_sources,
+)
 from era_dagster.storage.map_rows import DomainCount, domain_counts
 from era_dagster.storage.stamps import set_recorded
 
@@ -72,7 +78,7 @@ class IngestConfig(dg.Config):
     """Which chapters a run takes when it has no partitions: empty means everything pending."""
 
     chapters: list[str] = Field(default=[], description="Partition keys; empty: everything that is pending.")
-    look: bool = Field(default=True, description="Look at the drop folder first when everything pending is wanted.")
+    look: bool = Field(default=True, description="Look at the drop folder first.")
 
 
 def build_assets(*, partitioned: bool, on_progress: Progress | None = None) -> list[dg.AssetsDefinition]:
@@ -155,10 +161,15 @@ def _run(
     selected = [key.to_user_string() for key in context.selected_asset_keys]
     keys = list(config.chapters) or _partition_keys(context)
     with taking(context.instance, context.run.run_id, keys, everything=not keys):
+        look = _look(context, settings, database) if config.look else None
         if keys:
             chapters, problems = _named(context, database, keys)
+            if look is not None:
+                # What is stored of them is of an earlier look: they are done, and not what the person asked for.
+                problems += [trouble.sentence() for trouble in unreadable_sources(database, keys)]
         else:
-            chapters, problems = _everything_pending(context, config, settings, database, selected)
+            chapters = _everything_pending(context, settings, database, selected)
+            problems = look.problems() if look is not None else []
         for problem in problems:
             context.log.error(problem)
         run_chapters(context, settings, database, chapters=chapters, selected=selected, on_progress=on_progress)
@@ -287,26 +298,24 @@ def _named(
     ]
 
 
+def _look(context: dg.AssetExecutionContext, settings: Settings, database: Database) -> DropLook:
+    """A look at the drop folder; a second one after a moment for what somebody is just writing there."""
+    look = look_at_drop(settings, database, settings.drop_dir)
+    if look.settling:
+        # Somebody who drops a book and asks at once means that book.
+        seconds = min(settings.settle_seconds, _LONGEST_SETTLING_SECONDS)
+        context.log.info(f"{len(look.settling)} sources were just written: looking again in {seconds:g} s.")
+        time.sleep(seconds)
+        look = look_at_drop(settings, database, settings.drop_dir, settling=look.settling)
+    for notice in (*look.notices(), *look.nothing_there()):
+        context.log.info(notice)
+    return look
+
+
 def _everything_pending(
-    context: dg.AssetExecutionContext,
-    config: IngestConfig,
-    settings: Settings,
-    database: Database,
-    selected: Sequence[str],
-) -> tuple[list[KnownChapter], list[str]]:
-    """Every chapter that has a stale or unmarked stage among the selected ones, and what cannot be read."""
-    problems: list[str] = []
-    if config.look:
-        look = look_at_drop(settings, database, settings.drop_dir)
-        if look.settling:
-            # Somebody who drops a book and asks at once means that book.
-            seconds = min(settings.settle_seconds, _LONGEST_SETTLING_SECONDS)
-            context.log.info(f"{len(look.settling)} sources were just written: looking again in {seconds:g} s.")
-            time.sleep(seconds)
-            look = look_at_drop(settings, database, settings.drop_dir, settling=look.settling)
-        problems = look.problems()
-        for notice in (*look.notices(), *look.nothing_there()):
-            context.log.info(notice)
+    context: dg.AssetExecutionContext, settings: Settings, database: Database, selected: Sequence[str]
+) -> list[KnownChapter]:
+    """Every chapter that has a stale or unmarked stage among the selected ones."""
     stages = with_upstream(selected)
     suffixes = stamp_rules(settings, database).suffixes
     pending = with_unmarked(
@@ -317,7 +326,7 @@ def _everything_pending(
         stages=[stage for stage in STAGES if stage in selected],
     )
     add_missing(context.instance, [chapter.partition_key for chapter in pending if not chapter.gone])
-    return pending, problems
+    return pending
 
 
 class _DagsterListener:

@@ -16,6 +16,9 @@ ingest_job = dg.define_asset_job(
 )
 
 
-def run_config(chapters: Sequence[str], *, look: bool = True) -> dict[str, Any]:
-    """The config of a run of `ingest_job` over these chapters."""
-    return {"ops": {OP_NAME: {"config": {"chapters": list(chapters), "look": look}}}}
+def run_config(chapters: Sequence[str]) -> dict[str, Any]:
+    """The config of a run of `ingest_job` over these chapters: found by a look at the drop folder, which it spares itself.
+
+    Without chapters: everything pending, after a look.
+    """
+    return {"ops": {OP_NAME: {"config": {"chapters": list(chapters), "look": not chapters}}}}

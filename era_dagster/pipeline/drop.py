@@ -50,10 +50,7 @@ class DropLook:
 
     def problems(self) -> list[str]:
         """One sentence for each thing that cannot be read."""
-        return [
-            f"Cannot read {trouble.file}{' at ' + trouble.location if trouble.location else ''}: {trouble.reason}"
-            for trouble in self.troubles
-        ]
+        return [trouble.sentence() for trouble in self.troubles]
 
     def notices(self) -> list[str]:
         """One sentence for each thing that is not ready or odd."""

@@ -57,6 +57,10 @@ class QuarantineRecord:
     location: str
     reason: str
 
+    def sentence(self) -> str:
+        """The three as one sentence."""
+        return f"Cannot read {self.file}{' at ' + self.location if self.location else ''}: {self.reason}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceLook:
@@ -242,6 +246,20 @@ def source_troubles(database: Database, root: Path) -> list[QuarantineRecord]:
                 "SELECT q.file, q.location, q.reason FROM quarantine AS q JOIN drop_sources AS f USING (source_path)"
                 " WHERE (f.folder = %(root)s OR f.source_path = %(root)s) ORDER BY 1, 2, 3",
                 {"root": str(root)},
+            )
+        ]
+
+
+def unreadable_sources(database: Database, keys: Sequence[str]) -> list[QuarantineRecord]:
+    """Why the sources of these chapters could not be read when they were looked at last."""
+    with database.connection() as connection:
+        return [
+            QuarantineRecord(file=file, location=location, reason=reason)
+            for file, location, reason in connection.execute(
+                "SELECT q.file, q.location, q.reason FROM quarantine AS q JOIN drop_sources AS f USING (source_path)"
+                " WHERE f.state = 'unreadable' AND EXISTS (SELECT FROM drop_chapters AS d"
+                " WHERE d.source_path = f.source_path AND d.partition_key = ANY(%s)) ORDER BY 1, 2, 3",
+                (list(keys),),
             )
         ]
 

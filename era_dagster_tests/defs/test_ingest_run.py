@@ -89,6 +89,29 @@ def test_a_run_over_chapters_that_another_run_removed_before_it_began_is_a_succe
     assert desk.partitions() == []
 
 
+def chosen_in_the_ui(desk: Desk, partition: str) -> dg.ExecuteInProcessResult:
+    job = build_defs().resolve_implicit_global_asset_job_def()
+    return job.execute_in_process(instance=desk.instance, partition_key=partition, raise_on_error=False)
+
+
+def test_a_partition_that_a_person_materializes_is_as_the_drop_folder_has_it_now(desk: Desk) -> None:
+    """Without a tick of the sensor in between the run was green, and what it stored or left was of the last look."""
+    path = desk.drop("level", [1, 2])
+    desk.tick()
+    assert desk.execute().success
+    desk.drop("level", [1], extra=", revised")
+    assert chosen_in_the_ui(desk, "level/0001").success
+    assert desk.sql("SELECT DISTINCT text FROM minister_entries WHERE chapter = 1") == [
+        ("A dated record beats a good memory, level 1, revised.",)
+    ]
+    assert chosen_in_the_ui(desk, "level/0002").success
+    assert desk.partitions() == ["level/0001"]
+    path.write_text('[{"chapter_index": 1,', encoding="utf-8")
+    desk.set_age(path, 60)
+    assert "Everything else is done, but: Cannot read " in failure_of(chosen_in_the_ui(desk, "level/0001"))
+    assert desk.sql("SELECT count(*) FROM minister_entries") == [(1,)]
+
+
 def test_a_range_with_its_ends_swapped_is_refused_and_is_not_everything_pending(desk: Desk) -> None:
     desk.drop("level", [1, 2, 3])
     desk.tick()
