@@ -35,6 +35,11 @@ def _settling(cursor: str | None) -> dict[str, tuple[str, int]]:
         return {}
 
 
+def _is_preview(context: dg.SensorEvaluationContext) -> bool:
+    """Whether a person previews a tick in the UI, which requests nothing: only there neither time is known."""
+    return context.last_tick_completion_time is None and context.last_sensor_start_time is None
+
+
 @dg.sensor(
     name=DROP_SENSOR,
     job=ingest_job,
@@ -67,7 +72,8 @@ def chapter_drop_sensor(context: dg.SensorEvaluationContext, knowledge_base: Kno
             chapters_per_run=settings.chapters_per_run,
             most_runs=MOST_RUNS_PER_TICK,
         )
-        note_requested(database, [key for run in runs for key in run.keys])
+        if not _is_preview(context):
+            note_requested(database, [key for run in runs for key in run.keys])
         if not (pending or in_flight.chapters or in_flight.everything):
             # What a run left that was killed after its last commit: files that do not show it yet. Mostly nothing.
             render_due(database, settings.ministers_dir, None)

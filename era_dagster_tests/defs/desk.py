@@ -59,11 +59,16 @@ class Desk:
         then = time.time() - seconds
         os.utime(path, (then, then))
 
-    def tick(self) -> dg.SensorResult:
-        """One look of the sensor, with what the daemon does about its result."""
-        context = dg.build_sensor_context(instance=self.instance, cursor=self.cursor)
+    def preview(self, *, started_at: float | None = None) -> dg.SensorResult:
+        """A look of the sensor as the UI asks for it; with the time of the sensor's start as the daemon does."""
+        context = dg.build_sensor_context(instance=self.instance, cursor=self.cursor, last_sensor_start_time=started_at)
         result = chapter_drop_sensor(context, knowledge_base=KnowledgeBaseResource())
         assert isinstance(result, dg.SensorResult)
+        return result
+
+    def tick(self) -> dg.SensorResult:
+        """One look of the sensor, with what the daemon does about its result."""
+        result = self.preview(started_at=time.time())
         for request in result.dynamic_partitions_requests or []:
             self.instance.add_dynamic_partitions(BOOK_CHAPTERS, list(request.partition_keys))
         self.cursor = result.cursor

@@ -145,6 +145,13 @@ def test_chapters_requested_by_the_last_tick_are_not_requested_by_the_next(desk:
     assert desk.asked() == []
 
 
+def test_a_tick_that_is_only_previewed_holds_no_chapter_back(desk: Desk) -> None:
+    """After "Preview tick result" in the UI the drop waited for a minute, as if a run had failed over it."""
+    desk.drop("level", [1])
+    assert len(desk.preview().run_requests or []) == 1
+    assert desk.asked() == [["level/0001"]]
+
+
 def test_a_vanished_chapter_gets_a_run_that_removes_its_rows_and_its_partition(desk: Desk) -> None:
     desk.drop("level", [1, 2])
     desk.tick()
