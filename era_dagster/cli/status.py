@@ -90,7 +90,8 @@ def _print_checks(judged: list[tuple[Check, Verdict]]) -> None:
     for check, verdict in judged:
         if verdict.passed:
             continue
-        stdout.print(f"check {check.name}: {verdict.said}", style="red" if check.blocking else "yellow", markup=False)
+        style = "red" if check.is_error(verdict) else "yellow"
+        stdout.print(f"check {check.name}: {verdict.said}", style=style, markup=False)
         for row in verdict.named[:3]:
             stdout.print(f"    {', '.join(f'{name} {value}' for name, value in row.items())}", markup=False)
     held = sum(verdict.passed for _, verdict in judged)

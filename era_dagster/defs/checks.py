@@ -40,7 +40,7 @@ def knowledge_base_checks(
                     passed=verdict.passed,
                     check_name=check.name,
                     asset_key=check.asset,
-                    severity=_severity(check),
+                    severity=_severity(check, verdict),
                     description=verdict.said,
                     metadata=_metadata(verdict),
                 )
@@ -62,7 +62,7 @@ def record_checks(
             asset_key=dg.AssetKey(check.asset),
             check_name=check.name,
             passed=verdict.passed,
-            severity=_severity(check),
+            severity=_severity(check, verdict),
             description=verdict.said,
             metadata=_metadata(verdict),
         )
@@ -70,8 +70,8 @@ def record_checks(
         context.log_event(evaluation)  # pyright: ignore[reportArgumentType]
 
 
-def _severity(check: Check) -> dg.AssetCheckSeverity:
-    return dg.AssetCheckSeverity.ERROR if check.blocking else dg.AssetCheckSeverity.WARN
+def _severity(check: Check, verdict: Verdict) -> dg.AssetCheckSeverity:
+    return dg.AssetCheckSeverity.ERROR if check.is_error(verdict) else dg.AssetCheckSeverity.WARN
 
 
 def _metadata(verdict: Verdict) -> dict[str, Any]:

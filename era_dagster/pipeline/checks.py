@@ -5,7 +5,7 @@ should look. What is asked of the database is `storage.quality`; Dagster shows t
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from era_dagster.settings import Settings
@@ -26,13 +26,17 @@ _UNREAD_SHARE = 0.10
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """The answer to one check: whether the claim holds, one sentence, how many offend, and the first of them by name."""
+    """The answer to one check: whether the claim holds, one sentence, how many offend, and the first of them by name.
+
+    `waits`: nothing is wrong that the next run, or one that goes, would not see to.
+    """
 
     passed: bool
     said: str
     offenders: int = 0
     named: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     numbers: Mapping[str, int | float] = field(default_factory=dict[str, int | float])
+    waits: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +48,10 @@ class Check:
     description: str
     blocking: bool
     judge: Callable[[Settings, Database], Verdict]
+
+    def is_error(self, verdict: Verdict) -> bool:
+        """Whether this answer, if the claim does not hold, means lost or wrong data; else somebody should look."""
+        return self.blocking and not verdict.waits
 
 
 def _none_of(rows: list[dict[str, Any]], well: str, ill: str, **numbers: int | float) -> Verdict:
@@ -78,7 +86,8 @@ def _files(settings: Settings, database: Database) -> Verdict:
         said.append(f"{wrong:,} files differ from the database; `era verify --fix` mends them.")
     if pending:
         said.append(f"{pending:,} files are pending: their domains changed since; `era ingest` renders them.")
-    return _none_of(rows, "Every minister file is what the database would render.", " ".join(said))
+    verdict = _none_of(rows, "Every minister file is what the database would render.", " ".join(said))
+    return replace(verdict, waits=pending == len(faults))
 
 
 def _dead_letters(settings: Settings, database: Database) -> Verdict:

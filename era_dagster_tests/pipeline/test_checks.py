@@ -228,9 +228,10 @@ def test_files_that_no_run_was_to_render_yet_are_called_pending_and_the_damaged_
     pending = verdicts(bench)["files_agree_with_tables"]
     assert pending.said.startswith("6 files are pending: ")
     assert pending.said.endswith("`era ingest` renders them.")
+    assert pending.waits
     (bench.settings.ministers_dir / "risk" / "rules.json").write_bytes(b"{}")
     verdict = verdicts(bench)["files_agree_with_tables"]
-    assert (verdict.passed, verdict.offenders) == (False, 7)
+    assert (verdict.passed, verdict.offenders, verdict.waits) == (False, 7, False)
     assert verdict.said.startswith(
         "1 files differ from the database; `era verify --fix` mends them. 6 files are pending"
     )
