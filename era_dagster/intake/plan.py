@@ -78,7 +78,8 @@ class ChapterPlan:
 
 def signature(source: SourceStat) -> str:
     """Equal as long as the source need not be read again: reader version, and name, size and time of each file."""
-    files = (f"{file.name}:{file.size}:{file.mtime_ns}" for file in source.files)
+    looked_at = source.files if source.priority is None else (*source.files, source.priority)
+    files = (f"{file.name}:{file.size}:{file.mtime_ns}" for file in looked_at)
     return ";".join((f"v{READER_VERSION}", *files))
 
 

@@ -15,7 +15,7 @@ from typing import Literal
 
 from era_dagster.domain.errors import ConfigurationError
 from era_dagster.domain.identity import safe_name
-from era_dagster.intake.reader import CHAPTERS_FILE, DOCTRINE_FILE
+from era_dagster.intake.reader import CHAPTERS_FILE, DOCTRINE_FILE, PRIORITY_FILE
 from era_dagster.settings import absolute
 
 INPUTS = (CHAPTERS_FILE, DOCTRINE_FILE)
@@ -40,7 +40,8 @@ class SourceStat:
     """One source: a book folder or a file of chapters.
 
     `path` is absolute, `name` relative to the scanned root with `/` ("." for the root itself). `obstacle` is empty when
-    the source can be read; else it says what is missing or wrong, and the source waits.
+    the source can be read; else it says what is missing or wrong, and the source waits. `priority` is the file that holds
+    only that; no age of the source, for it changes no chapter.
     """
 
     path: str
@@ -48,6 +49,7 @@ class SourceStat:
     kind: Literal["folder", "file"]
     files: tuple[FileStat, ...]
     obstacle: str = ""
+    priority: FileStat | None = None
 
 
 def scan_drop(root: Path) -> tuple[SourceStat, ...]:
@@ -169,7 +171,18 @@ def _folder(path: Path, name: str) -> SourceStat:
                 obstacle=f"it cannot be looked into: {error.strerror or error}",
             )
     obstacle = f"{' and '.join(missing)} not there yet" if missing else ""
-    return SourceStat(path=str(path), name=name, kind="folder", files=tuple(files), obstacle=obstacle)
+    return SourceStat(
+        path=str(path), name=name, kind="folder", files=tuple(files), obstacle=obstacle, priority=_priority(path)
+    )
+
+
+def _priority(folder: Path) -> FileStat | None:
+    try:
+        status = (folder / PRIORITY_FILE).stat()
+    except OSError:
+        # None, or none that the reader could read: the book is read without.
+        return None
+    return FileStat(name=PRIORITY_FILE, size=status.st_size, mtime_ns=status.st_mtime_ns)
 
 
 def _stat(path: Path) -> FileStat:

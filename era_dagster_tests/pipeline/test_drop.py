@@ -365,6 +365,18 @@ def test_the_priority_of_a_drop_reaches_its_chapters(bench: Workbench) -> None:
     assert [known.priority for known in bench.pending()] == [7]
 
 
+def test_a_priority_file_that_comes_or_goes_after_its_book_counts(bench: Workbench) -> None:
+    """A file `priority` beside the book that is already known was seen only once the book itself changed."""
+    bench.drop("ferry", chapter(1))
+    bench.look()
+    bench.write("ferry/priority", b"3")
+    assert bench.look().changed == ()
+    assert [known.priority for known in bench.pending()] == [3]
+    (bench.settings.drop_dir / "ferry" / "priority").unlink()
+    bench.look()
+    assert [known.priority for known in bench.pending()] == [None]
+
+
 def _second_folder(bench: Workbench, rule: str, *, at: int) -> Path:
     """The book "ferry" in another drop folder, changed at this time."""
     text, doctrine = chapter(1, rules=[rule])
