@@ -43,8 +43,9 @@ def _materialize_without_partition() -> bool:
         context is not None
         and context.info_name == "materialize"
         and "partition_range" in context.params
-        and not context.params.get("partition")
-        and not context.params["partition_range"]
+        # An empty one is not none: it is a variable of the shell that was not set.
+        and context.params["partition"] is None
+        and context.params["partition_range"] is None
     )
 
 

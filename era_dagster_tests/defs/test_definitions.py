@@ -1,10 +1,14 @@
 """The code location as a whole: what it holds, and what it does not do while it loads."""
 
+import runpy
 from pathlib import Path
 
+import click
 import dagster as dg
+import pytest
 import yaml
 
+from era_dagster import definitions
 from era_dagster.definitions import build_defs, defs
 
 REPOSITORY = Path(__file__).parents[2]
@@ -30,6 +34,16 @@ def test_imported_outside_the_materialize_command_the_chapter_assets_are_partiti
     graph = defs.resolve_asset_graph()
     assert graph.get(dg.AssetKey("embeddings")).is_partitioned
     assert not build_defs(everything_pending=True).resolve_asset_graph().get(dg.AssetKey("embeddings")).is_partitioned
+
+
+@pytest.mark.parametrize("option", ["partition", "partition_range"])
+def test_a_partition_that_is_named_by_an_empty_variable_is_not_everything_pending(option: str) -> None:
+    """`--partition "$KEY"` in a shell that did not set KEY embedded all there was."""
+    for given, partitioned in ((None, False), ("", True)):
+        with click.Context(click.Command("materialize"), info_name="materialize") as context:
+            context.params = {"partition": None, "partition_range": None, option: given}
+            graph = runpy.run_path(definitions.__file__)["defs"].resolve_asset_graph()
+        assert graph.get(dg.AssetKey("embeddings")).is_partitioned == partitioned
 
 
 def test_the_instance_file_in_the_package_is_the_one_of_the_repository() -> None:
