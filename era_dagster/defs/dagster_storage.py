@@ -15,6 +15,8 @@ from dagster._serdes import ConfigurableClassData
 from dagster_postgres import DagsterPostgresStorage
 from dagster_postgres.utils import DagsterPostgresException
 from psycopg import sql
+from sqlalchemy import event
+from sqlalchemy.engine import Engine, ExceptionContext
 from sqlalchemy.exc import OperationalError
 
 from era_dagster.defs.dagster_tables import are_there, complete_tables
@@ -31,11 +33,22 @@ def storage_errors() -> Iterator[None]:
     try:
         yield
     except (DagsterPostgresException, OperationalError) as error:
-        reason = (str(error.__cause__ or error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        cause = error.__cause__ or error
+        said = str(cause.orig if isinstance(cause, OperationalError) else cause).strip()
+        reason = (said.splitlines() or [type(error).__name__])[0].rstrip(".")
         raise DatabaseUnavailable(
             f"Dagster's database cannot be reached: {reason}.",
             hint="What was finished is stored. Run `era doctor`, then again.",
         ) from error
+
+
+def _with_the_next_step(context: ExceptionContext) -> None:
+    """A connection that cannot be made: webserver and daemon show SQLAlchemy's error as it is, over and over."""
+    if context.connection is None and isinstance(context.sqlalchemy_exception, OperationalError):
+        context.sqlalchemy_exception.add_detail(
+            "Run `era doctor`: it starts an embedded server that was ended, or says what is wrong with the database."
+            " Dagster goes on by itself then."
+        )
 
 
 class KnowledgeBaseDagsterStorage(DagsterPostgresStorage):
@@ -53,6 +66,8 @@ class KnowledgeBaseDagsterStorage(DagsterPostgresStorage):
         """Called by Dagster when it opens the instance."""
         url = dagster_url(load_settings(os.environ))
         complete_tables(url)
+        if not event.contains(Engine, "handle_error", _with_the_next_step):
+            event.listen(Engine, "handle_error", _with_the_next_step)
         return cls(postgres_url=url, should_autocreate_tables=False, inst_data=inst_data)
 
 

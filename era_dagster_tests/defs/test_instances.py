@@ -10,6 +10,8 @@ import dagster as dg
 import psycopg
 import pytest
 import yaml
+from sqlalchemy import create_engine
+from sqlalchemy.exc import OperationalError
 
 from era_dagster.defs.failures import as_dagster_failures
 from era_dagster.domain.errors import ChaptersFailed
@@ -90,6 +92,15 @@ def test_dagster_takes_the_file_and_what_it_says_holds(file: Path, tmp_path: Pat
         assert not instance.telemetry_enabled
         assert not instance.nux_enabled
         assert instance.run_retries_enabled == (file == PRODUCTION)
+
+
+@pytest.mark.usefixtures("variables")
+def test_a_database_that_went_away_under_webserver_and_daemon_is_told_with_the_next_step(tmp_path: Path) -> None:
+    """`dagster dev` filled the terminal with stack traces none of which said what to do."""
+    with opened(LOCAL, tmp_path / "dagster_home"):
+        gone = create_engine(f"postgresql+psycopg2://postgres@/era_dagster?host={tmp_path}")
+        with pytest.raises(OperationalError, match="Run `era doctor`: it starts an embedded server that was ended"):
+            gone.connect()
 
 
 def test_the_packaged_file_is_the_one_beside_the_workspace() -> None:
