@@ -193,8 +193,9 @@ def _tell(receipt: Receipt, looks: list[DropLook], failure: str | None, as_json:
     print_receipt(receipt)
     for line in notices:
         stdout.print(line, markup=False)
-    dead = f"{receipt.items.dead:,} texts could not be embedded; `era dead-letters list` says why."
-    for line in (*problems, *([dead] if receipt.items.dead else []), *([failure] if failure else [])):
+    if receipt.items.dead:
+        problems = [*problems, f"Texts not embedded: {receipt.items.dead:,}; `era dead-letters list` says why."]
+    for line in (*problems, *([failure] if failure else [])):
         stderr.print(line, style="red", markup=False)
     return exit_code(failed=failed, failure=failure)
 

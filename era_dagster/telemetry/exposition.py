@@ -28,6 +28,7 @@ from era_dagster.telemetry.tally import OVER, PLAIN, SUM, Part
 Gauges = Sequence[tuple[Metric, tuple[str, ...], float]]
 """Gauges that were read: metric, label values, value."""
 
+_NOT_THIS_MACHINE = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 _ENDED_WELL = ("stored", "unchanged", "removed")
 
 
@@ -88,7 +89,7 @@ def serve(read: Callable[[], Figures], *, host: str, port: int) -> tuple[WSGISer
         if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
             reason = "something else listens there"
             hint = "Stop the other program, or choose another port with --port or ERA_PROMETHEUS_PORT."
-        elif isinstance(error, socket.gaierror) or (isinstance(error, OSError) and error.errno == errno.EADDRNOTAVAIL):
+        elif isinstance(error, socket.gaierror) or getattr(error, "errno", None) in _NOT_THIS_MACHINE:
             hint = "Give --host an address or a name of this machine, or 0.0.0.0 for all of its addresses."
         raise ConfigurationError(
             f"The metrics cannot be served on {address(host, port)}: {reason}.", hint=hint

@@ -27,7 +27,7 @@ def poisoned(shell: Shell, server: FakeEmbeddingServer) -> Shell:
     server.poison.add(POISON)
     done = shell.era("ingest")
     assert done.returncode == 1
-    assert "2 texts could not be embedded; `era dead-letters list` says why.\n" in done.stderr
+    assert "Texts not embedded: 2; `era dead-letters list` says why.\n" in done.stderr
     return shell
 
 
