@@ -221,12 +221,13 @@ class KnowledgeBase:
 
     def _embed(self, text: str, space: Space) -> tuple[Vector, Space]:
         from era_dagster.embedding.queries import QueryEmbedder
+        from era_dagster.storage.cache import PostgresVectorCache
         from era_dagster.storage.spaces import check_configured
 
         check_configured(space, model=configured_model(self._settings))
         with self._lock:
             if self._queries is None:
-                self._queries = QueryEmbedder(self._settings)
+                self._queries = QueryEmbedder(self._settings, PostgresVectorCache(self._database, model=space.model))
             queries = self._queries
         vector, identity = queries.embed(text, space)
         return vector, identity.space

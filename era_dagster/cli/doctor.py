@@ -72,8 +72,8 @@ def _look(settings: Settings) -> Iterator[Finding]:
         live = live_space(database)
         yield from _guarded("books", lambda: _not_away(settings, database))
         yield from _guarded("intake", lambda: [health.intake(database)])
-    yield health.vector_tables(facts, live)
-    yield from health.model(settings, live)
+        yield health.vector_tables(facts, live)
+        yield from health.model(settings, live, database)
     yield from _guarded("daemon", lambda: _dagster(settings))
 
 

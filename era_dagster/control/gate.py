@@ -70,6 +70,11 @@ class EndpointController:
         """Requests under way."""
         return len(self._tickets)
 
+    @property
+    def probing(self) -> bool:
+        """Whether a text of one's own is under way."""
+        return self._probing
+
     def admit(self, now: float, pending: int) -> Decision | WaitUntil:
         """May a request be sent at `now`, while `pending` texts wait?"""
         self._crowded = now < self._crowded_until

@@ -4,13 +4,23 @@ Knows items and keys, no endpoints and no callers. The cache itself is anything 
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 from era_dagster.embedding.vectors import Vector, VectorCache, in_key_order
 from era_dagster.embedding.work import Item
 
 Made = Sequence[tuple[Item, Vector]]
+Remember = Callable[[bytes, Vector], Awaitable[Vector]]
+
+
+def recalling(cache: VectorCache) -> Remember:
+    """As `CacheFront.first_known`, for who only reads: what is remembered under a key, else the vector that was given."""
+
+    async def recall(key: bytes, vector: Vector) -> Vector:
+        return (await asyncio.to_thread(cache.get_many, [key])).get(key, vector)
+
+    return recall
 
 
 class CacheFront:

@@ -9,7 +9,6 @@ import math
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from functools import partial
 from random import Random
-from types import TracebackType
 from typing import Any, Self
 
 import httpx
@@ -19,7 +18,7 @@ from era_dagster.control.batch import BatchSize
 from era_dagster.control.retry import RetryPolicy
 from era_dagster.control.trace import TraceRecord
 from era_dagster.domain.errors import BadVectors, EndpointRefused, EndpointUnavailable, EraError, TransientError
-from era_dagster.embedding.cache_front import CacheFront
+from era_dagster.embedding.cache_front import CacheFront, Remember
 from era_dagster.embedding.canary import blames_the_text, of_one_text, of_the_canary
 from era_dagster.embedding.config import EmbedderConfig
 from era_dagster.embedding.endpoint import Endpoint, open_endpoints
@@ -40,8 +39,9 @@ class Embedder:
 
     The texts of all `embed` calls share one queue, so that requests fill across callers; at most `queue_limit` texts
     are accepted and not yet settled. With a `cache`, known vectors are not asked for, and a vector counts as made only
-    once it is remembered. A `transport` replaces the network and stays the caller's to close. `trace` hears every decision
-    of a controller, as (URL of the endpoint, record), `on_request` every request when it ends.
+    once it is remembered; `remember` (the cache's, if it is not given) is what `Identification` says. A `transport` replaces
+    the network and stays the caller's to close. `trace` hears every decision of a controller, as (URL of the endpoint,
+    record), `on_request` every request when it ends.
     """
 
     def __init__(
@@ -50,6 +50,7 @@ class Embedder:
         *,
         transport: httpx.AsyncBaseTransport | None = None,
         cache: VectorCache | None = None,
+        remember: Remember | None = None,
         random: Random | None = None,
         trace: Callable[[str, TraceRecord], None] | None = None,
         on_request: RequestObserver | None = None,
@@ -73,7 +74,7 @@ class Embedder:
             self._random,
             start=lambda work: self._background.append(self._task(work)),
             joined=self._joined,
-            remember=self._cache.first_known if self._cache else None,
+            remember=self._cache.first_known if self._cache and remember is None else remember,
         )
         self._wake = asyncio.Event()
         self._background: list[asyncio.Task[None]] = []
@@ -85,9 +86,7 @@ class Embedder:
         self._background = [self._task(loop) for loop in loops]
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         tasks = [*self._background, *self._requests, *self._identification.asked]
         for task in tasks:
             task.cancel()
@@ -192,7 +191,9 @@ class Embedder:
             if isinstance(decision, WaitUntil):
                 wake_at = min(wake_at, decision.at)
                 open_to_work.remove(endpoint)
-            elif decision.probe or self._is_ours_to_go_first(endpoint) or self._identification.doubts(endpoint):
+            elif endpoint.controller.probing and self._identification.doubts(endpoint, now):
+                open_to_work.remove(endpoint)
+            elif decision.probe or self._is_ours_to_go_first(endpoint) or self._identification.doubts(endpoint, now):
                 ticket = endpoint.controller.started(now, items=1, tokens=1, probe=True)
                 self._start(self._probe(endpoint, ticket), endpoint, ticket)
             elif not self._send_batch(endpoint, decision, now):
@@ -345,12 +346,11 @@ class Embedder:
     def _open_at(self) -> frozenset[str]:
         """The endpoints that take work, or will when a pause of theirs is over."""
         now = self._now()
-        taking = (
-            each
+        return frozenset(
+            each.provider.url
             for each in self._endpoints
             if not each.unknown and each.controller.mode != "down" and now < each.controller.given_up_at
         )
-        return frozenset(each.provider.url for each in taking)
 
     def _start(self, work: Coroutine[Any, Any, None], endpoint: Endpoint, ticket: Ticket) -> None:
         task = self._task(work)

@@ -28,7 +28,8 @@ from era_dagster.embedding.work import Batch
 
 class Endpoint:
     """`loading`: the next request may have to wait for the model to load. `delivered`: it has given a right vector.
-    `unknown`: it was asked who it is and has not said so yet; nothing goes there.
+    `unknown`: it was asked who it is and has not said so yet; nothing goes there. `ask_again_at`: when it is asked for our own
+    text again, should it hold another model by then.
 
     `last_error` is the last failure's message. `travelling`: the batches under way, by the number of their ticket.
     """
@@ -39,6 +40,7 @@ class Endpoint:
         self.loading = True
         self.delivered = False
         self.unknown = False
+        self.ask_again_at = -math.inf
         self.last_error = ""
         self.travelling: dict[int, Batch] = {}
         self._config = config

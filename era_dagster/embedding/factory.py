@@ -14,6 +14,7 @@ import httpx
 from era_dagster.control.trace import TraceRecord
 from era_dagster.domain.errors import ConfigurationError
 from era_dagster.domain.space import canonical_model_name
+from era_dagster.embedding.cache_front import recalling
 from era_dagster.embedding.config import EmbedderConfig, embedder_config
 from era_dagster.embedding.embedder import Embedder
 from era_dagster.embedding.observer import RequestObserver
@@ -62,16 +63,26 @@ async def open_embedder(
     *,
     known: KnownModel | None,
     cache: Callable[[str], VectorCache] | None = None,
+    recalled_from: VectorCache | None = None,
     transport: httpx.AsyncBaseTransport | None = None,
     trace: Callable[[str, TraceRecord], None] | None = None,
     on_request: RequestObserver | None = None,
 ) -> AsyncIterator[Embedder]:
-    """An open embedder for the chosen model; `cache` is called with the model's name, the rest as for `Embedder`."""
+    """An open embedder for the chosen model; `cache` is called with the model's name, the rest as for `Embedder`.
+
+    `recalled_from` is for who only reads: a model that tells no digest is known again by what that cache holds.
+    """
     config = await choose_config(settings, known=known, transport=transport)
     vectors = cache(config.model) if cache else None
     # Chance from the system: processes that retry must not retry in step.
     async with Embedder(
-        config, transport=transport, cache=vectors, random=Random(), trace=trace, on_request=on_request
+        config,
+        transport=transport,
+        cache=vectors,
+        remember=None if recalled_from is None else recalling(recalled_from),
+        random=Random(),
+        trace=trace,
+        on_request=on_request,
     ) as embedder:
         yield embedder
 

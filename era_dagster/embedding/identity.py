@@ -4,7 +4,7 @@ Two questions to each endpoint, since one wrong answer must not decide for a run
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from random import Random
 from typing import Any
 
@@ -18,6 +18,7 @@ from era_dagster.domain.errors import (
     EraError,
     TransientError,
 )
+from era_dagster.embedding.cache_front import Remember
 from era_dagster.embedding.canary import not_by_its_text, of_the_canary
 from era_dagster.embedding.config import EmbedderConfig
 from era_dagster.embedding.endpoint import Endpoint
@@ -30,6 +31,9 @@ _TRIES_WHEN_AWAY = 4
 _PATIENCE_WHEN_AWAY_SECONDS = 5.0
 # So that two models under one name are found out before a text is embedded, where both are there.
 _WAIT_FOR_OTHERS_SECONDS = 1.0
+# `ollama pull`, or a server that is started again, exchanges the model under its name without an error.
+_KNOWN_FOR_SECONDS = 120.0
+_ASKED_AGAIN_SECONDS = 10.0
 
 _Said = tuple[Identified, Vector]
 _First = tuple[str, ModelIdentity]
@@ -52,7 +56,7 @@ class Identification:
         *,
         start: Callable[[Coroutine[Any, Any, None]], None],
         joined: Callable[[EraError | None], None],
-        remember: Callable[[bytes, Vector], Awaitable[Vector]] | None,
+        remember: Remember | None,
     ) -> None:
         self.own: Vector | None = None
         self.asked: set[asyncio.Task[_Said | Verdict]] = set()
@@ -79,16 +83,22 @@ class Identification:
                 self._first = first
         return self._first[1]
 
-    def doubts(self, endpoint: Endpoint) -> bool:
-        """Whether it was away or busy when all were asked, and has not shown since that it holds their model."""
-        return self.own is not None and not endpoint.delivered
+    def doubts(self, endpoint: Endpoint, now: float) -> bool:
+        """Whether a text of our own must go there first: it was away or busy when all were asked and has not shown since that
+        it holds their model, or has not shown it for two minutes."""
+        return self.own is not None and (not endpoint.delivered or now >= endpoint.ask_again_at)
 
     def verified(self, endpoint: Endpoint, answer: Answer | Verdict) -> Answer | Verdict:
         """The answer to our own text, unless another model than at first made it: one that was loaded since, or always there."""
-        if isinstance(answer, Verdict) or self.own is None:
+        if self.own is None:
+            return answer
+        now = asyncio.get_running_loop().time()
+        if isinstance(answer, Verdict):
+            if endpoint.travelling:
+                endpoint.ask_again_at = now + _ASKED_AGAIN_SECONDS  # it works, and had no room for ours
             return answer
         if of_one_model(self.own, answer.vectors[0]):
-            endpoint.delivered = True
+            endpoint.delivered, endpoint.ask_again_at = True, now + _KNOWN_FOR_SECONDS
             return answer
         made = f"other vectors than {self._config.model} makes elsewhere, or made before"
         return Verdict(error=of_another_model(endpoint.provider.url, made), outcome=Outcome.FAILED)
@@ -103,8 +113,6 @@ class Identification:
             raise of_another_model(
                 url,
                 f"other vectors than {self._config.model} made in earlier runs",
-                hint="Let that server hold the model of before; or give the new one a name of its own, and `era spaces build"
-                " --model NAME` makes its vectors beside the live ones.",
             )
 
     async def _ask_all(self) -> _First:
@@ -190,9 +198,13 @@ def _identity(config: EmbedderConfig, found: Identified) -> ModelIdentity:
     )
 
 
-def of_another_model(url: str, what: str, *, hint: str = "Check which model that server holds.") -> BadVectors:
+def of_another_model(url: str, what: str) -> BadVectors:
     """The error that ends the run when the endpoint at `url` answers `what` only another model makes."""
-    return BadVectors(f"{url} answers {what}.", hint=hint)
+    return BadVectors(
+        f"{url} answers {what}.",
+        hint="Let that server hold the model of before; or give the new one a name of its own, and `era spaces build"
+        " --model NAME` makes its vectors beside the live ones.",
+    )
 
 
 async def _ask(config: EmbedderConfig, endpoint: Endpoint, policy: RetryPolicy, random: Random) -> _Said | Verdict:
@@ -217,7 +229,7 @@ async def _ask(config: EmbedderConfig, endpoint: Endpoint, policy: RetryPolicy, 
             verdict = of_the_canary(asked, second, found.dimension)
             if isinstance(verdict, Answer):
                 endpoint.loading = False
-                endpoint.delivered = True
+                endpoint.delivered, endpoint.ask_again_at = True, loop.time() + _KNOWN_FOR_SECONDS
                 return found, verdict.vectors[0]
         failures += 1
         if isinstance(verdict.error, EndpointRefused):

@@ -12,10 +12,11 @@ from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, replace
 
 from era_dagster.domain.errors import BadVectors, EndpointUnavailable
+from era_dagster.domain.space import Space
 from era_dagster.embedding.embedder import Embedder
-from era_dagster.embedding.factory import OLLAMA_URL, KnownModel, open_embedder
+from era_dagster.embedding.factory import OLLAMA_URL, open_embedder
 from era_dagster.embedding.provider import shown_url
-from era_dagster.embedding.vectors import ModelIdentity, Vector
+from era_dagster.embedding.vectors import ModelIdentity, Vector, VectorCache
 from era_dagster.settings import Settings
 
 # Somebody waits for the answer: a dead embedding server is said after seconds, not after a run's patience.
@@ -25,33 +26,39 @@ _LONGEST_RETRY_SECONDS = 10.0
 _LONGEST_ANSWER_SECONDS = 20.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class _OpenEmbedder:
-    """An open embedder, the model it turned out to be, and what closes it."""
+    """An open embedder, the model it turned out to be, what closes it, and how many questions are under way."""
 
     embedder: Embedder
     identity: ModelIdentity
     stack: AsyncExitStack
+    questions: int = 0
 
 
 class QueryEmbedder:
-    """Embeds questions with the model the settings and the database name; opened at the first one. Thread-safe."""
+    """Embeds questions with the model the settings and the database name; opened at the first one. Thread-safe.
 
-    def __init__(self, settings: Settings) -> None:
+    `recalled_from`: what earlier runs remember, by which a model that tells no digest is known again.
+    """
+
+    def __init__(self, settings: Settings, recalled_from: VectorCache | None = None) -> None:
         patience = min(settings.retry_budget_seconds, _LONGEST_RETRY_SECONDS)
         self._settings = replace(settings, retry_budget_seconds=patience)
+        self._recalled_from = recalled_from
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         # One for each model the database held in our time: questions may still be under way when it switches.
-        self._opened: dict[KnownModel, asyncio.Task[_OpenEmbedder]] = {}
+        self._opened: dict[Space, asyncio.Task[_OpenEmbedder]] = {}
 
-    def embed(self, text: str, known: KnownModel) -> tuple[Vector, ModelIdentity]:
+    def embed(self, text: str, known: Space) -> tuple[Vector, ModelIdentity]:
         """The normalised float32 vector of `text` as a query, shape (dimension,), and the model that made it.
 
-        `known`, hashable, is the model the database holds; each has its own embedder. Raises what `Embedder.embed` and
-        `Embedder.identify` raise, `EndpointUnavailable` too where a server is silent for 20 s, and `BadVectors` for a text the
-        model cannot take. A model in this process is waited for: it may have to be fetched first.
+        `known` is the model the database holds; each has its own embedder, which is opened anew for the next question once the
+        server turns out to hold another model. Raises what `Embedder.embed` and `Embedder.identify` raise,
+        `EndpointUnavailable` too where a server is silent for 20 s, and `BadVectors` for a text the model cannot take. A model
+        in this process is waited for: it may have to be fetched first.
         """
         with self._running_loop() as loop:
             asked = asyncio.run_coroutine_threadsafe(self._answered(text, known), loop)
@@ -77,7 +84,7 @@ class QueryEmbedder:
                 self._loop = started.result()
             yield self._loop
 
-    async def _answered(self, text: str, known: KnownModel) -> tuple[Vector, ModelIdentity]:
+    async def _answered(self, text: str, known: Space) -> tuple[Vector, ModelIdentity]:
         here = (self._settings.embedding_provider or known.provider) == "local"
         try:
             async with asyncio.timeout(None if here else _LONGEST_ANSWER_SECONDS):
@@ -89,14 +96,28 @@ class QueryEmbedder:
                 hint="It may be loading its model: `era doctor` waits longer for it, and tells what it answers.",
             ) from None
 
-    async def _embed(self, text: str, known: KnownModel) -> tuple[Vector, ModelIdentity]:
+    async def _embed(self, text: str, known: Space) -> tuple[Vector, ModelIdentity]:
         opening = self._opened.get(known)
         # All who come while it is being opened share its failure: one after the other each would wait as long again.
         if opening is None or (opening.done() and opening.exception() is not None):
             opening = self._opened[known] = asyncio.create_task(self._open(known))
-        await asyncio.wait([opening])  # goes on when we are no longer waited for
+        if not opening.done():
+            await asyncio.wait([opening])  # goes on when we are no longer waited for
         opened = opening.result()
-        report = await opened.embedder.embed([text], role="query")
+        another = not opened.identity.space.same_model(known)
+        opened.questions += 1
+        try:
+            report = await opened.embedder.embed([text], role="query")
+        except BadVectors:
+            another = True
+            raise
+        finally:
+            opened.questions -= 1
+            # Somebody may give the server the model of before back: what is open would not know it again.
+            if another and self._opened.get(known) is opening:
+                del self._opened[known]
+            if not opened.questions and self._opened.get(known) is not opening:
+                await opened.stack.aclose()
         vector = report.vectors[0]
         if vector is None:
             raise BadVectors(
@@ -105,9 +126,11 @@ class QueryEmbedder:
             )
         return vector, opened.identity
 
-    async def _open(self, known: KnownModel) -> _OpenEmbedder:
+    async def _open(self, known: Space) -> _OpenEmbedder:
         async with AsyncExitStack() as stack:
-            embedder = await stack.enter_async_context(open_embedder(self._settings, known=known))
+            embedder = await stack.enter_async_context(
+                open_embedder(self._settings, known=known, recalled_from=self._recalled_from)
+            )
             identity = await embedder.identify()
             return _OpenEmbedder(embedder=embedder, identity=identity, stack=stack.pop_all())
 

@@ -19,6 +19,7 @@ from era_dagster.domain.space import Space
 from era_dagster.embedding.factory import open_embedder
 from era_dagster.intake.aliases import domain_aliases
 from era_dagster.settings import Settings, configured_model
+from era_dagster.storage.cache import PostgresVectorCache
 from era_dagster.storage.database import Database
 from era_dagster.storage.inspection import DatabaseFacts
 from era_dagster.storage.overview import overview
@@ -232,13 +233,15 @@ def intake(database: Database) -> Finding:
     )
 
 
-def model(settings: Settings, live: Space | None, *, known: bool = True) -> list[Finding]:
+def model(
+    settings: Settings, live: Space | None, database: Database | None = None, *, known: bool = True
+) -> list[Finding]:
     """Does a model answer, is it the configured and stored one, and are its vectors of the stored length?
 
-    `live` is the stored one, None where nothing is stored or, without `known`, where nobody could look."""
+    `live` is the stored one of `database`, None where nothing is stored or, without `known`, where nobody could look."""
     try:
         check_configured(live, model=configured_model(settings))
-        found = asyncio.run(_identify(settings, live))
+        found = asyncio.run(_identify(settings, live, database))
         name, dimension = found.model, found.dimension
         if live is not None and live.dimension == dimension:
             check_same_model(live, found)
@@ -291,8 +294,9 @@ def vector_tables(facts: DatabaseFacts, live: Space | None) -> Finding:
     )
 
 
-async def _identify(settings: Settings, live: Space | None) -> Space:
-    async with open_embedder(settings, known=live) as embedder:
+async def _identify(settings: Settings, live: Space | None, database: Database | None) -> Space:
+    recalled_from = None if live is None or database is None else PostgresVectorCache(database, model=live.model)
+    async with open_embedder(settings, known=live, recalled_from=recalled_from) as embedder:
         return (await embedder.identify()).space
 
 

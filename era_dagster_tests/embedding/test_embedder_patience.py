@@ -233,6 +233,70 @@ def test_a_server_that_holds_another_model_all_of_a_sudden_ends_the_run_when_it_
     assert run_virtually(main()) < 6.0
 
 
+def test_a_model_that_is_exchanged_without_an_error_ends_a_long_run_within_minutes() -> None:
+    """`ollama pull` breaks no connection: the vectors of two models were mixed until the end of the run."""
+    server = OtherModel()
+    server.loaded, server.seconds_per_text = False, 0.5
+
+    async def main() -> float:
+        asyncio.get_running_loop().call_at(130.0, setattr, server, "loaded", True)
+        config = EmbedderConfig(urls=(URL,), model=server.model)
+        async with Embedder(config, transport=FakeTransport(server), cache=Forgets()) as one:
+            with pytest.raises(BadVectors, match=f"{URL} answers other vectors"):
+                await one.embed(texts(1200))
+            return asyncio.get_running_loop().time()
+
+    assert 240.0 < run_virtually(main()) < 250.0
+    assert server.texts.count(CANARY) == 4
+
+
+def test_a_question_after_a_rest_is_not_asked_of_another_model_and_in_between_nothing_more_is_asked() -> None:
+    server = OtherModel()
+    server.loaded = False
+
+    async def main() -> None:
+        config = EmbedderConfig(urls=(URL,), model=server.model)
+        async with Embedder(config, transport=FakeTransport(server)) as one:
+            await one.identify()
+            for number in range(50):
+                await one.embed([f"question {number}"])
+                await asyncio.sleep(2.0)
+            assert server.texts.count(CANARY) == 2
+            await asyncio.sleep(3600.0)
+            server.loaded = True
+            for _ in range(2):
+                with pytest.raises(BadVectors, match=f"{URL} answers other vectors"):
+                    await one.embed(["late"])
+            assert "late" not in server.texts
+            server.loaded = False
+            assert (await one.embed(["late"])).failures == ()
+
+    run_virtually(main())
+    assert server.texts[-2:] == [CANARY, "late"]
+
+
+def test_a_server_that_is_full_when_it_is_asked_who_it_is_goes_on_and_is_asked_again() -> None:
+    server = OtherModel()
+    server.loaded, server.seconds_per_text, server.slots = False, 0.5, 2
+
+    class FullForUs(FakeTransport):
+        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+            if CANARY.encode() in request.content and 120.0 < asyncio.get_running_loop().time() < 125.0:
+                return httpx.Response(503, json={"error": "hm"})
+            return await super().handle_async_request(request)
+
+    async def main() -> None:
+        config = EmbedderConfig(urls=(URL,), model=server.model)
+        async with Embedder(config, transport=FullForUs(server)) as one:
+            await one.identify()
+            assert (await one.embed(texts(600))).failures == ()
+
+    run_virtually(main())
+    own = [at for at, batch in zip(server.times, server.batches, strict=True) if batch == (CANARY,)]
+    assert len(own) == 3 and 125.0 < own[-1] < 135.0
+    assert 140.0 < server.times[-1] < 165.0
+
+
 @pytest.mark.parametrize(
     "first", [Fault(stall=True), Fault(status=429, headers={"Retry-After": "9"}), Fault(status=503)]
 )

@@ -9,13 +9,14 @@ import pytest
 
 from era_dagster.domain.errors import EndpointUnavailable
 from era_dagster.embedding import queries as queries_module
+from era_dagster.embedding.provider import CANARY
 from era_dagster.embedding.queries import QueryEmbedder
 from era_dagster.settings import load_settings
 from era_dagster_tests.fakes.embedding_server import FakeEmbeddingServer, serving
 from era_dagster_tests.storage.chapter_rows import SPACE
 from era_dagster_tests.waiting import wait_until
 
-KNOWN = replace(SPACE, model="test-model")
+KNOWN = replace(SPACE, model="test-model", digest=FakeEmbeddingServer(model="test-model").digest)
 
 
 @contextmanager
@@ -81,6 +82,18 @@ def test_a_server_that_loads_its_model_longer_than_a_question_waits_is_not_hung_
         assert questions.embed("Who keeps the lock?", KNOWN)[0].shape == (16,)
         assert server.texts.count("Who keeps the lock?") == 1
         assert server.requests == 3
+
+
+def test_when_the_server_holds_the_model_of_before_again_the_next_question_gets_its_vector() -> None:
+    """What was open had met the other model, and refused all questions until the program was started again."""
+    server = FakeEmbeddingServer(dimension=16)
+    with serving(server) as url, asking(url) as questions:
+        server.digest = "another"
+        assert questions.embed("Who keeps the lock?", KNOWN)[1].digest == "another"
+        server.digest = KNOWN.digest or ""
+        for _ in range(3):
+            assert questions.embed("Who keeps the lock?", KNOWN)[1].space.same_model(KNOWN)
+    assert server.texts.count(CANARY) == 2 * 2
 
 
 def test_the_model_in_this_process_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,8 +8,11 @@ import orjson
 import pytest
 
 from era_dagster.domain.errors import BadVectors
+from era_dagster.knowledge import KnowledgeBase
+from era_dagster.pipeline.health import model as look_at_model
 from era_dagster.pipeline.space_build import build_space
 from era_dagster.storage.space_switch import drop_space
+from era_dagster.storage.spaces import live_space
 from era_dagster.storage.table_audit import damaged_cache_keys, table_faults
 from era_dagster_tests.fakes.embedding_server import FakeEmbeddingServer, serving, vector_of
 from era_dagster_tests.pipeline.workbench import Workbench, chapter
@@ -68,6 +71,26 @@ def test_another_model_under_the_same_name_ends_the_run_and_not_one_vector_of_it
         assert np.asarray(vector.to_numpy(), dtype=float) @ vector_of(text, 16) > 0.99
     assert table_faults(bench.database) == []
     assert damaged_cache_keys(bench.database) == []
+
+
+def test_who_only_reads_knows_the_model_again_too_and_writes_nothing(bench: Workbench, server: Changeable) -> None:
+    """A search answered from the vectors of another model, and the doctor found it well."""
+    ingest(bench, "ferry")
+    live, before = live_space(bench.database), bench.tables()
+    with KnowledgeBase.open(bench.settings) as base:
+        assert base.search("Count the crew of ferry.")[0].score > 0.99
+    server.weights = "others "
+    with KnowledgeBase.open(bench.settings) as base:
+        with pytest.raises(BadVectors, match=r"answers other vectors than test-model made in earlier runs"):
+            base.search("Count the crew of ferry.")
+        server.weights = ""
+        assert base.search("Count the crew of ferry.")[0].score > 0.99
+    assert [finding.level for finding in look_at_model(bench.settings, live, bench.database)] == ["ok", "ok"]
+    server.weights = "others "
+    (finding,) = look_at_model(bench.settings, live, bench.database)
+    assert finding.level == "failed" and "answers other vectors" in finding.found
+    assert "era spaces build --model" in finding.next_step
+    assert bench.tables() == before
 
 
 def test_the_same_model_at_another_precision_is_known_again(bench: Workbench, server: Changeable) -> None:
