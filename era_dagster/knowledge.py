@@ -45,11 +45,13 @@ class KnowledgeBase:
 
     Safe to use from several threads, and inside a running event loop (which it blocks: there use `AsyncKnowledgeBase`).
     All methods raise `DatabaseUnavailable` while the database is away or somebody keeps a table locked, after 5 seconds, and
-    work again when that is over.
+    work again when that is over; and `ConfigurationError` once it is closed, and in a process forked from the one that
+    opened it, which must open its own.
     """
 
     def __init__(self, database: Database, settings: Settings, aliases: Mapping[str, str]) -> None:
-        self._database = database
+        self._opened = database
+        self._use = _Use()
         self._settings = settings
         self._aliases = aliases
         self._queries: QueryEmbedder | None = None
@@ -77,12 +79,20 @@ class KnowledgeBase:
         return cls(database, settings, aliases)
 
     def close(self) -> None:
-        """Close all connections; the object cannot be used afterwards."""
+        """Close all connections; the object cannot be used afterwards. Searches under way fail, look-ups end."""
+        if not self._use.is_ours:
+            return  # a forked process has but copies of the connections
         with self._lock:
+            self._use.closed = True
             queries, self._queries = self._queries, None
         if queries is not None:
             queries.close()
-        self._database.close()
+        self._opened.close()
+
+    @property
+    def _database(self) -> Database:
+        self._use.check()
+        return self._opened
 
     def __enter__(self) -> Self:
         return self
@@ -226,11 +236,34 @@ class KnowledgeBase:
 
         check_configured(space, model=configured_model(self._settings))
         with self._lock:
+            self._use.check()
             if self._queries is None:
                 self._queries = QueryEmbedder(self._settings, PostgresVectorCache(self._database, model=space.model))
             queries = self._queries
         vector, identity = queries.embed(text, space)
         return vector, identity.space
+
+
+class _Use:
+    """Whether a knowledge base may still be used: a forked process has connections that another one talks over, and no
+    threads."""
+
+    def __init__(self) -> None:
+        self.closed = False
+        self._process = os.getpid()
+
+    @property
+    def is_ours(self) -> bool:
+        return self._process == os.getpid()
+
+    def check(self) -> None:
+        if not self.is_ours:
+            raise ConfigurationError(
+                "This knowledge base was opened in another process, from which this one was forked.",
+                hint="Open one in each process.",
+            )
+        if self.closed:
+            raise ConfigurationError("This knowledge base is closed.", hint="Open another one.")
 
 
 class AsyncKnowledgeBase:
@@ -242,6 +275,7 @@ class AsyncKnowledgeBase:
     def __init__(self, settings: Settings, url: str | None) -> None:
         self._settings = settings
         self._url = url
+        self._use = _Use()
         self._threads = ThreadPoolExecutor(settings.database_pool, thread_name_prefix="era-lookup")
         self._lock = threading.Lock()
         self._opened: KnowledgeBase | None = None
@@ -309,6 +343,7 @@ class AsyncKnowledgeBase:
     async def _run(self, work: Callable[[KnowledgeBase], T]) -> T:
         import asyncio
 
+        self._use.check()
         return await asyncio.get_running_loop().run_in_executor(self._threads, lambda: work(self._base()))
 
     def _base(self) -> KnowledgeBase:
@@ -318,6 +353,9 @@ class AsyncKnowledgeBase:
             return self._opened
 
     def _close(self) -> None:
+        if not self._use.is_ours:
+            return
+        self._use.closed = True
         self._threads.shutdown()
         if self._opened is not None:
             self._opened.close()
@@ -326,7 +364,7 @@ class AsyncKnowledgeBase:
 def semantic_similarity_lookup(query_embedding: Vector, domain: str | None, top_k: int = 5) -> list[SearchHit]:
     """See `KnowledgeBase.semantic_similarity_lookup`; on the process's own knowledge base.
 
-    It is opened from the environment at the first call, and closed when the process ends.
+    It is opened from the environment at the first call (in a forked process too), and closed when the process ends.
     """
     return _shared().semantic_similarity_lookup(query_embedding, domain, top_k)
 
@@ -348,7 +386,7 @@ _shared_base: KnowledgeBase | None = None
 def _shared() -> KnowledgeBase:
     global _shared_base  # noqa: PLW0603
     with _shared_lock:
-        if _shared_base is None:
+        if _shared_base is None or not _shared_base._use.is_ours:
             _shared_base = KnowledgeBase.open()
             atexit.register(_shared_base.close)
         return _shared_base

@@ -7,10 +7,12 @@ import asyncio
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
 import uuid
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -285,6 +287,62 @@ def test_a_database_that_cuts_every_connection_is_asked_again_and_nothing_is_lea
             ).fetchone()
         assert row is not None
         assert row[0] <= 2 * settings.database_pool + 2
+
+
+def test_what_is_closed_says_so_and_starts_nothing_again(filled: Database, configured: Settings) -> None:
+    """It was PostgreSQL that could not be reached, and a pool that took no new futures."""
+
+    async def ask_closed() -> None:
+        async with AsyncKnowledgeBase.open(configured) as base:
+            assert len(await base.search("easy gold")) == 4
+        with pytest.raises(ConfigurationError, match="is closed"):
+            await base.search("easy gold")
+
+    asyncio.run(ask_closed())
+    with KnowledgeBase.open(configured) as base:
+        pass
+    for ask in (
+        lambda: base.search("easy gold"),
+        lambda: base.lookup(vector_of("gold")),
+        lambda: base._embed("?", SPACE),
+    ):
+        with pytest.raises(ConfigurationError, match="is closed"):
+            ask()
+    assert "era-queries" not in {thread.name for thread in threading.enumerate()}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no process is forked here")
+def test_a_forked_process_is_told_to_open_its_own_and_leaves_that_of_its_parent_alone(
+    filled: Database, configured: Settings
+) -> None:
+    """Both talked over one connection: the parent's look-up failed, and the child waited for ever."""
+    query = vector_of(SPACE.document_prefix + DOCTRINE[0][0])
+    with KnowledgeBase.open(configured) as base:
+        assert len(base.search("easy gold")) == 4
+        reader, writer = os.pipe()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of threads that the child has not, which is what this is about
+            child = os.fork()
+        if child == 0:
+            try:
+                signal.alarm(20)
+                for ask in (lambda: base.lookup(query), lambda: base.search("easy gold")):
+                    try:
+                        ask()
+                    except ConfigurationError as error:
+                        os.write(writer, f"{error.message}\n".encode())
+                base.close()
+                with KnowledgeBase.open(configured) as own:
+                    os.write(writer, f"{len(own.lookup(query))} found\n".encode())
+            finally:
+                os._exit(0)
+        os.close(writer)
+        with os.fdopen(reader, encoding="utf-8") as said:
+            told = said.read().splitlines()
+        assert os.waitpid(child, 0)[1] == 0
+        refused = "This knowledge base was opened in another process, from which this one was forked."
+        assert told == [refused, refused, "4 found"]
+        assert len(base.lookup(query)) == len(base.search("easy gold")) == 4
 
 
 def test_words_count_too_when_a_search_is_hybrid(filled: Database, configured: Settings) -> None:

@@ -7,11 +7,11 @@ connections anew each time, and cannot start inside another loop.
 import asyncio
 import threading
 from collections.abc import Iterator
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, replace
 
-from era_dagster.domain.errors import BadVectors, EndpointUnavailable
+from era_dagster.domain.errors import BadVectors, ConfigurationError, EndpointUnavailable
 from era_dagster.domain.space import Space
 from era_dagster.embedding.embedder import Embedder
 from era_dagster.embedding.factory import OLLAMA_URL, open_embedder
@@ -62,7 +62,10 @@ class QueryEmbedder:
         """
         with self._running_loop() as loop:
             asked = asyncio.run_coroutine_threadsafe(self._answered(text, known), loop)
-        return asked.result()
+        try:
+            return asked.result()
+        except CancelledError:
+            raise ConfigurationError("The knowledge base was closed before the question was answered.") from None
 
     def close(self) -> None:
         """Close the embedder and end the thread. A later `embed` opens both again."""

@@ -2,17 +2,18 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 
 import pytest
 
-from era_dagster.domain.errors import EndpointUnavailable
+from era_dagster.domain.errors import ConfigurationError, EndpointUnavailable
 from era_dagster.embedding import queries as queries_module
 from era_dagster.embedding.provider import CANARY
 from era_dagster.embedding.queries import QueryEmbedder
 from era_dagster.settings import load_settings
-from era_dagster_tests.fakes.embedding_server import FakeEmbeddingServer, serving
+from era_dagster_tests.fakes.embedding_server import FakeEmbeddingServer, Fault, serving
 from era_dagster_tests.storage.chapter_rows import SPACE
 from era_dagster_tests.waiting import wait_until
 
@@ -94,6 +95,19 @@ def test_when_the_server_holds_the_model_of_before_again_the_next_question_gets_
         for _ in range(3):
             assert questions.embed("Who keeps the lock?", KNOWN)[1].space.same_model(KNOWN)
     assert server.texts.count(CANARY) == 2 * 2
+
+
+def test_a_question_that_is_under_way_when_all_is_closed_says_so() -> None:
+    """It ended with a bare CancelledError."""
+    server = FakeEmbeddingServer(dimension=16)
+    with serving(server) as url, asking(url) as questions, ThreadPoolExecutor(1) as threads:
+        questions.embed("Who keeps the lock?", KNOWN)
+        server.always = Fault(stall=True)
+        asked = threads.submit(questions.embed, "When does it open?", KNOWN)
+        wait_until(lambda: server.texts[-1] == "When does it open?")
+        questions.close()
+        with pytest.raises(ConfigurationError, match="closed before the question was answered"):
+            asked.result(timeout=30)
 
 
 def test_the_model_in_this_process_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
