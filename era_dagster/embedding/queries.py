@@ -55,8 +55,8 @@ class QueryEmbedder:
     def embed(self, text: str, known: Space) -> tuple[Vector, ModelIdentity]:
         """The normalised float32 vector of `text` as a query, shape (dimension,), and the model that made it.
 
-        `known` is the model the database holds; each has its own embedder, which is opened anew for the next question once the
-        server turns out to hold another model. Raises what `Embedder.embed` and `Embedder.identify` raise,
+        `known` is the model the database holds; each has its own embedder, which is opened anew for the next question when the
+        server turned out to hold another model at its opening. Raises what `Embedder.embed` and `Embedder.identify` raise,
         `EndpointUnavailable` too where a server is silent for 20 s, and `BadVectors` for a text the model cannot take. A model
         in this process is waited for: it may have to be fetched first.
         """
@@ -107,18 +107,13 @@ class QueryEmbedder:
         if not opening.done():
             await asyncio.wait([opening])  # goes on when we are no longer waited for
         opened = opening.result()
-        another = not opened.identity.space.same_model(known)
+        if not opened.identity.space.same_model(known) and self._opened.get(known) is opening:
+            del self._opened[known]  # the next question finds out whether the server holds the right one by then
         opened.questions += 1
         try:
             report = await opened.embedder.embed([text], role="query")
-        except BadVectors:
-            another = True
-            raise
         finally:
             opened.questions -= 1
-            # Somebody may give the server the model of before back: what is open would not know it again.
-            if another and self._opened.get(known) is opening:
-                del self._opened[known]
             if not opened.questions and self._opened.get(known) is not opening:
                 await opened.stack.aclose()
         vector = report.vectors[0]

@@ -1,14 +1,17 @@
 """Questions while the embedding server cannot be opened, or is silent."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
-from era_dagster.domain.errors import ConfigurationError, EndpointUnavailable
+from era_dagster.domain.errors import BadVectors, ConfigurationError, EndpointUnavailable
+from era_dagster.embedding import identity
 from era_dagster.embedding import queries as queries_module
 from era_dagster.embedding.provider import CANARY
 from era_dagster.embedding.queries import QueryEmbedder
@@ -21,8 +24,8 @@ KNOWN = replace(SPACE, model="test-model", digest=FakeEmbeddingServer(model="tes
 
 
 @contextmanager
-def asking(url: str) -> Iterator[QueryEmbedder]:
-    questions = QueryEmbedder(load_settings({"ERA_EMBEDDING_URLS": url}))
+def asking(url: str, provider: str = "ollama") -> Iterator[QueryEmbedder]:
+    questions = QueryEmbedder(load_settings({"ERA_EMBEDDING_URLS": url}, embedding_provider=provider))
     try:
         yield questions
     finally:
@@ -95,6 +98,32 @@ def test_when_the_server_holds_the_model_of_before_again_the_next_question_gets_
         for _ in range(3):
             assert questions.embed("Who keeps the lock?", KNOWN)[1].space.same_model(KNOWN)
     assert server.texts.count(CANARY) == 2 * 2
+
+
+def test_a_model_that_is_exchanged_between_two_questions_gets_no_more_of_them_until_the_one_of_before_is_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also where neither a digest nor an earlier run tells which it was."""
+
+    class Changeable(FakeEmbeddingServer):
+        weights = ""
+
+        def _encoded_vector(self, text: str, dimension: int) -> bytes:
+            return super()._encoded_vector(self.weights + text, dimension)
+
+    monkeypatch.setattr(identity, "_KNOWN_FOR_SECONDS", 0.2)
+    server = Changeable(dimension=16)
+    with serving(server) as url, asking(url, "openai") as questions:
+        known = replace(KNOWN, provider="openai", digest=None)
+        first, _ = questions.embed("Who keeps the lock?", known)
+        server.weights = "others "
+        time.sleep(0.25)
+        for _ in range(3):
+            with pytest.raises(BadVectors, match=f"{url} answers other vectors than test-model"):
+                questions.embed("When does it open?", known)
+        assert "When does it open?" not in server.texts
+        server.weights = ""
+        assert np.array_equal(questions.embed("Who keeps the lock?", known)[0], first)
 
 
 def test_a_question_that_is_under_way_when_all_is_closed_says_so() -> None:
