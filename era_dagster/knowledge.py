@@ -355,7 +355,6 @@ class AsyncKnowledgeBase:
     def _close(self) -> None:
         if not self._use.is_ours:
             return
-        self._use.closed = True
         self._threads.shutdown()
         if self._opened is not None:
             self._opened.close()
