@@ -4,7 +4,9 @@
 embedded server is started on demand. With `ERA_DAGSTER_DATABASE_URL` Dagster's data goes to that database instead.
 """
 
+import math
 import os
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -27,28 +29,70 @@ from era_dagster.storage.database import checked_address, database_url, driver_e
 _OWN = "ERA_DAGSTER_DATABASE_URL"
 
 
+# Dagster tries to connect six times, in about this time, for each thing that it reads or writes, of which the end of a run alone
+# has ten. Between two of them a run may wait for its own connections for half a minute.
+_PATIENCE_SECONDS = 15.0
+_LONGEST_PAUSE_SECONDS = 60.0
+
+
 @contextmanager
 def storage_errors() -> Iterator[None]:
     """Turn what Dagster's storage raises when its database is away into one of our errors."""
     try:
         yield
     except (DagsterPostgresException, OperationalError) as error:
-        cause = error.__cause__ or error
-        said = str(cause.orig if isinstance(cause, OperationalError) else cause).strip()
-        reason = (said.splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise DatabaseUnavailable(
-            f"Dagster's database cannot be reached: {reason}.",
-            hint="What was finished is stored. Run `era doctor`, then again.",
-        ) from error
+        raise _away(error.__cause__ or error) from error
 
 
-def _with_the_next_step(context: ExceptionContext) -> None:
-    """A connection that cannot be made: webserver and daemon show SQLAlchemy's error as it is, over and over."""
-    if context.connection is None and isinstance(context.sqlalchemy_exception, OperationalError):
-        context.sqlalchemy_exception.add_detail(
-            "Run `era doctor`: it starts an embedded server that was ended, or says what is wrong with the database."
-            " Dagster goes on by itself then."
-        )
+def _away(error: BaseException) -> DatabaseUnavailable:
+    said = str(error.orig if isinstance(error, OperationalError) else error).strip()
+    reason = (said.splitlines() or [type(error).__name__])[0].rstrip(".")
+    return DatabaseUnavailable(
+        f"Dagster's database cannot be reached: {reason}.",
+        hint="What was finished is stored. Run `era doctor`, then again.",
+    )
+
+
+class Outage:
+    """For how long a database has let nobody in."""
+
+    def __init__(self) -> None:
+        self._began = self._last = -math.inf
+
+    def refused(self, now: float) -> bool:
+        """A connection could not be made; whether none could for so long that who tries again and again only waits."""
+        if now > self._last + _LONGEST_PAUSE_SECONDS:
+            self._began = now
+        self._last = now
+        return now >= self._began + _PATIENCE_SECONDS
+
+    def ended(self) -> None:
+        """A connection was made."""
+        self._last = -math.inf
+
+
+_outage = Outage()
+
+
+def _not_connected(context: ExceptionContext) -> DatabaseUnavailable | None:
+    """A connection that cannot be made: webserver and daemon show SQLAlchemy's error as it is, over and over.
+
+    The error that is returned takes its place; on that one Dagster does not try again.
+    """
+    error = context.sqlalchemy_exception
+    if context.connection is not None or not isinstance(error, OperationalError):
+        return None
+    if _outage.refused(time.monotonic()):
+        return _away(error)
+    error.add_detail(
+        "Run `era doctor`: it starts an embedded server that was ended, or says what is wrong with the database."
+        " Dagster goes on by itself then."
+    )
+    return None
+
+
+def _connected(*_: object) -> None:
+    _outage.ended()
 
 
 class KnowledgeBaseDagsterStorage(DagsterPostgresStorage):
@@ -66,8 +110,9 @@ class KnowledgeBaseDagsterStorage(DagsterPostgresStorage):
         """Called by Dagster when it opens the instance."""
         url = dagster_url(load_settings(os.environ))
         complete_tables(url)
-        if not event.contains(Engine, "handle_error", _with_the_next_step):
-            event.listen(Engine, "handle_error", _with_the_next_step)
+        if not event.contains(Engine, "handle_error", _not_connected):
+            event.listen(Engine, "handle_error", _not_connected)
+            event.listen(Engine, "connect", _connected)
         return cls(postgres_url=url, should_autocreate_tables=False, inst_data=inst_data)
 
 

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import dagster as dg
@@ -13,8 +14,10 @@ import yaml
 from sqlalchemy import create_engine
 from sqlalchemy.exc import OperationalError
 
+from era_dagster.defs import dagster_storage
+from era_dagster.defs.dagster_storage import Outage
 from era_dagster.defs.failures import as_dagster_failures
-from era_dagster.domain.errors import ChaptersFailed
+from era_dagster.domain.errors import ChaptersFailed, DatabaseUnavailable
 from era_dagster.storage.database import with_database
 
 ROOT = Path(__file__).parents[2]
@@ -100,6 +103,34 @@ def test_a_database_that_went_away_under_webserver_and_daemon_is_told_with_the_n
     with opened(LOCAL, tmp_path / "dagster_home"):
         gone = create_engine(f"postgresql+psycopg2://postgres@/era_dagster?host={tmp_path}")
         with pytest.raises(OperationalError, match="Run `era doctor`: it starts an embedded server that was ended"):
+            gone.connect()
+
+
+def test_a_database_that_stays_away_is_tried_again_for_each_thing_no_longer() -> None:
+    """A run whose database was killed ended after three minutes: each of its last events waited for twelve seconds."""
+    outage = Outage()
+    assert not any(outage.refused(at) for at in (0.0, 0.2, 0.6, 1.4, 3.0, 6.2, 12.0))
+    assert all(outage.refused(at) for at in (15.0, 16.0, 75.9))
+    assert not outage.refused(136.0), "nobody tried meanwhile: it may have been there"
+    assert outage.refused(151.0)
+    outage.ended()
+    assert not outage.refused(152.0)
+
+
+@pytest.mark.usefixtures("variables")
+def test_what_takes_the_place_of_a_connection_that_cannot_be_made_is_tried_no_more_until_one_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened(LOCAL, tmp_path / "dagster_home") as instance:
+        gone = create_engine(f"postgresql+psycopg2://postgres@/era_dagster?host={tmp_path}")
+        now = [1000.0]
+        monkeypatch.setattr(dagster_storage, "time", SimpleNamespace(monotonic=lambda: now[0]))
+        for later, error in ((0.0, OperationalError), (8.0, OperationalError), (8.0, DatabaseUnavailable)):
+            now[0] += later
+            with pytest.raises(error, match="era doctor"):
+                gone.connect()
+        assert instance.get_runs_count() == 0
+        with pytest.raises(OperationalError):
             gone.connect()
 
 
