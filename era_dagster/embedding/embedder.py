@@ -144,7 +144,7 @@ class Embedder:
         """A new text: to the cache first where there is one."""
         if not len(self._ledger):
             for endpoint in self._endpoints:
-                endpoint.controller.woken(self._now())
+                endpoint.woken(self._now())
         if self._cache is None:
             self._queue.add(item)
             self._wake.set()

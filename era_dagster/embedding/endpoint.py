@@ -25,11 +25,16 @@ from era_dagster.embedding.report import EndpointStats
 from era_dagster.embedding.responses import Verdict
 from era_dagster.embedding.work import Batch
 
+# `ollama pull`, or a server that is started again, exchanges the model under its name without an error.
+_KNOWN_FOR_SECONDS = 120.0
+# Half a percent of the requests: a slow server, or one that allows three a minute, has few to spare.
+_KNOWN_FOR_REQUESTS = 200
+_ASKED_AGAIN_SECONDS = 10.0
+
 
 class Endpoint:
     """`loading`: the next request may have to wait for the model to load. `delivered`: it has given a right vector.
-    `unknown`: it was asked who it is and has not said so yet; nothing goes there. `ask_again_at`: when it is asked for our own
-    text again, should it hold another model by then.
+    `unknown`: it was asked who it is and has not said so yet; nothing goes there.
 
     `last_error` is the last failure's message. `travelling`: the batches under way, by the number of their ticket.
     """
@@ -40,10 +45,10 @@ class Endpoint:
         self.loading = True
         self.delivered = False
         self.unknown = False
-        self.ask_again_at = -math.inf
         self.last_error = ""
         self.travelling: dict[int, Batch] = {}
         self._config = config
+        self._ask_again_at, self._requests_before = -math.inf, 0
 
     @property
     def why_not(self) -> str:
@@ -59,6 +64,7 @@ class Endpoint:
 
     def learn(self, now: float, ticket: Ticket, answer: Answer | Verdict, batch: Batch | None = None) -> None:
         """Tell the controller how a request ended, of `batch` or of a text of our own."""
+        self._requests_before -= batch is not None
         if isinstance(answer, Answer):
             self.loading = False
             self.controller.completed(now, ticket, Outcome.SUCCESS, tokens=answer.tokens, headers=answer.headers)
@@ -76,6 +82,30 @@ class Endpoint:
         )
         if self.controller.mode == "down":
             self.loading = True  # a server that comes back loads its model first
+
+    def woken(self, now: float) -> None:
+        """Work came after a rest."""
+        self.controller.woken(now)
+        if now >= self._ask_again_at:
+            self._requests_before = 0
+
+    def has_shown_its_model(self, now: float) -> None:
+        """It answered our own text with the vector of the model that all hold."""
+        self.delivered = True
+        self._ask_again_at, self._requests_before = now + _KNOWN_FOR_SECONDS, _KNOWN_FOR_REQUESTS
+
+    def holds_another_model(self) -> None:
+        """It answered our own text with another vector: nothing else goes there until it does no more."""
+        self._ask_again_at, self._requests_before = -math.inf, 0
+
+    def may_hold_another_model(self, now: float) -> bool:
+        """Whether it never gave a right vector, or has not shown its model for two minutes and 200 requests, or since a rest."""
+        return not self.delivered or (now >= self._ask_again_at and self._requests_before <= 0)
+
+    def had_no_room_for_ours(self, now: float) -> None:
+        """It failed with our own text: what it works on meanwhile goes on, and it is asked again soon."""
+        if self.travelling:
+            self._ask_again_at = now + _ASKED_AGAIN_SECONDS
 
     def late(self, now: float) -> tuple[list[Ticket], float]:
         """Requests that had better be sent again, and when to look again; none of a model in this process: what is computed

@@ -31,9 +31,6 @@ _TRIES_WHEN_AWAY = 4
 _PATIENCE_WHEN_AWAY_SECONDS = 5.0
 # So that two models under one name are found out before a text is embedded, where both are there.
 _WAIT_FOR_OTHERS_SECONDS = 1.0
-# `ollama pull`, or a server that is started again, exchanges the model under its name without an error.
-_KNOWN_FOR_SECONDS = 120.0
-_ASKED_AGAIN_SECONDS = 10.0
 
 _Said = tuple[Identified, Vector]
 _First = tuple[str, ModelIdentity]
@@ -85,8 +82,8 @@ class Identification:
 
     def doubts(self, endpoint: Endpoint, now: float) -> bool:
         """Whether a text of our own must go there first: it was away or busy when all were asked and has not shown since that
-        it holds their model, or has not shown it for two minutes."""
-        return self.own is not None and (not endpoint.delivered or now >= endpoint.ask_again_at)
+        it holds their model, or has not shown it for a while."""
+        return self.own is not None and endpoint.may_hold_another_model(now)
 
     def verified(self, endpoint: Endpoint, answer: Answer | Verdict) -> Answer | Verdict:
         """The answer to our own text, unless another model than at first made it: one that was loaded since, or always there."""
@@ -94,12 +91,12 @@ class Identification:
             return answer
         now = asyncio.get_running_loop().time()
         if isinstance(answer, Verdict):
-            if endpoint.travelling:
-                endpoint.ask_again_at = now + _ASKED_AGAIN_SECONDS  # it works, and had no room for ours
+            endpoint.had_no_room_for_ours(now)
             return answer
         if of_one_model(self.own, answer.vectors[0]):
-            endpoint.delivered, endpoint.ask_again_at = True, now + _KNOWN_FOR_SECONDS
+            endpoint.has_shown_its_model(now)
             return answer
+        endpoint.holds_another_model()
         made = f"other vectors than {self._config.model} makes elsewhere, or made before"
         return Verdict(error=of_another_model(endpoint.provider.url, made), outcome=Outcome.FAILED)
 
@@ -229,7 +226,7 @@ async def _ask(config: EmbedderConfig, endpoint: Endpoint, policy: RetryPolicy, 
             verdict = of_the_canary(asked, second, found.dimension)
             if isinstance(verdict, Answer):
                 endpoint.loading = False
-                endpoint.delivered, endpoint.ask_again_at = True, loop.time() + _KNOWN_FOR_SECONDS
+                endpoint.has_shown_its_model(loop.time())
                 return found, verdict.vectors[0]
         failures += 1
         if isinstance(verdict.error, EndpointRefused):

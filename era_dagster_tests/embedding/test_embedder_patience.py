@@ -275,6 +275,20 @@ def test_a_question_after_a_rest_is_not_asked_of_another_model_and_in_between_no
     assert server.texts[-2:] == [CANARY, "late"]
 
 
+def test_a_slow_server_is_asked_who_it_is_once_in_two_hundred_requests() -> None:
+    """At three requests a minute a fifth to two thirds of the work were lost to a question every two minutes."""
+    server = FakeEmbeddingServer()
+    server.seconds_per_text = 3.0
+
+    async def main() -> None:
+        config = EmbedderConfig(urls=(URL,), model=server.model)
+        async with Embedder(config, transport=FakeTransport(server), cache=Forgets()) as one:
+            assert (await one.embed(texts(230))).failures == ()
+
+    run_virtually(main())
+    assert [number for number, batch in enumerate(server.batches) if batch == (CANARY,)] == [0, 1, 202]
+
+
 def test_a_server_that_is_full_when_it_is_asked_who_it_is_goes_on_and_is_asked_again() -> None:
     server = OtherModel()
     server.loaded, server.seconds_per_text, server.slots = False, 0.5, 2

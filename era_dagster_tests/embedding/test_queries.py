@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from era_dagster.domain.errors import BadVectors, ConfigurationError, EndpointUnavailable
-from era_dagster.embedding import identity
+from era_dagster.embedding import endpoint
 from era_dagster.embedding import queries as queries_module
 from era_dagster.embedding.provider import CANARY
 from era_dagster.embedding.queries import QueryEmbedder
@@ -111,7 +111,7 @@ def test_a_model_that_is_exchanged_between_two_questions_gets_no_more_of_them_un
         def _encoded_vector(self, text: str, dimension: int) -> bytes:
             return super()._encoded_vector(self.weights + text, dimension)
 
-    monkeypatch.setattr(identity, "_KNOWN_FOR_SECONDS", 0.2)
+    monkeypatch.setattr(endpoint, "_KNOWN_FOR_SECONDS", 0.2)
     server = Changeable(dimension=16)
     with serving(server) as url, asking(url, "openai") as questions:
         known = replace(KNOWN, provider="openai", digest=None)
