@@ -161,12 +161,21 @@ def _run(
     selected = [key.to_user_string() for key in context.selected_asset_keys]
     keys = list(config.chapters) or _partition_keys(context)
     with taking(context.instance, context.run.run_id, keys, everything=not keys):
-        look = _look(context, settings, database) if config.look else None
+        look, away = None, []
+        try:
+            look = _look(context, settings, database) if config.look else None
+        except ConfigurationError as error:
+            if not keys:
+                raise
+            away = [str(error)]  # the chapters asked for may lie elsewhere, or need no source
         if keys:
             chapters, problems = _named(context, database, keys)
+            problems += away
             if look is not None:
                 # What is stored of them is of an earlier look: they are done, and not what the person asked for.
                 problems += [trouble.sentence() for trouble in unreadable_sources(database, keys)]
+                waiting = look.left_waiting({chapter.source_path for chapter in chapters})
+                problems += [f"{source}. Materialize again when that is over." for source in waiting]
         else:
             chapters = _everything_pending(context, settings, database, selected)
             problems = look.problems() if look is not None else []

@@ -5,7 +5,7 @@ all look through here, so that they agree on what there is.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -54,7 +54,11 @@ class DropLook:
 
     def notices(self) -> list[str]:
         """One sentence for each thing that is not ready or odd."""
-        return [*(f"Waiting: {path}: {reason}" for path, reason in self.waiting), *self.notes]
+        return [*self.left_waiting({path for path, _ in self.waiting}), *self.notes]
+
+    def left_waiting(self, sources: Set[str]) -> list[str]:
+        """One sentence for each of these sources, by path, that is not ready."""
+        return [f"Waiting: {path}: {reason}" for path, reason in self.waiting if path in sources]
 
     def nothing_there(self) -> list[str]:
         """One sentence when the folder holds no book, which may be the wrong folder; for whoever asked, not for each tick."""

@@ -4,6 +4,8 @@ import asyncio
 import logging
 import os
 import signal
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import dagster as dg
@@ -13,9 +15,11 @@ from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PART
 from era_dagster.definitions import build_defs
 from era_dagster.defs.instance import open_instance
 from era_dagster.defs.jobs import run_config
+from era_dagster.defs.partitions import BOOK_CHAPTERS
 from era_dagster.defs.runs import EVERYTHING_PENDING, INGEST_JOB, TAKES_TAG
 from era_dagster.domain.errors import ConfigurationError
 from era_dagster.embedding.report import EmbedStats
+from era_dagster.pipeline.drop import look_at_drop
 from era_dagster.pipeline.receipt import Receipt
 from era_dagster.settings import load_settings
 from era_dagster_tests.defs.desk import Desk
@@ -109,6 +113,43 @@ def test_a_partition_that_a_person_materializes_is_as_the_drop_folder_has_it_now
     path.write_text('[{"chapter_index": 1,', encoding="utf-8")
     desk.set_age(path, 60)
     assert "Everything else is done, but: Cannot read " in failure_of(chosen_in_the_ui(desk, "level/0001"))
+    assert desk.sql("SELECT count(*) FROM minister_entries") == [(1,)]
+
+
+def test_a_partition_whose_file_is_still_being_written_is_not_called_done(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run was green, and had left what the file held before."""
+    monkeypatch.setenv("ERA_SETTLE_SECONDS", "1")
+    desk.drop("level", [1])
+    desk.drop("other", [1])
+    desk.tick()
+    assert desk.execute().success
+    path = desk.drop("level", [1], extra=", revised")
+    copied = threading.Event()
+
+    def copy() -> None:
+        while not copied.wait(0.02):
+            desk.set_age(path, 0)
+
+    with ThreadPoolExecutor(1) as threads:
+        threads.submit(copy)
+        try:
+            assert f"Waiting: {path}: still being written" in failure_of(chosen_in_the_ui(desk, "level/0001"))
+            assert chosen_in_the_ui(desk, "other/0001").success
+        finally:
+            copied.set()
+
+
+def test_a_partition_that_lies_elsewhere_is_done_while_the_drop_folder_is_away(desk: Desk, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    desk.drop("level", [1]).rename(elsewhere / "level.json")
+    look_at_drop(load_settings(os.environ), desk.database, elsewhere)
+    desk.instance.add_dynamic_partitions(BOOK_CHAPTERS, ["level/0001"])
+    Path(desk.variables["ERA_DROP_DIR"]).rmdir()
+    failure = failure_of(chosen_in_the_ui(desk, "level/0001"))
+    assert "Everything else is done, but: The drop folder " in failure and "Make it, or set ERA_DROP_DIR" in failure
     assert desk.sql("SELECT count(*) FROM minister_entries") == [(1,)]
 
 
