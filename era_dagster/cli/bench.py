@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from era_dagster.cli.bench_search import bench_search
-from era_dagster.cli.options import FileToWrite, Seconds
+from era_dagster.cli.options import FileToWrite, Seconds, json_file
 from era_dagster.cli.output import FAILED, print_json, stderr, stdout
 
 if TYPE_CHECKING:
@@ -39,13 +39,7 @@ _TABLE_WIDTH = 150
     help="Also a naive client (or era:CxB: ours with ceilings); repeatable.",
 )
 @click.option("--sweep", is_flag=True, help="Also the best fixed setting for each server (about a minute each).")
-@click.option(
-    "--json",
-    "json_to",
-    type=FileToWrite(allow_dash=True),
-    metavar="FILE",
-    help="Write all figures as JSON; - for standard output.",
-)
+@json_file
 @click.option("--plot", type=FileToWrite(), help="Draw them as an SVG file.")
 @click.pass_context
 def bench(

@@ -12,7 +12,7 @@ from typing import Any
 import click
 import orjson
 
-from era_dagster.cli.options import FileToWrite
+from era_dagster.cli.options import json_file
 from era_dagster.cli.output import print_json, print_table, settings_from_environment, stderr, stdout
 
 
@@ -27,13 +27,7 @@ from era_dagster.cli.output import print_json, print_table, settings_from_enviro
     metavar="PYTHON",
     help="Also LangChain's and LlamaIndex's stores, run by this Python, which has their packages.",
 )
-@click.option(
-    "--json",
-    "json_to",
-    type=FileToWrite(allow_dash=True),
-    metavar="FILE",
-    help="Write all figures as JSON; - for standard output.",
-)
+@json_file
 def bench_search(
     entries: int, chunks: int, domains: int, dimension: int, questions: int, rivals: str | None, json_to: str | None
 ) -> int:

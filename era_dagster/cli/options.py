@@ -31,3 +31,13 @@ class FileToWrite(click.Path):
         if not Path(path).parent.is_dir():
             self.fail(f"There is no folder {Path(path).parent}. Make it, or name another file.", param, ctx)
         return path
+
+
+json_file = click.option(
+    "--json",
+    "json_to",
+    type=FileToWrite(allow_dash=True),
+    metavar="FILE",
+    help="Write all figures as JSON; - for standard output.",
+)
+"""`--json FILE` of the benchmarks."""

@@ -27,8 +27,6 @@ from era_dagster.settings import Settings, load_settings
 from era_dagster.storage.database import checked_address, database_url, driver_errors, with_database
 
 _OWN = "ERA_DAGSTER_DATABASE_URL"
-
-
 # Dagster tries to connect six times, in about this time, for each thing that it reads or writes, of which the end of a run alone
 # has ten. Between two of them a run may wait for its own connections for half a minute.
 _PATIENCE_SECONDS = 15.0

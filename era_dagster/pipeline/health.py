@@ -224,12 +224,13 @@ def intake(database: Database) -> Finding:
     letters = found.totals.get("open_dead_letters", 0)
     well = not (found.quarantine or found.failed or letters)
     unreadable = sorted({record["file"] for record in found.quarantine})
+    redrive = "; `era dead-letters redrive` tries the letters again" if letters else ""
     named = f" ({', '.join(unreadable[:3])}{', ...' if len(unreadable) > 3 else ''})" if unreadable else ""
     return Finding(
         name="intake",
         level="ok" if well else "failed",
         found=f"{len(found.quarantine)} quarantined{named}, {len(found.failed)} failed chapters, {letters} open dead letters.",
-        next_step="" if well else "`era status` names them; `era dead-letters redrive` tries the letters again.",
+        next_step="" if well else f"`era status` names them{redrive}.",
     )
 
 

@@ -206,6 +206,9 @@ def test_a_killed_command_is_shown_as_failed_and_its_chapters_are_pending_again(
             assert time.monotonic() < deadline
             time.sleep(0.1)
         (run,) = shared.get_runs()
+        while run.run_id not in telling_runs(desk.database, within_seconds=30.0):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
         assert settle_runs(shared, desk.database, now=time.time()).chapters == {"level/0001", "level/0002"}
         process.kill()
         process.wait(10)

@@ -12,6 +12,7 @@ import pytest
 from era_dagster.domain.errors import ChaptersFailed, ConfigurationError, TransientError
 from era_dagster.intake.reader import BookRead, read_source
 from era_dagster.intake.snapshot import SourceStat, scan_drop
+from era_dagster.pipeline import health
 from era_dagster.pipeline.drop import DropLook, look_at_drop
 from era_dagster.storage.looking import looking_alone
 from era_dagster_tests.pipeline.workbench import Workbench, chapter, one_file
@@ -43,6 +44,8 @@ def test_broken_json_is_quarantined_while_the_other_books_go_through(bench: Work
     assert look.troubles[0].location.startswith("line 1")
     assert look.problems()[0].startswith("Cannot read ")
     assert bench.rows("SELECT state FROM drop_sources ORDER BY source_path") == ["read", "unreadable"]
+    # The doctor's next step is one that helps: there is no dead letter to try again.
+    assert health.intake(bench.database).next_step == "`era status` names them."
 
 
 def test_a_repaired_file_is_picked_up_and_its_quarantine_ends(bench: Workbench) -> None:
