@@ -5,8 +5,10 @@ on where it was. It ends when no chapter is due, so what an ingest changed meanw
 """
 
 import asyncio
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -72,7 +74,17 @@ def build_space(
     """
     known = _known_model(settings, database)
     report = BuildReport()
-    report.space = asyncio.run(_build(settings, database, known, report, on_progress, transport))
+    started = time.monotonic()
+    try:
+        with ExitStack() as working:
+            space = asyncio.run(_build(settings, database, known, report, on_progress, transport, working))
+            # Still the only one at work here, so that nobody promotes a space whose index is half built. Not in a thread of the
+            # event loop, where Ctrl-C would wait for minutes until an index is done.
+            report.indexes = build_vector_indexes(database, schema=space.schema)
+            analyze_space(database, schema=space.schema)
+    finally:
+        report.seconds = time.monotonic() - started
+    report.space = next(found for found in list_spaces(database) if found.space_id == space.space_id)
     return report
 
 
@@ -96,24 +108,18 @@ async def _build(
     report: BuildReport,
     on_progress: Progress,
     transport: httpx.AsyncBaseTransport | None,
+    working: ExitStack,
 ) -> RegisteredSpace:
-    loop = asyncio.get_running_loop()
-    started = loop.time()
+    """Fill the space; that nobody else works on it lasts until `working` is closed."""
     async with open_embedder(
         settings, known=known, cache=lambda model: PostgresVectorCache(database, model=model), transport=transport
     ) as embedder:
         space = space_beside(database, (await embedder.identify()).space)
-        with working_on(database, space.space_id):
-            builder = _Builder(database, embedder, space, settings, report, on_progress)
-            try:
-                async with sharing(embedder, database):
-                    await builder.run()
-                # Still the only one at work here, so that nobody promotes a space whose index is half built.
-                report.indexes = await asyncio.to_thread(build_vector_indexes, database, schema=space.schema)
-                await asyncio.to_thread(analyze_space, database, schema=space.schema)
-            finally:
-                report.seconds = loop.time() - started
-    return next(found for found in list_spaces(database) if found.space_id == space.space_id)
+        working.enter_context(working_on(database, space.space_id))
+        builder = _Builder(database, embedder, space, settings, report, on_progress)
+        async with sharing(embedder, database):
+            await builder.run()
+    return space
 
 
 class _Builder:

@@ -6,7 +6,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +27,7 @@ from era_dagster.domain.stages import STAGES
 from era_dagster.pipeline.ingest import run_stages
 from era_dagster.pipeline.space_build import BuildReport, build_space
 from era_dagster.settings import load_settings
+from era_dagster.storage import indexes
 from era_dagster.storage.database import Database
 from era_dagster.storage.indexes import exact_rows, indexed_tables
 from era_dagster.storage.space_check import check_space
@@ -41,6 +44,7 @@ from era_dagster_tests.fakes.embedding_server import (
     vector_of,
 )
 from era_dagster_tests.pipeline.workbench import PER_RUN, Workbench, chapter
+from era_dagster_tests.waiting import wait_until
 
 RULES = [f"Count to {number} before you answer." for number in range(3)]
 
@@ -339,6 +343,45 @@ def test_a_space_too_large_to_scan_has_its_index_before_it_is_live(bench: Workbe
     assert any("chunk_embeddings_nn" in line for (line,) in plan)
 
 
+def test_a_build_that_is_stopped_while_it_makes_an_index_stops_at_once(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It went on until the index was done: half a minute for 100,000 entries, and for as long as it waits for somebody."""
+    filled(bench)
+    other = second(bench)
+    build(other)
+    monkeypatch.setattr(indexes, "_EXACT_NUMBERS", 16)  # one row is enough for an index
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    waiting = (
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        " AND query LIKE 'CREATE INDEX CONCURRENTLY%'"
+    )
+    ended = threading.Event()
+    with (
+        psycopg.connect(bench.database.url) as writer,
+        psycopg.connect(bench.database.url, autocommit=True) as onlooker,
+        ThreadPoolExecutor(1) as threads,
+    ):
+        writer.execute("LOCK TABLE vectors_2.chunk_embeddings IN ROW EXCLUSIVE MODE")
+
+        def stop() -> bool:
+            wait_until(lambda: onlooker.execute(waiting).fetchone() == (1,))
+            signal.raise_signal(signal.SIGINT)
+            in_time = ended.wait(10)
+            writer.rollback()
+            return in_time
+
+        stopping = threads.submit(stop)
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                build(other)
+        finally:
+            ended.set()
+            signal.signal(signal.SIGINT, before)
+        assert stopping.result()
+    assert "chunk_embeddings" in build(other).indexes
+
+
 def test_two_models_can_be_built_and_promoted_one_after_the_other(bench: Workbench) -> None:
     filled(bench)
     second_space, third_space = (number(build(second(bench, model=name))) for name in ("second-model", "third-model"))
@@ -517,6 +560,7 @@ import os, signal, sys
 from dataclasses import replace
 from era_dagster.pipeline.space_build import build_space
 from era_dagster.settings import load_settings
+from era_dagster.storage import indexes
 from era_dagster.storage.database import Database
 
 url, model, server, after = sys.argv[1:]
