@@ -4,6 +4,7 @@ Reads only; folding of domain names and embedding of query texts belong to `know
 module without Dagster and without an embedding model.
 """
 
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, LiteralString
@@ -33,7 +34,7 @@ _CHUNK_SHOWN = (
     " FROM found AS f JOIN chapter_chunks AS c USING (partition_key, position)"
     " JOIN doctrine_sources AS s USING (partition_key)"
 )
-_OF_BOOK = "partition_key IN (SELECT partition_key FROM doctrine_sources WHERE %(book)s IN (book, book_slug))"
+_OF_BOOK = "partition_key IN (SELECT partition_key FROM doctrine_sources WHERE book = ANY(%(book)s) OR book_slug = ANY(%(book)s))"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +98,7 @@ def search_entries(
         "query": query,
         "domain": domain,
         "category": category,
-        "book": None if book is None else safe_name(book),
+        "book": None if book is None else _stored_names(book),
     }
     # Of a category that is far from the question an index finds too few or none, for it gives up after some thousand rows
     # (`hnsw.max_scan_tuples`).
@@ -156,7 +157,7 @@ def search_chunks(
         conditions.append("partition_key IN (SELECT partition_key FROM minister_entries WHERE domain = %(domain)s)")
     if book is not None:
         conditions.append(_OF_BOOK)
-    parameters = {"query": query, "domain": domain, "book": None if book is None else safe_name(book)}
+    parameters = {"query": query, "domain": domain, "book": None if book is None else _stored_names(book)}
     nearest = sql.SQL(
         "WITH found AS MATERIALIZED ("
         " SELECT partition_key, position, {distance} AS distance FROM chunk_embeddings{where}"
@@ -278,6 +279,12 @@ def _query(
         )
     scaled = values / largest
     return HalfVector(scaled / np.linalg.norm(scaled))
+
+
+def _stored_names(book: str) -> list[str]:
+    """How the name of a book may be stored: as it is, and with its accents as keyboards (NFC) and Macs' file names (NFD)
+    have them."""
+    return [safe_name(name) for name in (book, *(unicodedata.normalize(form, book) for form in ("NFC", "NFD")))]
 
 
 def _distance(*, exact: bool) -> sql.Composable:

@@ -1,7 +1,9 @@
 """Look-up by vector on a real PostgreSQL: scores, order, filters, pruning, and the queries that are refused."""
 
+import unicodedata
 import uuid
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -160,6 +162,24 @@ def test_category_and_book_leave_only_what_they_name(database: Database) -> None
             assert [hit.category for hit in warnings] == ["warnings"] * 10
             assert {hit.doctrine_id for hit in both} == {h.doctrine_id for h in by_name if h.category == "warnings"}
             assert search_entries(connection, vectors[0], domain=domain, book="Nobody's") == []
+
+
+@pytest.mark.parametrize("stored", ["NFC", "NFD"])
+def test_a_book_is_found_whichever_way_its_accents_are_written(
+    database: Database, stored: Literal["NFC", "NFD"]
+) -> None:
+    """A Mac writes them apart in the names of folders, a keyboard does not: the book was there and nothing was found."""
+    open_space(database, "wealth")
+    vector = random_vectors(1)[0]
+    key = "evangile-123456/0001"
+    with database.connection() as connection:
+        add_chapter(connection, key, book=unicodedata.normalize(stored, "L’Évangile"), domains=["wealth"])
+        add_entry(connection, vector, domains=["wealth"], key=key)
+        add_chunk(connection, key, 0, "In the beginning", vector)
+        for asked in ("NFC", "NFD"):
+            name = unicodedata.normalize(asked, "L’Évangile")
+            assert len(search_entries(connection, vector, book=name)) == 1
+            assert len(search_chunks(connection, vector, book=name)) == 1
 
 
 def test_top_k_is_capped_and_none_below_one_gives_nothing(database: Database) -> None:
