@@ -23,7 +23,7 @@ from era_dagster.pipeline.sharing import sharing
 from era_dagster.settings import Settings, configured_model
 from era_dagster.storage.cache import PostgresVectorCache
 from era_dagster.storage.database import Database
-from era_dagster.storage.indexes import analyze_space, build_vector_indexes
+from era_dagster.storage.indexes import build_vector_indexes, drop_indexes_before_load, vacuum_space
 from era_dagster.storage.space_register import RegisteredSpace, list_spaces, space_beside, working_on
 from era_dagster.storage.space_rows import (
     ChapterTexts,
@@ -81,7 +81,7 @@ def build_space(
             # Still the only one at work here, so that nobody promotes a space whose index is half built. Not in a thread of the
             # event loop, where Ctrl-C would wait for minutes until an index is done.
             report.indexes = build_vector_indexes(database, schema=space.schema)
-            analyze_space(database, schema=space.schema)
+            vacuum_space(database, schema=space.schema)
     finally:
         report.seconds = time.monotonic() - started
     report.space = next(found for found in list_spaces(database) if found.space_id == space.space_id)
@@ -157,12 +157,16 @@ class _Builder:
                     return
                 tried |= todo
                 self._report.chapters_due += len(todo)
+                await self._in_thread(lambda todo=todo: self._make_way(len(todo)))
                 await self._remove(due.remove)
                 await self._write(todo)
                 if self._failure is not None:
                     raise self._failure
         finally:
             self._threads.shutdown(wait=True)
+
+    def _make_way(self, chapters: int) -> None:
+        drop_indexes_before_load(self._database, chapters=chapters, schema=self._space.schema)
 
     async def _remove(self, keys: list[str]) -> None:
         for key in keys:

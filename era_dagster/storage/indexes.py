@@ -41,7 +41,7 @@ def indexed_tables(database: Database, *, schema: str = LIVE_SCHEMA) -> list[str
         return [name for (name,) in rows]
 
 
-def drop_indexes_before_load(database: Database, *, chapters: int) -> list[str]:
+def drop_indexes_before_load(database: Database, *, chapters: int, schema: str = LIVE_SCHEMA) -> list[str]:
     """Drop the vector indexes when loading `chapters` would cost more with them than building them anew afterwards.
 
     That is when they are at least an eighth of the chapters stored. Returns the tables' names. Look-ups go on, exactly.
@@ -50,7 +50,7 @@ def drop_indexes_before_load(database: Database, *, chapters: int) -> list[str]:
         row = connection.execute("SELECT count(*) FROM doctrine_sources").fetchone()
     if row is None or chapters < _SHARE_THAT_DROPS * row[0]:
         return []
-    return [table for table in indexed_tables(database) if _drop(database, LIVE_SCHEMA, table)]
+    return [table for table in indexed_tables(database, schema=schema) if _drop(database, schema, table)]
 
 
 def load_goes_on(database: Database) -> bool:
@@ -88,11 +88,12 @@ def build_vector_indexes(database: Database, *, schema: str = LIVE_SCHEMA, least
     ]
 
 
-def analyze_space(database: Database, *, schema: str) -> None:
-    """Tell the planner how many rows the tables of a space have: of one that was just filled it knows nothing."""
-    with database.connection() as connection:
-        for table in ("chunk_embeddings", "doctrine_embeddings_all", "doctrine_embeddings"):
-            connection.execute(sql.SQL("ANALYZE {}").format(sql.Identifier(schema, table)))
+def vacuum_space(database: Database, *, schema: str) -> None:
+    """Remove the dead rows of a space that was filled or caught up, and tell the planner how many rows its tables have."""
+    for table in ("chunk_embeddings", "doctrine_embeddings_all", "doctrine_embeddings"):
+        with _alone(database, schema, table) as connection:
+            if connection is not None:
+                connection.execute(sql.SQL("VACUUM (ANALYZE) {}").format(sql.Identifier(schema, table)))
 
 
 def build_vector_index(database: Database, table: str, *, schema: str = LIVE_SCHEMA) -> bool:

@@ -343,6 +343,27 @@ def test_a_space_too_large_to_scan_has_its_index_before_it_is_live(bench: Workbe
     assert any("chunk_embeddings_nn" in line for (line,) in plan)
 
 
+def test_a_space_with_indexes_is_caught_up_as_a_load_is(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seen with 2,400 entries that had all changed: row by row into the index it took 68 s instead of 25, and afterwards
+    a look-up found 92 % of the ten nearest among the dead rows, instead of 99 %."""
+    monkeypatch.setattr(indexes, "_EXACT_NUMBERS", 16)  # one row is enough for an index
+    for i in range(9):
+        bench.drop(f"book-{i}", chapter(1, f"Text {i}. " * 60, rules=[f"Rule {i}"]))
+    bench.ingest()
+    other = second(bench)
+    every = build(other).indexes
+    assert every == ["chunk_embeddings", "doctrine_embeddings_all", "doctrine_embeddings_risk"]
+    bench.drop("book-0", chapter(1, "Another text. " * 60, rules=["Another rule"]))
+    bench.ingest()
+    assert build(other).indexes == []  # of a few changes an index takes account
+    bench.drop("book-1", chapter(1, "Yet another text. " * 60, rules=["Yet another rule"]))
+    bench.drop("book-2", chapter(1, "And another text. " * 60, rules=["And another rule"]))
+    bench.ingest()
+    assert build(other).indexes == every
+    vacuumed = "SELECT relname FROM pg_stat_user_tables WHERE schemaname = 'vectors_2' AND vacuum_count = 3 ORDER BY 1"
+    assert bench.rows(vacuumed) == every
+
+
 def test_a_build_that_is_stopped_while_it_makes_an_index_stops_at_once(
     bench: Workbench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
