@@ -92,6 +92,8 @@ def _pieces(model: "LocalModel", text: str) -> list[str]:
 
 
 def _load(model_dir: Path) -> "LocalModel":
+    # Else ONNX Runtime tells Microsoft of its use, and notes an id of this machine in the home folder. It reads this once.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     from era_dagster.embedding.local_model import LocalModel  # loads ONNX Runtime: only where it is used
 
     return LocalModel.load(ensure_weights(model_dir), threads=os.cpu_count() or 1)

@@ -1,6 +1,9 @@
 """The provider around the local model, with a model small enough to compute by hand."""
 
 import asyncio
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +15,7 @@ from era_dagster.embedding import endpoint
 from era_dagster.embedding.embed_texts import embed_texts
 from era_dagster.embedding.local import embed_whole
 from era_dagster.embedding.provider import CANARY, Answer, Identified
+from era_dagster.settings import load_settings
 from era_dagster_tests.fakes.virtual_time import run_virtually
 
 
@@ -55,6 +59,22 @@ def test_a_text_too_long_is_the_weighted_mean_of_its_pieces_and_nothing_is_cut()
 def test_the_local_provider_holds_one_model_only(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="nomic-embed-text"):
         asyncio.run(embed_texts(["a"], urls=(), model="nomic-embed-text", provider="local", model_dir=tmp_path))
+
+
+def test_nobody_is_told_of_the_local_models_use(tmp_path: Path) -> None:
+    """ONNX Runtime sends what it is used for to Microsoft unless told otherwise; the first sign is an id in the home folder."""
+    kept = {
+        name: value for name, value in os.environ.items() if name not in ("ORT_DISABLE_TELEMETRY", "XDG_CACHE_HOME")
+    }
+    program = (
+        "import asyncio, sys; from pathlib import Path; from era_dagster.embedding.embed_texts import embed_texts;"
+        "asyncio.run(embed_texts(['a'], urls=(), model='all-minilm-l6-v2', provider='local', model_dir=Path(sys.argv[1])))"
+    )
+    model_dir = str(load_settings(os.environ).model_dir)
+    subprocess.run(
+        [sys.executable, "-c", program, model_dir], env=kept | {"HOME": str(tmp_path)}, check=True, timeout=60
+    )
+    assert [path.name for path in tmp_path.rglob("*")] == []
 
 
 class ComputingModel:
