@@ -5,7 +5,7 @@ from importlib import import_module
 
 import click
 
-from era_dagster.cli.output import hear_lost_interrupts, run_guarded
+from era_dagster.cli.output import hear_lost_interrupts, open_closed_streams, run_guarded
 
 _COMMANDS = {
     "ingest": "ingest",
@@ -53,6 +53,7 @@ def era(debug: bool) -> None:
 
 def main() -> None:
     """Entry point of the console script."""
+    open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="replace")  # pyright: ignore[reportAttributeAccessIssue]

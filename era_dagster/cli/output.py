@@ -88,8 +88,21 @@ def exit_code(*, failed: bool, failure: str | None) -> int:
 
 def run_guarded(command: Callable[[], int | None], *, debug: bool) -> int:
     """Run a command at the process's top: every error becomes one sentence and an exit code."""
+    code = _guarded(command, debug=debug)
     try:
-        return command() or 0
+        sys.stdout.flush()
+    except OSError:
+        # Told already. Python would try once more at the end of the process, and complain in its own words.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return code
+
+
+def _guarded(command: Callable[[], int | None], *, debug: bool) -> int:
+    try:
+        code = command() or 0
+        # While an answer that cannot be written is still an error of the command.
+        sys.stdout.flush()
+        return code
     except click.exceptions.Exit as leaving:
         return leaving.exit_code
     except click.ClickException as error:
@@ -100,7 +113,13 @@ def run_guarded(command: Callable[[], int | None], *, debug: bool) -> int:
         return _complain(error, WRONG_USE if isinstance(error, ConfigurationError) else FAILED)
     except (KeyboardInterrupt, click.Abort):
         stderr.print(STOPPED)
+        _answer_json(STOPPED, "")
         return INTERRUPTED
+    except BrokenPipeError:
+        if debug:
+            raise
+        # Who read the answer has enough of it (`| head -1`): nothing to complain of.
+        return FAILED
     except OSError as error:
         if debug:
             raise
@@ -117,6 +136,14 @@ def run_guarded(command: Callable[[], int | None], *, debug: bool) -> int:
             ),
             FAILED,
         )
+
+
+def open_closed_streams() -> None:
+    """Read from and print to nowhere where a standard stream was closed (`>&-`). Else its number would go to the next file or
+    connection, and what libraries print there with it."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115
 
 
 def hear_lost_interrupts() -> None:

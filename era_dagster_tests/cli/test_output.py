@@ -84,7 +84,8 @@ def test_an_answer_that_cannot_be_written_is_one_sentence_and_exit_code_1(shell:
         done = subprocess.run(
             [sys.executable, "-m", "era_dagster.cli", *words],
             cwd=shell.folder,
-            env=shell.environment,
+            # As a user has it: set, nothing is written late.
+            env={name: value for name, value in shell.environment.items() if name != "PYTHONUNBUFFERED"},
             stdout=full,
             stderr=subprocess.PIPE,
             encoding="utf-8",
@@ -92,6 +93,49 @@ def test_an_answer_that_cannot_be_written_is_one_sentence_and_exit_code_1(shell:
         )
     assert done.returncode == 1
     assert done.stderr == "Error: The system refused: No space left on device. Free some space, then run again.\n"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="asks a POSIX shell")
+@pytest.mark.parametrize(
+    ("words", "ending", "code"),
+    [
+        ("status --json", ">&-", 0),
+        ("errors --json nothing", ">&-", 2),
+        ("dead-letters drop --all", "<&- >&- 2>&-", 0),
+        ("status --json", "| sleep 0", 1),
+        ("db url", "| sleep 0", 1),
+    ],
+)
+def test_nothing_is_complained_of_where_nobody_reads(shell: Shell, words: str, ending: str, code: int) -> None:
+    """A closed standard output was a traceback with --json; a pipe that had ended, a complaint of Python's or success."""
+    done = subprocess.run(
+        ["bash", "-c", f'"{sys.executable}" -m era_dagster.cli {words} {ending}; exit ${{PIPESTATUS[0]}}'],
+        cwd=shell.folder,
+        env={name: value for name, value in shell.environment.items() if name != "PYTHONUNBUFFERED"},
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (code, "")
+    assert done.stderr == "" or code == 2
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for a single process")
+def test_a_command_that_is_stopped_says_so_in_json_where_it_was_asked_for() -> None:
+    """Nothing was printed, where scripts read an answer: so does wrong use, and an ingest that is stopped."""
+    code = """
+import signal, sys
+from era_dagster.cli import main
+signal.signal(signal.SIGINT, signal.default_int_handler)
+main.era.main = lambda **_: signal.raise_signal(signal.SIGINT)
+main.main()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, "--json"], capture_output=True, encoding="utf-8", timeout=60, check=False
+    )
+    assert done.returncode == 130
+    assert json.loads(done.stdout)["error"] == "Stopped. What was finished is kept; run again to go on."
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for a single process")
