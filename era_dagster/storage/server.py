@@ -10,7 +10,7 @@ import re
 import time
 import urllib.parse
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum, auto
 from pathlib import Path
@@ -229,6 +229,9 @@ class EmbeddedServer:
         try:
             yield
         except OSError as error:
+            with suppress(OSError):
+                # Another user's folder is closed on purpose: no right to it is to be granted.
+                self._cluster.check_owner()
             where = error.filename or self._cluster.folder
             raise StorageError(
                 f"The embedded PostgreSQL cannot use {where}: {error.strerror or error}.",

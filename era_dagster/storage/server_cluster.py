@@ -90,13 +90,17 @@ class Cluster:
     def make_folder(self) -> None:
         """Make the private folder; `ConfigurationError` when it belongs to another user."""
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.check_owner()
+        # Whoever reaches the socket is a superuser without password, so the folder is the gate.
+        self.folder.chmod(0o700)
+
+    def check_owner(self) -> None:
+        """Raises `ConfigurationError` when the folder belongs to another user."""
         if not WINDOWS and (owner := self.folder.stat().st_uid) != os.geteuid():
             raise ConfigurationError(
                 f"The folder {self.folder} belongs to user id {owner}, not to this user ({os.geteuid()}).",
                 hint="Run as its owner, or choose another ERA_HOME.",
             )
-        # Whoever reaches the socket is a superuser without password, so the folder is the gate.
-        self.folder.chmod(0o700)
 
     def pid_file_lines(self) -> list[str]:
         """What the running server says of itself: process id, data folder, start time, port, ...; empty without one."""

@@ -403,6 +403,23 @@ def ordinary_user(folder: Path) -> list[str]:
     pytest.skip("no way to become an ordinary user here")
 
 
+@pytest.mark.skipif(sys.platform == "win32" or os.geteuid() != 0, reason="only root")
+def test_whoever_finds_the_server_of_another_user_is_told_whose_it_is() -> None:
+    """It named a file in there and said to grant the rights, which would make everybody a superuser of the database."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        server = EmbeddedServer(Path(name))
+        (Path(name) / "postgres").mkdir(mode=0o700)
+        ordinary = 65534
+        os.seteuid(ordinary)
+        try:
+            for step in (server.ensure_running, server.status, server.stop):
+                with pytest.raises(ConfigurationError, match=rf"belongs to user id 0, not to this user \({ordinary}\)"):
+                    step()
+        finally:
+            os.seteuid(0)
+
+
 @pytest.mark.skipif(sys.platform == "win32" or os.geteuid() != 0, reason="any other test runs as an ordinary user")
 def test_an_ordinary_user_runs_it_as_well() -> None:
     code = """
