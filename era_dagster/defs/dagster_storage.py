@@ -16,13 +16,14 @@ from dagster._core.storage.local_compute_log_manager import LocalComputeLogManag
 from dagster._serdes import ConfigurableClassData
 from dagster_postgres import DagsterPostgresStorage
 from dagster_postgres.utils import DagsterPostgresException
+from psycopg import errors as pg_errors
 from psycopg import sql
 from sqlalchemy import event
 from sqlalchemy.engine import Engine, ExceptionContext
 from sqlalchemy.exc import OperationalError
 
 from era_dagster.defs.dagster_tables import are_there, complete_tables
-from era_dagster.domain.errors import ConfigurationError, DatabaseUnavailable
+from era_dagster.domain.errors import ConfigurationError, DatabaseUnavailable, StorageError
 from era_dagster.settings import Settings, load_settings
 from era_dagster.storage.database import checked_address, database_url, driver_errors, with_database
 
@@ -35,20 +36,29 @@ _LONGEST_PAUSE_SECONDS = 60.0
 
 @contextmanager
 def storage_errors() -> Iterator[None]:
-    """Turn what Dagster's storage raises when its database is away into one of our errors."""
+    """Turn what Dagster's storage raises when its database is away, or its disk full, into one of our errors."""
     try:
         yield
     except (DagsterPostgresException, OperationalError) as error:
-        raise _away(error.__cause__ or error) from error
+        cause = error.__cause__ or error
+        if getattr(cause, "pgcode", None) == pg_errors.DiskFull.sqlstate:
+            raise StorageError(
+                f"Dagster's database refuses to write: {_first_line(cause)}.",
+                hint="What was finished is stored. Free space, then run again.",
+            ) from error
+        raise _away(cause) from error
 
 
 def _away(error: BaseException) -> DatabaseUnavailable:
-    said = str(error.orig if isinstance(error, OperationalError) else error).strip()
-    reason = (said.splitlines() or [type(error).__name__])[0].rstrip(".")
     return DatabaseUnavailable(
-        f"Dagster's database cannot be reached: {reason}.",
+        f"Dagster's database cannot be reached: {_first_line(error)}.",
         hint="What was finished is stored. Run `era doctor`, then again.",
     )
+
+
+def _first_line(error: BaseException) -> str:
+    said = str(error.orig if isinstance(error, OperationalError) else error).strip()
+    return (said.splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 class Outage:

@@ -16,6 +16,7 @@ from era_dagster.intake.plan import ChapterPlan, DropPlan, Look, plan_chapters, 
 from era_dagster.intake.reader import BookRead, read_source
 from era_dagster.intake.snapshot import INPUTS, SourceStat, directory_of, is_bare, scan_drop
 from era_dagster.settings import Settings
+from era_dagster.storage.atomic_files import file_errors
 from era_dagster.storage.database import Database
 from era_dagster.storage.drops import (
     KnownSource,
@@ -91,9 +92,9 @@ def look_at_drop(
     """Look at `root` and record what is there; `record=False` only tells, `afresh` reads unchanged sources too.
 
     `patient` leaves files alone that changed less than `settle_seconds` ago; `settling` is that of the previous look.
-    The default drop folder is made when nothing was ever dropped into it. Raises `ConfigurationError` for a folder that
-    is not there or cannot be listed, or is another directory than before with nothing in it: none of them is taken for
-    one that the books have left.
+    The default drop folder is made when nothing was ever dropped into it, or `StorageError` raised. `ConfigurationError`: a
+    folder that is not there or cannot be listed, or is another directory than before with nothing in it; none of them is taken
+    for one that the books have left.
     """
     with looking_alone(database) if record else nullcontext():
         return _look(settings, database, root, settling or {}, patient=patient, record=record, afresh=afresh)
@@ -128,7 +129,8 @@ def _look(
 ) -> DropLook:
     known = known_sources(database, root)
     if not known and root == settings.drop_dir and settings.sources["drop_dir"] == "default":
-        root.mkdir(parents=True, exist_ok=True)
+        with file_errors(root):
+            root.mkdir(parents=True, exist_ok=True)
     directory = directory_of(root)
     snapshot = scan_drop(root)
     check_not_away(database, root)

@@ -17,7 +17,7 @@ from sqlalchemy.exc import OperationalError
 from era_dagster.defs import dagster_storage
 from era_dagster.defs.dagster_storage import Outage
 from era_dagster.defs.failures import as_dagster_failures
-from era_dagster.domain.errors import ChaptersFailed, DatabaseUnavailable
+from era_dagster.domain.errors import ChaptersFailed, DatabaseUnavailable, StorageError
 from era_dagster.storage.database import with_database
 
 ROOT = Path(__file__).parents[2]
@@ -132,6 +132,19 @@ def test_what_takes_the_place_of_a_connection_that_cannot_be_made_is_tried_no_mo
         assert instance.get_runs_count() == 0
         with pytest.raises(OperationalError):
             gone.connect()
+
+
+def test_a_full_disk_under_dagsters_database_is_no_database_that_cannot_be_reached(database_url: str) -> None:
+    engine = create_engine(database_url.replace("postgresql://", "postgresql+psycopg2://", 1))
+    full = "DO $$ BEGIN RAISE 'could not extend file: No space left on device' USING ERRCODE = 'disk_full'; END $$"
+    with (
+        pytest.raises(StorageError, match="refuses to write: could not extend file") as told,
+        dagster_storage.storage_errors(),
+        engine.connect() as connection,
+    ):
+        connection.exec_driver_sql(full)
+    engine.dispose()
+    assert "Free space" in told.value.hint
 
 
 def test_the_packaged_file_is_the_one_beside_the_workspace() -> None:

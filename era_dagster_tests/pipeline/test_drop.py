@@ -9,7 +9,7 @@ from threading import Thread
 
 import pytest
 
-from era_dagster.domain.errors import ChaptersFailed, ConfigurationError, TransientError
+from era_dagster.domain.errors import ChaptersFailed, ConfigurationError, StorageError, TransientError
 from era_dagster.intake.reader import BookRead, read_source
 from era_dagster.intake.snapshot import SourceStat, scan_drop
 from era_dagster.pipeline import health
@@ -257,6 +257,16 @@ def test_the_default_drop_folder_is_made_only_while_nothing_was_dropped(bench: W
     bench.look()
     shutil.rmtree(bench.settings.drop_dir)
     with pytest.raises(ConfigurationError):
+        bench.look()
+
+
+def test_a_default_drop_folder_that_cannot_be_made_is_one_of_our_errors(bench: Workbench) -> None:
+    """In a project folder that is read-only, for example; a run failed with a stack trace."""
+    in_the_way = bench.settings.drop_dir.parent / "file"
+    in_the_way.touch()
+    sources = {**bench.settings.sources, "drop_dir": "default"}
+    bench.settings = replace(bench.settings, sources=sources, drop_dir=in_the_way / "drop")
+    with pytest.raises(StorageError, match="cannot be written: Not a directory"):
         bench.look()
 
 
