@@ -51,8 +51,9 @@ def _look(settings: Settings) -> Iterator[Finding]:
     """One finding after the other, so that a slow one does not hold back the rest."""
     yield from health.versions()
     yield from health.names_of_settings(misspelt(os.environ))
-    for name, path in (("home", settings.home), ("data", settings.data_dir), ("model", settings.model_dir)):
-        yield health.folder(f"{name} folder", path)
+    yield health.folder("home folder", settings.home)
+    yield health.folder("data folder", settings.data_dir)
+    yield health.folder("model folder", settings.model_dir, read_only_serves=True)
     if settings.log_file is not None:
         yield health.folder("log folder", settings.log_file.parent)
     yield health.drop_folder(settings.drop_dir)

@@ -78,8 +78,10 @@ def names_of_settings(misspelt: Mapping[str, str]) -> list[Finding]:
     ]
 
 
-def folder(name: str, path: Path) -> Finding:
-    """May this user write there, and is there space on its disk? A folder that is not there yet is judged by its parent."""
+def folder(name: str, path: Path, *, read_only_serves: bool = False) -> Finding:
+    """May this user write there, and is there space on its disk? A folder that is not there yet is judged by its parent.
+
+    `read_only_serves`: one that is filled, or that nobody needs, as the finding about the model tells."""
     existing = next(parent for parent in (path, *path.parents) if parent.exists())
     if not existing.is_dir():
         return Finding(
@@ -88,9 +90,10 @@ def folder(name: str, path: Path) -> Finding:
     if not os.access(existing, os.W_OK):
         return Finding(
             name=name,
-            level="failed",
+            level="warning" if read_only_serves else "failed",
             found=f"{existing} is closed to this user.",
-            next_step="Give this user the right to write there, or name another folder.",
+            next_step=("Unless the model answers, give" if read_only_serves else "Give")
+            + " this user the right to write there, or name another folder.",
         )
     free = shutil.disk_usage(existing).free
     enough = free >= LEAST_FREE_BYTES

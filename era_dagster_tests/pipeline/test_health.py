@@ -133,6 +133,15 @@ def test_a_folder_without_space_or_rights_is_named(tmp_path: Path, monkeypatch: 
     assert health.folder("home folder", tmp_path).next_step == "Free at least 1 GB."
 
 
+def test_a_model_folder_that_is_filled_or_not_needed_may_be_read_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`era doctor` failed for it where the model answered from there, or from Ollama for a user without a home."""
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
+    assert health.folder("model folder", tmp_path, read_only_serves=True).level == "warning"
+    assert health.folder("data folder", tmp_path).level == "failed"
+
+
 @pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="whoever runs this may read and write everything")
 def test_a_closed_folder_is_named(tmp_path: Path) -> None:
     tmp_path.chmod(0)
