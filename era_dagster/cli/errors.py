@@ -38,7 +38,8 @@ def errors(fingerprint: str | None, run_id: str | None, forget: bool, yes: bool,
     elif fingerprint is not None:
         _print_one(found[0])
     elif not found:
-        stdout.print("No errors so far.")
+        of_run = f"No kind of error was first or last met in a run {run_id}; `era errors` lists all."
+        stdout.print("No errors so far." if run_id is None else of_run, markup=False)
     else:
         for group in found:
             stdout.print(

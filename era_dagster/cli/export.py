@@ -8,6 +8,7 @@ import click
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from era_dagster.cli.knowledge_base import open_knowledge_base
+from era_dagster.cli.options import no_dash
 from era_dagster.cli.output import print_json, settings_from_environment, stderr, stdout
 from era_dagster.storage.database import Database
 from era_dagster.storage.export import Exported, export_items, export_vectors
@@ -23,7 +24,7 @@ def export() -> None:
 
 
 @export.command()
-@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False), callback=no_dash)
 @_overwrite
 @_as_json
 def kis(folder: Path, overwrite: bool, as_json: bool) -> int:
@@ -36,7 +37,7 @@ def kis(folder: Path, overwrite: bool, as_json: bool) -> int:
 
 
 @export.command()
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=click.Path(path_type=Path), callback=no_dash)
 @_overwrite
 @_as_json
 def vectors(file: Path, overwrite: bool, as_json: bool) -> int:

@@ -19,6 +19,13 @@ class Seconds(click.FloatRange):
         return seconds
 
 
+def no_dash(context: click.Context, parameter: click.Parameter, value: Path) -> Path:
+    """The path; wrong use for `-`, which other programs take for standard output, and which would be made with that name."""
+    if str(value) == "-":
+        raise click.BadParameter("- is no name: what is written appears whole, so it cannot be printed. Name another.")
+    return value
+
+
 class FileToWrite(click.Path):
     """A file that is written when all is done; its folder must be there before anything begins."""
 

@@ -1,5 +1,7 @@
 """`era spaces`: change the embedding model without downtime: build beside the live space, compare, promote, go back."""
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -8,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from era_dagster.cli.knowledge_base import open_knowledge_base
 from era_dagster.cli.output import FAILED, ask, print_json, print_table, settings_from_environment, stderr, stdout
+from era_dagster.domain.errors import EraError
 from era_dagster.pipeline.space_build import BuildReport, build_space
 from era_dagster.settings import Settings
 from era_dagster.storage.database import Database, database_url
@@ -85,7 +88,8 @@ def build(model: str | None, provider: Any, urls: tuple[str, ...], as_json: bool
     url = database_url(settings)
     migrate(url)
     with Database(url, pool_size=settings.database_pool) as database:
-        report = _build(settings, database, quiet=as_json)
+        with _options_named({"MODEL": model, "PROVIDER": provider, "URLS": urls}):
+            report = _build(settings, database, quiet=as_json)
         space = _built(report)
         check = check_space(database, space.space_id)
     failed = bool(report.dead) or not check.sound
@@ -191,6 +195,18 @@ def _configured_for(settings: Settings, model: str | None, provider: Any, urls: 
         embedding_provider=provider or settings.embedding_provider,
         embedding_urls=urls or settings.embedding_urls,
     )
+
+
+@contextmanager
+def _options_named(given: Mapping[str, object]) -> Iterator[None]:
+    """What an error says to correct is the option where one was given, not the setting it stands for."""
+    try:
+        yield
+    except EraError as error:
+        for name, value in given.items():
+            if value:
+                error.hint = error.hint.replace(f"ERA_EMBEDDING_{name}", f"--{name.lower().removesuffix('s')}")
+        raise
 
 
 def _build(settings: Settings, database: Database, *, quiet: bool) -> BuildReport:

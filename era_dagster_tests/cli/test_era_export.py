@@ -1,5 +1,7 @@
 """`era export` and `era map` as a user types them."""
 
+import pytest
+
 from era_dagster_tests.cli.shell import Shell, write_book
 
 
@@ -26,3 +28,11 @@ def test_the_map_is_a_file(shell: Shell) -> None:
     again = shell.era("map", "map.svg")
     assert again.returncode == 2
     assert "--overwrite" in again.stderr
+
+
+@pytest.mark.parametrize("words", [("export", "kis"), ("export", "vectors"), ("map",)])
+def test_a_dash_is_refused_where_a_file_of_that_name_would_be_made(shell: Shell, words: tuple[str, ...]) -> None:
+    done = shell.era(*words, "-")
+    assert done.returncode == 2
+    assert "cannot be printed" in done.stderr
+    assert not (shell.folder / "-").exists()

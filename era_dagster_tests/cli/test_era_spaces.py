@@ -104,6 +104,8 @@ def test_wrong_use_is_said_with_exit_code_2(filled: Shell) -> None:
         (("drop", "1", "--yes"), "is live"),
         (("drop", "9", "--yes"), "no embedding space 9"),
         (("build",), "is the live model already"),
+        (("build", "--model", "x", "--url", "foo"), "Correct --url."),
+        (("build", "--model", "foo", "--provider", "local"), "Set --model to all-minilm-l6-v2"),
         (("promote", "1", "--json"), "add --yes or --dry-run"),
     ):
         done = filled.era("spaces", *words)

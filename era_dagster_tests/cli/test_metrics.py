@@ -227,6 +227,7 @@ def test_errors_are_listed_by_kind_shown_and_forgotten(
     listed = shell.era("errors").stdout
     assert f"{group['fingerprint']}  3 x TextsRejected" in listed
     assert group["message"] in shell.era("errors", group["fingerprint"]).stdout
+    assert "No errors so far" not in shell.era("errors", "--run", "another").stdout
     assert shell.json("errors", group["fingerprint"], "--forget", "--yes") == {"forgotten": 1}
     assert shell.era("errors").stdout == "No errors so far.\n"
     gone = shell.era("errors", group["fingerprint"])
