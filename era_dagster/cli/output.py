@@ -36,6 +36,8 @@ stderr = Console(stderr=True, soft_wrap=True, highlight=False)
 _MOMENT_SECONDS = 0.05
 _NO_FOLD = 1000
 """A file or a pipe has no width: names that are folded cannot be searched for."""
+_FOLDED_TO = 20
+"""A long text may be folded into so many letters, no narrower."""
 
 
 def typed(path: object) -> str:
@@ -56,14 +58,22 @@ def print_json(value: Any) -> None:
 
 
 def print_table(title: str, columns: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
-    """A small table; numbers to the right."""
+    """A small table; numbers to the right. On a screen that is too narrow for it a line or two for each row instead."""
+    cells = [[f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
+    if stdout.is_terminal and sum(min(width, _FOLDED_TO) + 3 for width in widths) + 1 > stdout.width:
+        stdout.print(title, style="italic", markup=False)
+        for first, *others in cells:
+            stdout.print(f"{columns[0]} {first}", style="bold", markup=False)
+            stdout.print(f"    {', '.join(map(' '.join, zip(columns[1:], others, strict=True)))}", markup=False)
+        return
     table = Table(title=title, title_justify="left", header_style="bold")
     for index, column in enumerate(columns):
         numeric = bool(rows) and all(isinstance(row[index], int | float) for row in rows)
         table.add_column(column, justify="right" if numeric else "left", overflow="fold")
-    for row in rows:
+    for row in cells:
         # As text: the name of a book or an error's words are no markup.
-        table.add_row(*(Text(f"{cell:,}" if isinstance(cell, int) else str(cell)) for cell in row))
+        table.add_row(*map(Text, row))
     (stdout if stdout.is_terminal else Console(width=_NO_FOLD)).print(table)
 
 

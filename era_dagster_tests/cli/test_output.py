@@ -10,7 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from era_dagster.cli import output
 from era_dagster.cli.output import ask, run_guarded, typed
 from era_dagster_tests.cli.shell import Shell, write_book
 from era_dagster_tests.fakes.embedding_server import FakeEmbeddingServer, serving
@@ -30,6 +32,19 @@ def test_a_table_in_a_pipe_is_folded_nowhere(shell: Shell) -> None:
     done = shell.era("doctor", "--settings", COLUMNS="40")
     assert "ERA_METRICS_INTERVAL_SECONDS" in done.stdout
     assert str(shell.folder / "data" / "drop") in done.stdout.split("Settings")[1]
+
+
+@pytest.mark.parametrize("width", [40, 80, 120])
+def test_no_number_and_no_word_is_cut_by_a_narrow_screen(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`era status` on 80 columns had "chapte" over "rs", and books in six letters a line; on 40 in one."""
+    screen = Console(file=io.StringIO(), force_terminal=True, color_system=None, width=width, soft_wrap=True)
+    monkeypatch.setattr(output, "stdout", screen)
+    columns = ("book", "chapters", "chunks", "entries", "embedded", "in tables", "in files", "dead", "notes")
+    output.print_table("Books", columns, [("Letters of a [b]Go-Between", 1234, 17, 49, 6, 6, 6, 0, 0)])
+    said = screen.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+    for words in (*columns, "1,234", "Go-Between"):
+        assert words in said
+    assert ("chapters 1,234, chunks 17" in said) == (width < 120)
 
 
 @pytest.mark.parametrize(
