@@ -22,7 +22,15 @@ from era_dagster.pipeline.ingest import refresh_combined_index, stamp_rules
 from era_dagster.settings import Settings
 from era_dagster.storage.chapters import retire_chapter
 from era_dagster.storage.database import Database
-from era_dagster.storage.drops import KnownChapter, pending_chapters, registered_chapters, source_paths
+from era_dagster.storage.drops import (
+    KnownChapter,
+    pending_chapters,
+    record_look,
+    registered_chapters,
+    source_paths,
+    sources_without_chapters,
+)
+from era_dagster.storage.looking import looking_alone
 from era_dagster.storage.minister_audit import FileFault, compare_files, remove_orphans
 from era_dagster.storage.minister_files import render_due
 from era_dagster.storage.quality import unbalanced_receipts
@@ -30,11 +38,12 @@ from era_dagster.storage.stamps import redo_chapters
 from era_dagster.storage.stored import StoredChapter, stored_chapters
 from era_dagster.storage.table_audit import TableFault, damaged_cache_keys, forget_vectors, table_faults
 
-Mend = Literal["ingest", "purge", "forget", "render", "finish", "by hand"]
+Mend = Literal["ingest", "purge", "forget", "unlist", "render", "finish", "by hand"]
 MENDS: dict[Mend, str] = {
     "ingest": "ingest the chapter again from its source",
     "purge": "remove the rows: their chapter is in no drop folder",
     "forget": "remove the vector from the cache; its text is embedded again when it is next wanted",
+    "unlist": "forget the file that could not be read: nothing of it is stored",
     "render": "render the file again from the database, or remove it",
     "finish": "`era ingest` does the stages that are left, and renders the file",
     "by hand": "only you can know: move it out of the ministers folder",
@@ -108,6 +117,12 @@ def inspect(
         for key in damaged_cache_keys(database)
     )
     findings += (_file_finding(fault) for fault in compare_files(database, settings.data_dir))
+    findings += (
+        Finding(kind="vanished_file", subject=str(path), said="it is listed as unread, and not there", mend="unlist")
+        for path in sources_without_chapters(database)
+        # Of the drop folder the next look forgets it, unless the whole folder is away.
+        if path.parent != settings.drop_dir and not path.exists()
+    )
     return Inspection(
         findings=tuple(dict.fromkeys(findings)),
         chapters=len(known),
@@ -121,6 +136,8 @@ def mend(settings: Settings, database: Database, findings: Sequence[Finding]) ->
     for key in _subjects(findings, "purge"):
         retire_chapter(database, key)
     forget_vectors(database, [bytes.fromhex(key) for key in _subjects(findings, "forget")])
+    with looking_alone(database):
+        record_look(database, looks=[], vanished=_subjects(findings, "unlist"), gone=[], shadowed={})
     redo_chapters(database, _subjects(findings, "ingest"))
     for root in _roots(settings, database):
         look_at_drop(settings, database, root, patient=False, afresh=True)

@@ -293,6 +293,18 @@ def source_paths(database: Database) -> list[Path]:
         return [Path(path) for (path,) in connection.execute("SELECT source_path FROM drop_sources ORDER BY 1")]
 
 
+def sources_without_chapters(database: Database) -> list[Path]:
+    """Where every recorded source lies, or lay, that has no chapter: it could not be read, or is not whole yet."""
+    with database.connection() as connection:
+        return [
+            Path(path)
+            for (path,) in connection.execute(
+                "SELECT source_path FROM drop_sources AS s WHERE NOT EXISTS"
+                " (SELECT FROM drop_chapters AS d WHERE d.source_path = s.source_path) ORDER BY 1"
+            )
+        ]
+
+
 def pending_chapters(
     database: Database,
     *,

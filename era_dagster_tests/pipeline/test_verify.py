@@ -245,6 +245,22 @@ def test_an_empty_directory_in_the_place_of_the_drop_folder_keeps_nothing_else_f
     assert bench.count("drop_chapters", "gone") == 0
 
 
+def test_an_unread_file_from_elsewhere_that_is_gone_with_its_folder_is_named_and_forgotten(bench: Workbench) -> None:
+    """Nobody can name it to `era ingest` any more, so it stayed in quarantine for ever."""
+    filled(bench)
+    elsewhere = bench.settings.drop_dir.with_name("shelf")
+    elsewhere.mkdir()
+    for name in ("lost.json", "there.json"):
+        (elsewhere / name).write_bytes(b"[{")
+        look_at_drop(bench.settings, bench.database, elsewhere / name, patient=False)
+    (elsewhere / "lost.json").unlink()
+    found = inspected(bench)
+    assert [(finding.subject, finding.mend) for finding in found.findings] == [(str(elsewhere / "lost.json"), "unlist")]
+    assert mended(bench, found.findings).clean
+    assert bench.count("quarantine", "file LIKE '%lost.json'") == 0
+    assert bench.count("quarantine", "file LIKE '%there.json'") == 1
+
+
 def test_an_open_or_dropped_letter_accounts_for_its_text(bench: Workbench) -> None:
     bench.server.poison = {"twice"}
     filled(bench)
