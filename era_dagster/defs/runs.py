@@ -2,7 +2,8 @@
 
 A run that was killed writes no last event; Dagster would show it as started for ever and count it against the queue's
 limit. It holds no connection to the knowledge base and gives no sign of life there either, and that is how it is told
-apart; a living run has lost its connections for a while when PostgreSQL was started again. No decision about new runs is
+apart; a living run has lost its connections for a while when PostgreSQL was started again, and could tell nothing while it
+was away. No decision about new runs is
 made here: that is `pipeline.scheduling`.
 """
 
@@ -16,7 +17,7 @@ import dagster as dg
 
 from era_dagster.defs.dagster_storage import storage_errors
 from era_dagster.domain.errors import DatabaseUnavailable
-from era_dagster.storage.database import Database, live_runs
+from era_dagster.storage.database import Database, live_runs, server_started_at
 from era_dagster.storage.telemetry import telling_runs
 
 OP_NAME = "ingest_chapters"
@@ -28,7 +29,8 @@ TAKES_TAG = "era/takes"
 _TAKEN_BY_TAG = "era/taken_by"
 _UNTIL = " until "
 EVERYTHING_PENDING = "everything pending"
-# A run that was started this recently may not have reached its op yet; one whose op ended this recently may not have ended.
+# A run that was started this recently may not have reached its op yet; one whose op ended this recently may not have ended;
+# to a server that was started this recently, the runs of before may not be connected again.
 # Nor is a sign of life older than that one any longer, however rarely a run is told to give them.
 _GRACE_SECONDS = 120.0
 _QUEUED = (dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.STARTING)
@@ -61,14 +63,15 @@ def settle_runs(instance: dg.DagsterInstance, database: Database, *, now: float)
     """Mark the runs whose process is gone as failed; return what the others take. `now` in seconds since 1970."""
     # Runs are listed first: one that starts between the two looks is not listed. One that ends between them is looked at again.
     records = instance.get_run_records(dg.RunsFilter(statuses=[*_QUEUED, *_RUNNING]), limit=_MOST_RUNS)
+    server_at = server_started_at(database)
     alive = live_runs(database) | telling_runs(database, within_seconds=_GRACE_SECONDS)
     chapters: set[str] = set()
     everything = False
     for record in records:
         run = record.dagster_run
-        if run.run_id not in alive and _is_gone(record, now):
+        if run.run_id not in alive and _is_gone(record, now, server_at):
             again = instance.get_run_record_by_id(run.run_id)
-            if again is not None and _is_gone(again, now):
+            if again is not None and _is_gone(again, now, server_at):
                 instance.report_run_failed(
                     again.dagster_run,
                     "The process of this run is gone; what it finished is stored, the rest is pending.",
@@ -80,14 +83,16 @@ def settle_runs(instance: dg.DagsterInstance, database: Database, *, now: float)
     return InFlight(chapters=frozenset(chapters), everything=everything)
 
 
-def _is_gone(record: dg.RunRecord, now: float) -> bool:
+def _is_gone(record: dg.RunRecord, now: float, server_at: float) -> bool:
     """Whether a run that is not connected, and gives no sign of life, should be."""
     run = record.dagster_run
     if run.status not in _RUNNING or not (run.job_name == INGEST_JOB or TAKES_TAG in run.tags):
         return False
     holds, until = _held(run)
-    since = until or record.start_time or record.create_timestamp.timestamp()
-    return holds or now - since > _GRACE_SECONDS
+    began = record.start_time or record.create_timestamp.timestamp()
+    if began < server_at and now - server_at <= _GRACE_SECONDS:
+        return False
+    return holds or now - (until or began) > _GRACE_SECONDS
 
 
 def _held(run: dg.DagsterRun) -> tuple[bool, float | None]:

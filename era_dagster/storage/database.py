@@ -4,11 +4,13 @@ Everything else in `storage` receives a `Database` and asks it for connections. 
 except the migrations' bookkeeping in `storage.migrations`.
 """
 
+import logging
 import selectors
+import threading
 import time
 import urllib.parse
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Self
 
@@ -22,6 +24,7 @@ from psycopg_pool import ConnectionPool, PoolTimeout
 from era_dagster.domain.errors import (
     ConfigurationError,
     DatabaseUnavailable,
+    EraError,
     PermanentError,
     StorageError,
     TransientError,
@@ -41,6 +44,9 @@ _SESSION_OPTIONS = " ".join(
 )
 _LONGEST_WAIT_SECONDS = 30.0
 _RUN_PREFIX = "era_dagster run "
+_PRESENT_SECONDS = 5.0
+# Whoever needs a database that is away says so once; the pool tells of each of its attempts, in the middle of a progress bar.
+logging.getLogger("psycopg.pool").addHandler(logging.NullHandler())
 # A pooled connection that is silent for this share of the longest wait is given up: there is time left for a new one.
 _SHARE_OF_SILENCE = 1 / 5
 
@@ -151,9 +157,10 @@ class Database:
     """A pool of connections to the knowledge base; `with Database(url, pool_size=5) as database: ...`.
 
     `connection()` lends one connection inside one transaction (commit on success, rollback on error), with the vector
-    types registered. With a `run_id` the connections carry it, so that `live_runs` can tell a running run from a killed
-    one. Raises `DatabaseUnavailable` when the server is away, or no connection is free, for 30 s or for
-    `longest_wait_seconds`, which then bound each wait for a lock too; `StorageError` when it cannot write.
+    types registered. With a `run_id` the connections carry it, and one that is lost is soon replaced, so that `live_runs`
+    can tell a running run from a killed one. Raises `DatabaseUnavailable` when the server is away, or no connection is
+    free, for 30 s or for `longest_wait_seconds`, which then bound each wait for a lock too; `StorageError` when it cannot
+    write.
     """
 
     def __init__(
@@ -179,6 +186,8 @@ class Database:
             check=_answers_within(longest_wait_seconds * _SHARE_OF_SILENCE),
         )
         self._lent: set[psycopg.Connection] = set()
+        self._closed = threading.Event()
+        self._presence = threading.Thread(target=self._stay, name="era-presence", daemon=True) if run_id else None
         self.url = url
 
     def __enter__(self) -> Self:
@@ -195,10 +204,21 @@ class Database:
         with driver_errors():
             psycopg.connect(self.url, connect_timeout=10).close()
             self._pool.open()
+        if self._presence is not None:
+            self._presence.start()
 
     def close(self) -> None:
         """Close all connections."""
+        self._closed.set()
         self._pool.close()
+        if self._presence is not None and self._presence.is_alive():
+            self._presence.join()
+
+    def _stay(self) -> None:
+        """A pool notices that its connections are lost when it is asked for one, which a run may not do for minutes."""
+        while not self._closed.wait(_PRESENT_SECONDS):
+            with suppress(EraError), self.connection():
+                pass
 
     @contextmanager
     def connection(self) -> Iterator[psycopg.Connection]:
@@ -231,6 +251,13 @@ def live_runs(database: Database) -> frozenset[str]:
                 (_RUN_PREFIX,),
             )
         )
+
+
+def server_started_at(database: Database) -> float:
+    """When PostgreSQL was started, in seconds since 1970 by its own clock: nobody has been connected for longer."""
+    with database.connection() as connection:
+        row = connection.execute("SELECT extract(epoch FROM pg_postmaster_start_time())::float8").fetchone()
+    return row[0] if row else 0.0
 
 
 def set_lock_timeout(connection: psycopg.Connection, milliseconds: int) -> None:

@@ -36,7 +36,11 @@ INSERT INTO metric_totals AS t (metric, labels, part, value)
 SELECT * FROM unnest(%s::text[], %s::text[], %s::text[], %s::float8[])
 ON CONFLICT (metric, labels, part) DO UPDATE SET value = t.value + excluded.value
 """
-_STALE = "beat_at < now() - make_interval(secs => greatest(interval_seconds * %(intervals)s, %(least)s))"
+# While the server is away nobody can tell anything: what a run of before says is waited for from the server's start.
+_STALE = (
+    "greatest(beat_at, CASE WHEN started_at < pg_postmaster_start_time() THEN pg_postmaster_start_time() END)"
+    " < now() - make_interval(secs => greatest(interval_seconds * %(intervals)s, %(least)s))"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -140,6 +140,36 @@ def test_a_run_that_loses_its_connections_while_it_waits_for_the_embedding_serve
     assert desk.marked("vector_tables") == {"level/0001", "level/0002"}
 
 
+def test_a_run_that_tells_nothing_of_itself_is_soon_connected_again(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With ERA_METRICS_INTERVAL_SECONDS=0 it was marked as failed at the next tick, while it went on to its end."""
+    monkeypatch.setattr("era_dagster.storage.database._PRESENT_SECONDS", 0.1)
+    run_id = desk.waiting_run(["level/0001"], STARTED)
+    with Database(desk.variables["ERA_DATABASE_URL"], pool_size=2, run_id=run_id) as own:
+        assert run_id in live_runs(own)
+        terminate_connections(desk)
+        deadline = time.monotonic() + 10
+        while run_id not in live_runs(desk.database):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
+def test_after_a_restart_of_postgresql_the_runs_of_before_get_time_to_connect_and_to_tell_again(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that was away for half a minute: the first tick after it marked runs as failed that went on to their end."""
+    run_id = desk.waiting_run(["level/0001"], STARTED)
+    with taking(desk.instance, run_id, ["level/0001"], everything=False):
+        sign_of_life(desk, run_id, age=40)
+        again_at = time.time()
+        monkeypatch.setattr("era_dagster.defs.runs.server_started_at", lambda database: again_at)
+        assert settle_runs(desk.instance, desk.database, now=again_at + 119).chapters == {"level/0001"}
+        assert status_of(desk.instance, run_id) is STARTED
+        assert settle_runs(desk.instance, desk.database, now=again_at + 121).chapters == frozenset()
+        assert status_of(desk.instance, run_id) is FAILURE
+
+
 def sign_of_life(desk: Desk, run_id: str, *, interval: int = 10, age: int = 0, state: str = "running") -> None:
     desk.sql(
         "INSERT INTO telemetry_runs (session_id, run_id, interval_seconds, beat_at, state)"

@@ -67,6 +67,17 @@ def test_a_run_shows_its_last_figures_while_it_goes_and_its_end_after(database: 
     assert not run.stale
 
 
+def test_the_silence_of_a_run_counts_from_the_start_of_the_server_that_came_back(database: Database) -> None:
+    """While PostgreSQL is away nobody can tell anything: a run that went on was counted as killed half a minute later."""
+    write_figures(database.url, write(1, interval_seconds=1e6))
+    with database.connection() as connection:
+        connection.execute("UPDATE telemetry_runs SET beat_at = now() - interval '5000000 s'")
+        assert [run.stale for run in read_runs(connection)] == [True]
+        connection.execute("UPDATE telemetry_runs SET started_at = beat_at - interval '1 s'")
+        assert [run.stale for run in read_runs(connection)] == [False]
+    assert settle_killed(database) == 0
+
+
 def test_a_run_without_a_sign_of_life_and_without_a_connection_is_counted_as_killed_once(
     database: Database, database_url: str
 ) -> None:
