@@ -184,7 +184,7 @@ async def _identify(embedder: Embedder, watch: RunWatch, patience_seconds: float
                 raise
             if not told:
                 told = True
-                watch.waits_for_server(error, until - loop.time())
+                watch.waits_for_server(error, until - loop.time(), embedder.stats().endpoints)
         await asyncio.sleep(_ASK_AGAIN_SECONDS)
 
 

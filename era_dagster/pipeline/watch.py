@@ -7,16 +7,16 @@ receipt; requests are counted from the embedder's own records. Writing is the re
 import asyncio
 import logging
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from era_dagster.control.trace import TraceRecord
 from era_dagster.domain.errors import ChaptersFailed, EraError, TransientError
 from era_dagster.domain.fingerprint import fingerprint
 from era_dagster.embedding.observer import RequestRecord
-from era_dagster.embedding.report import EmbedStats, TextFailure
+from era_dagster.embedding.report import EmbedStats, EndpointStats, TextFailure
 from era_dagster.embedding.responses import excerpt
 from era_dagster.pipeline.receipt import Receipt
 from era_dagster.pipeline.recorder import Recorder
@@ -60,6 +60,7 @@ class RunWatch:
         self._next_line = max(settings.metrics_interval_seconds, 1.0)
         self._receipt = Receipt(chapters_seen=chapters)
         self._stats: EmbedStats | None = None
+        self._away: Sequence[EndpointStats] = ()
         self._counted: dict[Part, float] = {}
         self._decisions: Tape[tuple[str, TraceRecord]] = Tape(_MOST_DECISIONS)
         self._modes: dict[str, str] = {}
@@ -107,8 +108,9 @@ class RunWatch:
                    "reason": record.reason, "limit": record.concurrency, "batch": record.batch_items, "rate": record.rate},
         )  # fmt: skip
 
-    def waits_for_server(self, error: EraError, seconds: float) -> None:
-        """No embedding server has said who it is yet; the run gives them so long."""
+    def waits_for_server(self, error: EraError, seconds: float, endpoints: Sequence[EndpointStats]) -> None:
+        """None of the embedding servers has said who it is yet; the run gives them so long."""
+        self._away = [replace(endpoint, mode="down") for endpoint in endpoints]
         _log.warning(
             "Waiting up to %s: %s", duration(seconds), error.message,
             extra={"event": "waiting", "stage": "embeddings", "seconds": seconds},
@@ -192,7 +194,7 @@ class RunWatch:
                     "batch": endpoint.batch,
                     "rate": endpoint.rate,
                 }
-                for endpoint in (stats.endpoints if stats else ())
+                for endpoint in (stats.endpoints if stats else self._away)
             ],
         }
 

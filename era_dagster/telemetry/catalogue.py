@@ -180,7 +180,7 @@ ENDPOINT_UP = Metric(
     name="era_endpoint_up",
     kind="gauge",
     labels=("endpoint",),
-    help="1 while the endpoint answers a living run, 0 while the controller's breaker is open.",
+    help="1 while the endpoint answers a living run, 0 while the run waits for it.",
 )
 QUEUE_TEXTS = Metric(
     name="era_queue_texts", kind="gauge", help="Texts accepted by embedders and not settled, over living runs."

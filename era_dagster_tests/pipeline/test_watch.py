@@ -162,6 +162,9 @@ def test_a_run_that_waits_for_its_embedding_server_says_so_once(
     bench.settings = replace(bench.settings, retry_budget_seconds=2.5)
     with caplog.at_level(logging.WARNING, logger="era_dagster"), pytest.raises(EndpointUnavailable):
         bench.run()
+    with bench.database.connection() as connection:
+        latest, _ = read_runs(connection, running=False, ended=2)
+    assert [endpoint["mode"] for endpoint in latest.figures["endpoints"]] == ["down"]
     (line,) = [line for line in caplog.records if getattr(line, "event", "") == "waiting"]
     assert line.getMessage().startswith("Waiting up to 2 s: ")
     assert "127.0.0.1" in line.getMessage()
