@@ -59,9 +59,11 @@ _TOO_LONG = re.compile(
     r"|max(imum)?[_ ](input|sequence|model)[_ ]len|too many (inputs|tokens in)|at most \d+ (items|characters)",
     re.IGNORECASE,
 )
-_TOO_LONG_THOUGH_5XX = re.compile(
-    r"too large to process|exceeds? (\w+ ){0,3}context (length|size|window)|cannot be truncated further"
-    r"|context (length|size|window) (has been |was |is )?exceeded|context length is (only )?\d|too long to fit into the model",
+# Of one text, whatever the status: TEI says so with 413, llama.cpp with 500 and words of its "physical batch size".
+_ONE_TOO_LONG = re.compile(
+    r"must have less than \d+ tokens|too large to process|exceeds? (\w+ ){0,3}context (length|size|window)"
+    r"|cannot be truncated further|context (length|size|window) (has been |was |is )?exceeded"
+    r"|context length is (only )?\d|too long to fit into the model",
     re.IGNORECASE,
 )
 _TOO_MANY = re.compile(r"batch size|too many inputs|at most \d+ items", re.IGNORECASE)
@@ -161,8 +163,9 @@ def classify(
         return Verdict(error=error, outcome=outcome, retry_after_seconds=wait, headers=headers)
     if kind is EndpointUnavailable:
         return Verdict(error=EndpointUnavailable(f"{answer}."), outcome=Outcome.FAILED, retry_after_seconds=wait)
-    too_large = status == 413 or (kind is TextsTooLarge and _TOO_MANY.search(said.words) is not None)
-    return Verdict(error=kind(f"{answer}."), outcome=Outcome.TOO_LARGE if too_large else Outcome.TEXTS)
+    too_many = kind is TextsTooLarge and (status == 413 or _TOO_MANY.search(said.words) is not None)
+    outcome = Outcome.TOO_LARGE if too_many and not _ONE_TOO_LONG.search(said.words) else Outcome.TEXTS
+    return Verdict(error=kind(f"{answer}."), outcome=outcome)
 
 
 def _is_rate_limit(status: int, said: Said, *, back: bool) -> bool:
@@ -173,12 +176,8 @@ def _is_rate_limit(status: int, said: Said, *, back: bool) -> bool:
 
 
 def _kind(status: int, said: Said) -> type[EraError]:
-    if status == 503:
-        return EndpointBusy
-    if status == 413:
-        return TextsTooLarge
-    if status in (408, 409, 424, 425, 499):
-        return EndpointUnavailable
+    if status in (408, 409, 413, 424, 425, 499, 503):
+        return {413: TextsTooLarge, 503: EndpointBusy}.get(status, EndpointUnavailable)
     if status in (400, 422) or status >= 500:
         return _kind_by_words(status, said)
     return EndpointRefused
@@ -189,7 +188,7 @@ def _kind_by_words(status: int, said: Said) -> type[EraError]:
         return BadVectors
     if _RUNNER_FAULT.search(said.words):
         return EndpointUnavailable
-    if (_TOO_LONG if status < 500 else _TOO_LONG_THOUGH_5XX).search(said.words):
+    if (_TOO_LONG if status < 500 else _ONE_TOO_LONG).search(said.words):
         return TextsTooLarge
     if status == 501 or said.names_a_missing_model:
         return EndpointRefused

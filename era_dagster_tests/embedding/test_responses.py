@@ -244,6 +244,21 @@ def test_a_400_whose_code_refuses_every_request_ends_the_run(code: str) -> None:
     assert type(classify(ASKED, 400, httpx.Headers(), body).error) is EndpointRefused
 
 
+@pytest.mark.parametrize(
+    ("status", "message", "outcome"),
+    [
+        (413, "Input validation error: `inputs` must have less than 512 tokens. Given: 516", Outcome.TEXTS),
+        (500, "input (992 tokens) is too large to process. increase the physical batch size", Outcome.TEXTS),
+        (413, "batch size 64 > maximum allowed batch size 32", Outcome.TOO_LARGE),
+        (413, "<title>413 Request Entity Too Large</title>", Outcome.TOO_LARGE),
+        (400, "Too many inputs. The max number of inputs is 16.", Outcome.TOO_LARGE),
+    ],
+)
+def test_one_text_that_is_too_long_is_told_from_too_many_texts(status: int, message: str, outcome: Outcome) -> None:
+    verdict = classify(ASKED, status, httpx.Headers(), orjson.dumps({"error": message}))
+    assert (type(verdict.error), verdict.outcome) == (TextsTooLarge, outcome)
+
+
 def test_an_error_too_long_to_be_read_to_its_end_is_told_by_its_words() -> None:
     detail = {"type": "too_long", "msg": "List should have at most 2048 items", "input": ["no such model"] * 3000}
     body = orjson.dumps({"detail": [detail]})[:16_384]
