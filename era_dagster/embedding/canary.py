@@ -4,7 +4,7 @@ Pure functions on answers; whom to ask, and when, is `embedding.embedder` and `e
 """
 
 from era_dagster.control.outcome import Outcome
-from era_dagster.domain.errors import BadVectors, EndpointRefused, EndpointUnavailable, TextsRejected, TransientError
+from era_dagster.domain.errors import BadVectors, EndpointRefused, EndpointUnavailable, TransientError
 from era_dagster.embedding.provider import Answer
 from era_dagster.embedding.responses import Verdict
 from era_dagster.embedding.vectors import checked
@@ -35,4 +35,4 @@ def of_the_canary(asked: str, answer: Answer | Verdict, dimension: int | None) -
 
 def blames_the_text(answer: Answer | Verdict) -> bool:
     """Whether the text may be at fault, or as well a server that answers this to whatever it is asked."""
-    return isinstance(answer, Verdict) and isinstance(answer.error, (TextsRejected, BadVectors))
+    return isinstance(answer, Verdict) and not isinstance(answer.error, (TransientError, EndpointRefused))

@@ -9,7 +9,7 @@ from random import Random
 
 from era_dagster.control.outcome import Outcome
 from era_dagster.control.retry import RetryPolicy
-from era_dagster.domain.errors import EndpointBusy, EraError, TextsTooLarge
+from era_dagster.domain.errors import EndpointBusy, EraError
 from era_dagster.embedding.ledger import Ledger
 from era_dagster.embedding.responses import Verdict
 from era_dagster.embedding.work import Batch, Whole, WorkQueue
@@ -137,8 +137,6 @@ class Retries:
             self._queue.again_in_halves(batch, now)
             return
         enough = min(self._policy.attempts, REJECTIONS_TO_GIVE_UP + sum(self._doubts[url]))
-        if isinstance(error, TextsTooLarge):
-            enough = 1
         batch.rejections += 1
         batch.rejected_by |= {url}
         if batch.rejections >= enough and open_at <= batch.rejected_by:

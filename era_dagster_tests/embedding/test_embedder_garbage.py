@@ -35,6 +35,8 @@ GARBAGE = {
     "400 about numbers": Fault(status=400, message=NOT_A_NUMBER),
     "400 of a proxy": Fault(status=400, message="no healthy upstream"),
     "422": Fault(status=422, message="hm"),
+    "413 of a proxy": Fault(status=413, message="Request Entity Too Large"),
+    "a context that is full": Fault(status=500, message="Context size has been exceeded."),
     "500": Fault(status=500),
 }
 each_garbage = pytest.mark.parametrize("garbage", GARBAGE.values(), ids=GARBAGE.keys())
