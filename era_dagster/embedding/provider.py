@@ -209,7 +209,8 @@ class HttpEndpoint:
     def _new_client(self) -> httpx.AsyncClient:
         try:
             if self._tls is None and self._transport is None:
-                self._tls = httpx.create_ssl_context(trust_env=self._trust_env)  # 20 ms: once, not once a client
+                trusts = self._trust_env or self._base_url.startswith("https:")
+                self._tls = httpx.create_ssl_context(trust_env=trusts)  # 20 ms: once, not once a client
         except OSError as error:
             raise ConfigurationError(
                 f"The certificates for {self.asked.url} cannot be read: {error.strerror or error}.",

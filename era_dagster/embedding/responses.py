@@ -26,6 +26,7 @@ from era_dagster.domain.errors import (
     TextsRejected,
     TextsTooLarge,
 )
+from era_dagster.settings import without_secrets
 
 LONGEST_EXCERPT_CHARACTERS = 200
 """Some servers echo the whole input in their error (Infinity: 260 kB): what is remembered is cut here."""
@@ -151,7 +152,9 @@ def classify(
     `received_at`, by the clock of this machine, is what a date is compared with where the answer has none of its own.
     """
     said = said_in(body, asked.key)
-    answer = f"{asked} answered {status}{': ' + said.text if said.text else ''}"
+    location = excerpt(without_secrets(headers.get("location", "")), asked.key) if 300 <= status < 400 else ""
+    words = f"it points to {location}" if location else said.text
+    answer = f"{asked} answered {status}{': ' + words if words else ''}"
     wait = retry_after_seconds(headers, received_at)
     limited = _is_rate_limit(status, said, back="retry-after" in headers or "retry-after-ms" in headers)
     kind = EndpointBusy if limited else _kind(status, said)
@@ -198,6 +201,8 @@ def _kind_by_words(status: int, said: Said) -> type[EraError]:
 
 
 def _hint(asked: Asked, status: int, said: Said) -> str:
+    if 300 <= status < 400:
+        return "Redirects are not followed: set ERA_EMBEDDING_URLS to where it points."
     if status in (401, 403, 407):
         return "Set ERA_EMBEDDING_API_KEY to a key this server accepts."
     if said.names_a_missing_model or (status == 404 and asked.missing_model_hint and "model" in said.text.lower()):
@@ -209,33 +214,26 @@ def _hint(asked: Asked, status: int, said: Said) -> str:
 
 def unreachable(asked: Asked, reason: str) -> Verdict:
     """The verdict on a connection that failed or broke off."""
-    error = EndpointUnavailable(
-        f"{asked} cannot be reached: {excerpt(reason, asked.key)}.",
-        hint="Start the server, or correct ERA_EMBEDDING_URLS.",
-    )
-    return Verdict(error=error, outcome=Outcome.FAILED)
+    hint = "Start the server, or correct ERA_EMBEDDING_URLS."
+    if "CERTIFICATE_VERIFY_FAILED" in reason:
+        hint = "Set SSL_CERT_FILE to a file with the certificates to trust, or correct ERA_EMBEDDING_URLS."
+    return _unavailable(f"{asked} cannot be reached: {excerpt(reason, asked.key)}.", hint)
 
 
 def not_connected(asked: Asked, seconds: float) -> Verdict:
     """The verdict on a connection that was not made within `seconds`: a host that is off, or a firewall that is silent."""
-    return Verdict(
-        error=EndpointUnavailable(
-            f"{asked} took no connection within {seconds:g} s.",
-            hint="Check that the host in ERA_EMBEDDING_URLS is up and no firewall is between.",
-        ),
-        outcome=Outcome.TIMED_OUT,
-    )
+    hint = "Check that the host in ERA_EMBEDDING_URLS is up and no firewall is between."
+    return _unavailable(f"{asked} took no connection within {seconds:g} s.", hint, Outcome.TIMED_OUT)
 
 
 def timed_out(asked: Asked, seconds: float) -> Verdict:
     """The verdict on a request without an answer within `seconds`."""
-    return Verdict(
-        error=EndpointUnavailable(
-            f"{asked} gave no answer within {seconds:g} s.",
-            hint="Raise ERA_REQUEST_TIMEOUT_SECONDS if the server is only slow.",
-        ),
-        outcome=Outcome.TIMED_OUT,
-    )
+    hint = "Raise ERA_REQUEST_TIMEOUT_SECONDS if the server is only slow."
+    return _unavailable(f"{asked} gave no answer within {seconds:g} s.", hint, Outcome.TIMED_OUT)
+
+
+def _unavailable(message: str, hint: str = "", outcome: Outcome = Outcome.FAILED) -> Verdict:
+    return Verdict(error=EndpointUnavailable(message, hint=hint), outcome=outcome)
 
 
 def json_object(body: bytes) -> dict[str, Any] | None:
@@ -263,17 +261,13 @@ def _json(body: bytes) -> Any:
 def unreadable(asked: Asked, body: bytes) -> Verdict:
     """The verdict on a 2xx answer that is no JSON object: empty, broken off, or somebody else's page."""
     text = excerpt(body[:LONGEST_READ_CHARACTERS].decode("utf-8", "replace"), asked.key)
-    error = EndpointUnavailable(f"{asked} answered no JSON object: {text}." if text else f"{asked} answered nothing.")
-    return Verdict(error=error, outcome=Outcome.FAILED)
+    return _unavailable(f"{asked} answered no JSON object: {text}." if text else f"{asked} answered nothing.")
 
 
 def oversized(asked: Asked, most_bytes: int) -> Verdict:
     """The verdict on a 2xx answer that is longer than any right one."""
-    error = EndpointUnavailable(
-        f"{asked} answered more than {most_bytes} bytes, which no right answer needs.",
-        hint="Check what answers at ERA_EMBEDDING_URLS.",
-    )
-    return Verdict(error=error, outcome=Outcome.FAILED)
+    message = f"{asked} answered more than {most_bytes} bytes, which no right answer needs."
+    return _unavailable(message, "Check what answers at ERA_EMBEDDING_URLS.")
 
 
 def said_in(body: bytes, key: str = "") -> Said:

@@ -14,6 +14,7 @@ from era_dagster.domain.errors import ConfigurationError, EndpointRefused, Endpo
 from era_dagster.embedding.config import EmbedderConfig
 from era_dagster.embedding.embed_texts import embed_texts
 from era_dagster.embedding.embedder import Embedder
+from era_dagster.embedding.responses import Asked, unreachable
 from era_dagster_tests.fakes.embedding_server import FakeEmbeddingServer, Fault, serving, vector_of
 
 TEXTS = [f"text number {number}" for number in range(100)]
@@ -83,6 +84,18 @@ def test_a_proxy_or_certificate_of_the_environment_that_cannot_be_used_is_named_
         asyncio.run(embed_texts(["a text"], urls="http://example.invalid", model="m"))
     assert variable in str(caught.value)
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])
+def test_the_certificates_of_the_environment_count_on_loopback_too(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", "missing.pem")
+    with pytest.raises(ConfigurationError, match=f"certificates for https://{host}:9 cannot be read"):
+        asyncio.run(embed_texts(["a text"], urls=f"https://{host}:9", model="m", retry_budget_seconds=1.0))
+
+
+def test_a_certificate_that_nobody_trusts_is_told_with_what_makes_it_trusted() -> None:
+    reason = "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: self-signed certificate (_ssl.c:1006)"
+    assert "SSL_CERT_FILE" in unreachable(Asked(url="https://host", model="m"), reason).error.hint
 
 
 def test_a_missing_model_is_refused_over_http() -> None:

@@ -266,6 +266,14 @@ def test_an_error_too_long_to_be_read_to_its_end_is_told_by_its_words() -> None:
     assert type(classify(ASKED, 422, httpx.Headers(), body).error) is TextsTooLarge
 
 
+def test_a_redirect_says_where_it_points_without_a_secret() -> None:
+    headers = httpx.Headers({"Location": "https://user:secret@host/v1/embeddings?key=secret"})
+    error = classify(ASKED, 308, headers, b"<html>Moved</html>").error
+    assert str(error).startswith(
+        "http://host:11434 (model m) answered 308: it points to https://host/v1/embeddings. Redirects"
+    )
+
+
 def test_a_missing_model_names_the_command_that_mends_it() -> None:
     verdict = classify(ASKED, 404, httpx.Headers(), b'{"error":"model \'m\' not found"}')
     assert verdict.error.hint == "Run: ollama pull m"
