@@ -115,16 +115,17 @@ class ServerSpec:
         """
         if self.down or self.frozen:
             return 0.0
-        batch = min(batch, self.most_texts or batch)
-        each = self.seconds_per_text + tokens * self.seconds_per_token + self.seconds_per_request / batch
+        inside = self.most_inside or math.inf
+        most = min(batch, self.most_texts or batch, inside)
+        each = self.seconds_per_text + tokens * self.seconds_per_token + self.seconds_per_request / most
         each *= 1.0 + self.tail_share * (self.tail_factor - 1.0)
         if self.discipline == "batching":
-            each += self.step_seconds * tokens / self.step_tokens
+            each += self.step_seconds * tokens / min(self.step_tokens, inside * tokens)
             limits = [1.0 / each if each else math.inf]
         else:
-            limits = [self.slots / each if each else math.inf]
+            limits = [min(self.slots, inside) / each if each else math.inf]
         if self.requests_per_second is not None:
-            limits.append(self.requests_per_second * batch)
+            limits.append(self.requests_per_second * most)
         if self.texts_per_second is not None:
             limits.append(self.texts_per_second)
         if self.tokens_per_second is not None:

@@ -310,6 +310,23 @@ def test_the_limit_it_knows_of_itself_is_the_tightest_of_its_limits() -> None:
     assert dataclasses.replace(spec, down=True).texts_per_second_limit(100) == 0
 
 
+def test_what_may_be_inside_bounds_what_is_worked_on_at_once() -> None:
+    """Against the physics: a request with as many texts as may be inside, the next as soon as it is answered."""
+    for spec in (
+        ServerSpec(slots=16, seconds_per_text=0.5, most_inside=4),
+        ServerSpec(discipline="batching", step_seconds=0.5, step_tokens=1000, seconds_per_text=0.0, most_inside=4),
+    ):
+        physics = ServerPhysics(Course(spec=spec), random=Random(0))
+        physics.arrive(0.0, 0, [10] * 4)
+        answered = 0
+        while (now := physics.next_event_at) <= 100.0:
+            for finished in physics.advance(now):
+                assert finished.status == 200
+                answered += 1
+                physics.arrive(now, answered, [10] * 4)
+        assert spec.texts_per_second_limit(10) == pytest.approx(4 * answered / 100.0, rel=0.02)
+
+
 def test_a_course_adds_up_its_phases() -> None:
     course = Course(spec=ServerSpec(slots=2, seconds_per_text=1.0), changes=((10.0, {"slots": 4}),))
     assert course.texts_limit(5.0, 15.0, 1.0) == pytest.approx(5 * 2 + 5 * 4)
