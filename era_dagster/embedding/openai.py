@@ -22,13 +22,17 @@ from era_dagster.embedding.responses import Asked, Verdict
 
 
 class OpenAIProvider:
-    """One OpenAI-compatible server. `url` may end in `/v1` or not; `api_key` travels as a bearer token only."""
+    """One OpenAI-compatible server. `url` may end in `/v1` or not, and where it ends in `/embeddings` that is what is asked: some
+    have another path before it (Gemini's, and those of version 3 or 4) or none (Infinity). `api_key` is a bearer token.
+    """
 
     def __init__(
         self, url: str, model: str, *, api_key: str | None = None, transport: httpx.AsyncBaseTransport | None = None
     ) -> None:
         self._model = model
-        base = url.rstrip("/").removesuffix("/v1")
+        base, self._path = url.rstrip("/").removesuffix("/embeddings"), "/embeddings"
+        if base == url.rstrip("/"):
+            base, self._path = base.removesuffix("/v1"), "/v1/embeddings"
         self._endpoint = HttpEndpoint(
             Asked(url=shown_url(url), model=model), base, api_key=api_key, transport=transport
         )
@@ -41,7 +45,7 @@ class OpenAIProvider:
     async def embed(self, texts: Sequence[str], timeout_seconds: float) -> Answer | Verdict:
         """Ask once for the vectors of `texts`."""
         payload = {"model": self._model, "input": list(texts)}
-        reply = await self._endpoint.post("/v1/embeddings", payload, timeout_seconds, vectors=len(texts))
+        reply = await self._endpoint.post(self._path, payload, timeout_seconds, vectors=len(texts))
         if isinstance(reply, Verdict):
             return reply
         usage = reply.content.get("usage")

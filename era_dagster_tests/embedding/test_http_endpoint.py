@@ -381,3 +381,25 @@ def test_vectors_of_the_openai_dialect_are_placed_by_whole_numbers_that_come_onc
     else:
         assert isinstance(answer, Answer)
         assert answer.vectors[0, 0] == pytest.approx(first)
+
+
+@pytest.mark.parametrize(
+    ("url", "asked"),
+    [
+        ("https://host", "/v1/embeddings"),
+        ("https://host/openai/v1/", "/openai/v1/embeddings"),
+        ("https://host/v1/embeddings", "/v1/embeddings"),
+        ("https://host/v1beta/openai/embeddings/", "/v1beta/openai/embeddings"),
+        ("https://host/embeddings", "/embeddings"),
+    ],
+)
+def test_an_openai_url_that_names_the_embeddings_themselves_is_asked_as_it_is(url: str, asked: str) -> None:
+    paths: list[str] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        paths.append(request.url.path)
+        return httpx.Response(200, json={"data": [{"index": 0, "embedding": [1.0, 2.0]}]})
+
+    provider = OpenAIProvider(url, "m", transport=httpx.MockTransport(answer))
+    assert isinstance(asyncio.run(provider.embed(["a text"], 5.0)), Answer)
+    assert paths == [asked]
