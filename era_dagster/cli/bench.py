@@ -12,7 +12,7 @@ from rich.table import Table
 
 from era_dagster.cli.bench_search import bench_search
 from era_dagster.cli.options import FileToWrite, Seconds, json_file
-from era_dagster.cli.output import FAILED, print_json, stderr, stdout
+from era_dagster.cli.output import FAILED, INTERRUPTED, print_json, stderr, stdout
 
 if TYPE_CHECKING:
     from era_dagster.bench.measure import Timing
@@ -63,6 +63,7 @@ def bench(
         return 0
     from era_dagster.bench.clients import setting_from
     from era_dagster.bench.measure import Timing
+    from era_dagster.bench.result import Run
     from era_dagster.bench.scenario import chosen_scenarios
 
     scenarios = chosen_scenarios(names)
@@ -74,7 +75,14 @@ def bench(
         return 0
     settings = [setting_from(words) for words in clients]
     timing = Timing(warm_up_seconds=warm_up, seconds=seconds, texts=texts)
-    runs = asyncio.run(_run_all(scenarios, settings, timing, sweep=sweep))
+    runs: list[Run] = []
+    stopped = False
+    try:
+        asyncio.run(_run_all(scenarios, settings, timing, runs, sweep=sweep))
+    except KeyboardInterrupt:  # minutes of measuring: what was finished is told
+        stopped = True
+        if not runs:
+            raise
     if plot is not None:
         from era_dagster.bench.plot import svg
 
@@ -84,18 +92,21 @@ def bench(
     for run in ours:
         if run.error is not None:
             stderr.print(f"{run.scenario}: {run.error}", markup=False)
+    if stopped:
+        stderr.print("Stopped. The runs that were finished are told.")
+        return INTERRUPTED
     return 0 if all(run.clean and run.error is None for run in ours) else FAILED
 
 
 async def _run_all(
-    scenarios: Sequence["Scenario"], settings: Sequence[Any], timing: "Timing", *, sweep: bool
-) -> list["Run"]:
+    scenarios: Sequence["Scenario"], settings: Sequence[Any], timing: "Timing", runs: "list[Run]", *, sweep: bool
+) -> None:
+    """Measure one after the other; each that is finished is added to `runs`."""
     from era_dagster.bench.clients import EraClient
     from era_dagster.bench.measure import backlog_of, measure
     from era_dagster.bench.simulated import SimulatedProcess
     from era_dagster.bench.sweep import best_fixed
 
-    runs: list[Run] = []
     with SimulatedProcess() as server:
         for scenario in scenarios:
             stderr.print(f"{scenario.name}: {scenario.intent}", markup=False)
@@ -128,7 +139,6 @@ async def _run_all(
                 if best is not None:
                     runs.append(best)
                     told(f"best {_brief(best)}")
-    return runs
 
 
 def _brief(run: "Run") -> str:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
@@ -84,6 +85,27 @@ def test_a_measurement_may_be_a_number_of_texts() -> None:
     assert run["texts"] >= 500
     assert run["ratio"] is None
     assert run["memory_mb_end"] > 0
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for a single process")
+def test_a_benchmark_that_is_stopped_tells_the_runs_that_were_finished(tmp_path: Path) -> None:
+    figures, picture = tmp_path / "bench.json", tmp_path / "bench.svg"
+    words = ("--scenario", "steady-1", "--seconds", "0.5", "--warm-up", "0", "--client", "fixed:2x4")
+    words += ("--scenario", "steady-4", "--json", str(figures), "--plot", str(picture))
+    command = [sys.executable, "-m", "era_dagster.cli", "bench", *words]
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8")
+    assert run.stderr is not None
+    while "steady-1: era" not in (line := run.stderr.readline()):
+        assert line, "it ended by itself"
+    run.send_signal(signal.SIGINT)
+    said, complained = run.communicate(timeout=60)
+    assert run.returncode == 130
+    assert complained.endswith("Stopped. The runs that were finished are told.\n")
+    assert [(each["scenario"], each["client"]) for each in json.loads(figures.read_bytes())["runs"]] == [
+        ("steady-1", "era")
+    ]
+    assert "steady-1 / era" in picture.read_text(encoding="utf-8")
+    assert "steady-1" in said
 
 
 def test_a_sweep_names_the_best_fixed_setting(tmp_path: Path) -> None:
