@@ -9,7 +9,7 @@ import selectors
 import threading
 import time
 import urllib.parse
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Self
@@ -168,6 +168,7 @@ class Database:
     ) -> None:
         options = _session_options(url, lock_timeout_seconds=longest_wait_seconds)
         longest_wait_seconds = longest_wait_seconds or _LONGEST_WAIT_SECONDS
+        self._longest_silence_seconds = longest_wait_seconds * _SHARE_OF_SILENCE
         self._pool = ConnectionPool(
             url,
             min_size=1,
@@ -183,7 +184,7 @@ class Database:
                 "connect_timeout": max(2, round(longest_wait_seconds)),
             },
             configure=_configure,
-            check=_answers_within(longest_wait_seconds * _SHARE_OF_SILENCE),
+            check=self._check,
         )
         self._lent: set[psycopg.Connection] = set()
         self._closed = threading.Event()
@@ -219,6 +220,15 @@ class Database:
         while not self._closed.wait(_PRESENT_SECONDS):
             with suppress(EraError), self.connection():
                 pass
+
+    def _check(self, connection: psycopg.Connection) -> None:
+        try:
+            _check_answers(connection, self._longest_silence_seconds)
+        except psycopg.OperationalError:
+            # Mostly all are lost at once, as when the server was started again. Found one by one, each would cost its caller
+            # a pause twice as long as the one before, which is more than the longest wait with three or five of them.
+            self._pool.drain()
+            raise
 
     @contextmanager
     def connection(self) -> Iterator[psycopg.Connection]:
@@ -278,27 +288,23 @@ def _session_options(url: str, *, lock_timeout_seconds: float | None) -> str:
     return f"{patience} {theirs or ''} {_SESSION_OPTIONS}"
 
 
-def _answers_within(seconds: float) -> Callable[[psycopg.Connection], None]:
-    """A check of pooled connections: an empty query, as the pool's own check sends, but with an end to the waiting.
+def _check_answers(connection: psycopg.Connection, seconds: float) -> None:
+    """Send an empty query, as the pool's own check does, but with an end to the waiting; `OperationalError` without an answer.
 
     Of a server that hangs, and of a connection that a firewall or a suspended laptop has lost, no error ever comes.
     """
-
-    def check(connection: psycopg.Connection) -> None:
-        server = connection.pgconn
-        server.send_query(b"")
-        until = time.monotonic() + seconds
-        with selectors.DefaultSelector() as selector:
-            selector.register(server.socket, selectors.EVENT_READ)
-            while server.is_busy():
-                if not selector.select(until - time.monotonic()):
-                    raise psycopg.OperationalError(f"the server has not answered for {seconds:g} s")
-                server.consume_input()
-        while (result := server.get_result()) is not None:
-            if result.status != ExecStatus.EMPTY_QUERY:
-                raise psycopg.OperationalError("the server has ended the connection")
-
-    return check
+    server = connection.pgconn
+    server.send_query(b"")
+    until = time.monotonic() + seconds
+    with selectors.DefaultSelector() as selector:
+        selector.register(server.socket, selectors.EVENT_READ)
+        while server.is_busy():
+            if not selector.select(until - time.monotonic()):
+                raise psycopg.OperationalError(f"the server has not answered for {seconds:g} s")
+            server.consume_input()
+    while (result := server.get_result()) is not None:
+        if result.status != ExecStatus.EMPTY_QUERY:
+            raise psycopg.OperationalError("the server has ended the connection")
 
 
 def _configure(connection: psycopg.Connection) -> None:

@@ -58,6 +58,25 @@ def test_a_pool_that_failed_work_gave_its_connections_back_to_is_not_taken_for_l
     assert asked(small) == 42
 
 
+def test_connections_that_were_all_lost_at_once_cost_the_next_caller_no_time(
+    database_url: str, postgres_server: str
+) -> None:
+    """As after a restart of the server: each in turn cost a pause twice as long, and a look-up failed at a server that was up."""
+    with Database(database_url, pool_size=5, longest_wait_seconds=2.0) as database:
+        with ExitStack() as stack:
+            for _ in range(5):
+                stack.enter_context(database.connection())
+        name = psycopg.conninfo.conninfo_to_dict(database_url)["dbname"]
+        with psycopg.connect(postgres_server, autocommit=True) as admin:
+            lost = admin.execute(
+                "SELECT count(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity WHERE datname = %s", (name,)
+            ).fetchone()
+        assert lost == (5,)
+        started = time.monotonic()
+        assert asked(database) == 42
+        assert time.monotonic() - started < 1.0
+
+
 @pytest.mark.parametrize(
     "address",
     [
