@@ -4,11 +4,15 @@ from collections.abc import Collection, Sequence
 
 import dagster as dg
 from dagster._core.execution.backfill import BulkActionsFilter, BulkActionStatus
+from dagster._core.storage.event_log.schema import DynamicPartitionsTable
+from dagster._core.storage.event_log.sql_event_log import SqlEventLogStorage
 
 from era_dagster.domain.stages import STAGES, Stage
 from era_dagster.storage.drops import KnownChapter
 
 BOOK_CHAPTERS = "book_chapters"
+# One statement names at most this many keys.
+_BATCH = 500
 _UNFINISHED = [BulkActionStatus.REQUESTED, BulkActionStatus.CANCELING, BulkActionStatus.FAILING]
 book_chapters = dg.DynamicPartitionsDefinition(name=BOOK_CHAPTERS)
 
@@ -25,10 +29,20 @@ def forget(instance: dg.DagsterInstance, keys: Sequence[str]) -> None:
     """Remove the keys of retired chapters; not while a backfill goes on, which fails as a whole when one of its keys goes."""
     if not keys or instance.get_backfills(BulkActionsFilter(statuses=_UNFINISHED), limit=1):
         return
-    known = set(instance.get_dynamic_partitions(BOOK_CHAPTERS))
-    for key in keys:
-        if key in known:
+    storage = instance.event_log_storage
+    if not isinstance(storage, SqlEventLogStorage):
+        for key in keys:
             instance.delete_dynamic_partition(BOOK_CHAPTERS, key)
+        return
+    # What the public call does, for many keys: by itself it makes a connection for each, 20 ms, a minute for a library's.
+    table = DynamicPartitionsTable.c
+    for start in range(0, len(keys), _BATCH):
+        with storage.index_connection() as connection:
+            connection.execute(
+                DynamicPartitionsTable.delete().where(
+                    table.partitions_def_name == BOOK_CHAPTERS, table.partition.in_(keys[start : start + _BATCH])
+                )
+            )
 
 
 def left_over(instance: dg.DagsterInstance, known: Collection[str], registered: Sequence[KnownChapter]) -> list[str]:
