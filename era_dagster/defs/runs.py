@@ -18,7 +18,7 @@ import dagster as dg
 from era_dagster.defs.dagster_storage import storage_errors
 from era_dagster.domain.errors import DatabaseUnavailable
 from era_dagster.storage.database import Database, live_runs, server_started_at
-from era_dagster.storage.telemetry import telling_runs
+from era_dagster.storage.telemetry import settle_killed, telling_runs
 
 OP_NAME = "ingest_chapters"
 INGEST_JOB = "ingest"
@@ -60,7 +60,11 @@ def taking(instance: dg.DagsterInstance, run_id: str, chapters: Sequence[str], *
 
 
 def settle_runs(instance: dg.DagsterInstance, database: Database, *, now: float) -> InFlight:
-    """Mark the runs whose process is gone as failed; return what the others take. `now` in seconds since 1970."""
+    """Mark the runs whose process is gone as failed, and as killed in the figures; return what the others take.
+
+    `now` in seconds since 1970.
+    """
+    settle_killed(database)
     # Runs are listed first: one that starts between the two looks is not listed. One that ends between them is looked at again.
     records = instance.get_run_records(dg.RunsFilter(statuses=[*_QUEUED, *_RUNNING]), limit=_MOST_RUNS)
     server_at = server_started_at(database)

@@ -44,7 +44,6 @@ from era_dagster.storage.indexes import (
 from era_dagster.storage.minister_files import render_due, write_combined_index
 from era_dagster.storage.spaces import check_configured, ensure_space, live_space, live_space_name
 from era_dagster.storage.stamps import set_stamp, stored_stamps
-from era_dagster.storage.telemetry import settle_killed
 
 _ASK_AGAIN_SECONDS = 1.0
 
@@ -85,7 +84,6 @@ def run_stages(
         rules=stamp_rules(settings, database),
         run_id=run_id,
     )
-    settle_killed(database)
     if "vector_tables" in work.stages:
         drop_indexes_before_load(database, chapters=len(chapters))
     with watching(settings, database.url, run_id=run_id, chapters=len(chapters)) as watch:

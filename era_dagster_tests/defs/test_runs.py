@@ -199,6 +199,17 @@ def test_a_run_that_told_its_end_is_given_up_at_once(desk: Desk) -> None:
         assert status_of(desk.instance, run_id) is FAILURE
 
 
+def test_a_killed_run_that_leaves_nothing_pending_is_counted_by_the_next_tick(desk: Desk) -> None:
+    """Its sign of life grew old, and the alert for it went on, until some next run began: days later, perhaps."""
+    sign_of_life(desk, "killed", age=40)
+    sign_of_life(desk, "silent", age=20)
+    assert desk.asked() == []
+    assert desk.sql("SELECT run_id, state FROM telemetry_runs ORDER BY run_id") == [
+        ("killed", "killed"),
+        ("silent", "running"),
+    ]
+
+
 def test_runs_of_other_jobs_are_none_of_our_business(desk: Desk) -> None:
     @dg.job
     def other() -> None: ...
