@@ -1,5 +1,6 @@
 """Tells a web address of a new kind of error: one POST of JSON for each, that common chat services show as it is."""
 
+import http.client
 import urllib.error
 import urllib.request
 from typing import Any
@@ -11,6 +12,13 @@ from era_dagster.domain.errors import EndpointUnavailable
 TIMEOUT_SECONDS = 5.0
 
 
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A redirected POST becomes a GET without its content, whose 200 would be taken for a success."""
+
+    def redirect_request(self, req: Any, fp: Any, code: Any, msg: Any, headers: Any, newurl: Any) -> None:
+        """Follow none: the answer is an error like any other status."""
+
+
 def post_json(url: str, content: dict[str, Any], *, timeout_seconds: float = TIMEOUT_SECONDS) -> None:
     """POST `content`; any 2xx is a success.
 
@@ -20,11 +28,14 @@ def post_json(url: str, content: dict[str, Any], *, timeout_seconds: float = TIM
         url, data=orjson.dumps(content, default=str), headers={"Content-Type": "application/json"}, method="POST"
     )
     try:
-        with urllib.request.urlopen(request, timeout=timeout_seconds):
+        with urllib.request.build_opener(_NoRedirect).open(request, timeout=timeout_seconds):
             return
     except urllib.error.HTTPError as error:
         with error:
-            reason = f"it answered {error.code}"
+            redirected = ", a redirect: give the address it leads to" if 300 <= error.code < 400 else ""
+            reason = f"it answered {error.code}{redirected}"
+    except http.client.HTTPException as error:
+        reason = f"what it answered is no HTTP ({type(error).__name__}); is it http:// where it should be https://?"
     except OSError as error:
         reason = str(getattr(error, "reason", error)) or type(error).__name__
     raise EndpointUnavailable(f"The webhook of ERA_ERROR_WEBHOOK_URL took nothing: {reason}.")

@@ -11,10 +11,11 @@ from typing import Any
 
 @dataclass
 class Webhook:
-    """`status` is answered; while `held` it answers nothing until released."""
+    """`status` is answered, instead of all `raw` if that is given; while `held` it answers nothing until released."""
 
     url: str = ""
     status: int = 204
+    raw: bytes = b""
     taken: list[dict[str, Any]] = field(default_factory=list)
     held: bool = False
     release: threading.Event = field(default_factory=threading.Event)
@@ -31,7 +32,15 @@ def webhook() -> Iterator[Webhook]:
                 state.release.wait(30.0)
                 return
             state.taken.append(json.loads(body))
+            if state.raw:
+                self.wfile.write(state.raw)
+                return
             self.send_response(state.status)
+            self.send_header("Location", "/elsewhere")
+            self.end_headers()
+
+        def do_GET(self) -> None:
+            self.send_response(200)
             self.end_headers()
 
         def log_message(self, format: str, *args: Any) -> None:

@@ -286,11 +286,13 @@ def test_the_webhook_hears_of_a_new_kind_of_error_once_and_of_no_secret(bench: W
     assert (group.occurrences, group.told_at is not None) == (2, True)
 
 
-@pytest.mark.parametrize("trouble", ["down", "refuses"])
+@pytest.mark.parametrize("trouble", ["down", "refuses", "redirects", "speaks TLS alone"])
 def test_a_webhook_that_is_down_or_refuses_harms_nothing_and_is_told_later(
     bench: Workbench, hook: Webhook, caplog: pytest.LogCaptureFixture, trouble: str
 ) -> None:
-    hook.status = 500
+    """A redirect was followed without the message and taken for a success; what is no HTTP ended telemetry and the run."""
+    hook.status = 301 if trouble == "redirects" else 500
+    hook.raw = b"\x15\x03\x01\x00\x02\x02F" if trouble == "speaks TLS alone" else b""
     recorder = recorder_with(bench, replace(hook, url="http://127.0.0.1:9/T0KEN") if trouble == "down" else hook)
     with caplog.at_level(logging.WARNING, logger="era_dagster"):
         recorder.start()
@@ -299,7 +301,7 @@ def test_a_webhook_that_is_down_or_refuses_harms_nothing_and_is_told_later(
     assert [getattr(line, "event", "") for line in caplog.records] == ["webhook_failed"]
     assert "T0KEN" not in caplog.text
     hook.taken.clear()
-    hook.status = 200
+    hook.status, hook.raw = 200, b""
     with bench.database.connection() as connection:
         connection.execute("UPDATE error_groups SET tell_after = now()")  # a minute later
     recorder = recorder_with(bench, hook, "run-2")
