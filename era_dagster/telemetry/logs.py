@@ -15,6 +15,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from io import TextIOWrapper
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -55,7 +57,7 @@ _LEAST_SECRET_CHARS = 4
 class RunLog(logging.LoggerAdapter[logging.Logger]):
     """A logger of a run: a handler that fails is never the run's trouble.
 
-    The standard library's own handlers fail without a word to the caller; Dagster's, which writes to its database, raises when
+    Those that write a line to a stream fail without a word to the caller; Dagster's, which writes to its database, raises when
     that is away. Such a line goes to standard error instead.
     """
 
@@ -92,6 +94,21 @@ def redactor(settings: Settings) -> Redactor:
     values = [str(value) for name in SECRETS if (value := getattr(settings, name)) is not None]
     passwords = [password for value in values for pattern in _PASSWORDS for password in pattern.findall(value)]
     return Redactor([*values, *passwords, *map(urllib.parse.unquote, passwords)])
+
+
+class LogFile(logging.handlers.WatchedFileHandler):
+    """A file that is made anew, with its folder, where somebody moved it away; a line it cannot take goes to standard error."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line; the standard library raises where the file cannot be opened again, in the midst of the run."""
+        try:
+            super().emit(record)
+        except OSError as error:
+            sys.stderr.write(f"{self.format(record)} (not in {self.baseFilename}: {error.strerror})\n")
+
+    def _open(self) -> TextIOWrapper:
+        Path(self.baseFilename).parent.mkdir(parents=True, exist_ok=True)
+        return super()._open()
 
 
 class JsonLines(logging.Formatter):
@@ -169,7 +186,7 @@ def logging_to(settings: Settings) -> Iterator[None]:
 def _handler(settings: Settings) -> logging.Handler | None:
     if settings.log_file is not None:
         # Whoever rotates the file moves it away; where that is possible, the next line opens a new one.
-        kind = logging.FileHandler if os.name == "nt" else logging.handlers.WatchedFileHandler
+        kind = logging.FileHandler if os.name == "nt" else LogFile
         try:
             settings.log_file.parent.mkdir(parents=True, exist_ok=True)
             return kind(settings.log_file, encoding="utf-8")

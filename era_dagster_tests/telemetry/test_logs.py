@@ -2,6 +2,8 @@
 
 import json
 import logging
+import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -125,6 +127,25 @@ def test_a_log_file_that_cannot_be_opened_is_told_and_the_work_goes_on(
     with logging_to(replace(quiet_settings, log_file=tmp_path / "file" / "era.log")):
         logging.getLogger(ROOT).info("still here")
     assert "cannot be written" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows keeps the folder of an open file")
+def test_a_log_folder_that_is_moved_away_is_made_anew_and_one_that_cannot_be_harms_nothing(
+    quiet_settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The line raised where it was written: a run that logs its requests, or a failed chapter, ended with it."""
+    with logging_to(replace(quiet_settings, log_level="DEBUG")):
+        logging.getLogger(ITEMS).debug("first")
+        (tmp_path / "logs").rename(tmp_path / "before")
+        logging.getLogger(ITEMS).debug("second")
+        assert [line[-6:] for line in lines(quiet_settings)] == ["second"]
+        shutil.rmtree(tmp_path / "logs")
+        (tmp_path / "logs").write_text("", encoding="utf-8")
+        logging.getLogger(ITEMS).debug("third")
+        assert "third (not in " in capsys.readouterr().err
+        (tmp_path / "logs").unlink()
+        logging.getLogger(ITEMS).debug("fourth")
+    assert [line[-6:] for line in lines(quiet_settings)] == ["fourth"]
 
 
 def test_a_context_inside_another_writes_no_line_twice(quiet_settings: Settings) -> None:
