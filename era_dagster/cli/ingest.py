@@ -23,7 +23,6 @@ from era_dagster.storage.database import Database, database_url
 from era_dagster.storage.drops import KnownChapter, count_chapters, pending_chapters
 from era_dagster.storage.migrations import migrate
 from era_dagster.storage.minister_files import render_due
-from era_dagster.storage.telemetry import settle_killed
 
 if TYPE_CHECKING:
     from era_dagster.defs.resources import KnowledgeBaseResource
@@ -61,8 +60,7 @@ def ingest_paths(settings: Settings, paths: list[Path], *, dry_run: bool = False
         pending = _pending(settings, database, roots)
         known = count_chapters(database, roots)
         if not pending:
-            # What a killed run left, and files that somebody deleted, need no run of the graph.
-            settle_killed(database)
+            # Files that somebody deleted or that a killed run left behind need no run of the graph.
             render_due(database, settings.ministers_dir, None)
             refresh_combined_index(settings, database)
     receipt, failure = Receipt(), None

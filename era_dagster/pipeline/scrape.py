@@ -4,16 +4,18 @@ Between the storage, which reads, and `era metrics`, which serves.
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 
 import psycopg
 
-from era_dagster.domain.errors import ConfigurationError, EraError
+from era_dagster.domain.errors import ConfigurationError, EraError, StorageError
 from era_dagster.domain.stages import Stage
 from era_dagster.pipeline.ingest import stamp_rules
 from era_dagster.settings import Settings
 from era_dagster.storage.database import Database, checked_address, driver_errors, with_database
 from era_dagster.storage.migrations import migrate
 from era_dagster.storage.scrape import Gauge, build, dagster_gauges, read_figures, up
+from era_dagster.storage.telemetry import settle_killed
 from era_dagster.telemetry.exposition import Figures
 
 _CONNECT_SECONDS = 3
@@ -34,7 +36,11 @@ def scraper(settings: Settings, url: str) -> Callable[[], Figures]:
             if not current:
                 migrate(url)
                 current = True
-            suffixes = _suffixes(settings, url)
+            with Database(url, pool_size=1) as database:
+                suffixes = _suffixes(settings, database)
+                # Whoever may only read leaves it to the sensor and to runs.
+                with suppress(StorageError):
+                    settle_killed(database)
             with driver_errors(), _connect(url) as connection:
                 found = read_figures(connection, suffixes)
         except EraError:
@@ -44,13 +50,12 @@ def scraper(settings: Settings, url: str) -> Callable[[], Figures]:
     return read
 
 
-def _suffixes(settings: Settings, url: str) -> Mapping[Stage, str] | None:
+def _suffixes(settings: Settings, database: Database) -> Mapping[Stage, str] | None:
     """What tells a pending chapter; None when the settings name another model than the database holds."""
-    with Database(url, pool_size=1) as database:
-        try:
-            return stamp_rules(settings, database).suffixes
-        except ConfigurationError:
-            return None
+    try:
+        return stamp_rules(settings, database).suffixes
+    except ConfigurationError:
+        return None
 
 
 def _dagster(settings: Settings, url: str) -> list[Gauge]:

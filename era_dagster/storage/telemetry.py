@@ -117,9 +117,12 @@ def _every_refusal() -> Iterator[None]:
 
 
 def settle_killed(database: Database) -> int:
-    """Mark the runs whose process is gone as killed and count them; returns how many. Safe in several processes at once."""
+    """Mark the runs whose process is gone as killed and count them; returns how many. Safe in several processes at once.
+
+    Raises `StorageError` where this account, or the server, does not write.
+    """
     alive = live_runs(database)
-    with database.connection() as connection:
+    with _every_refusal(), database.connection() as connection:
         killed = connection.execute(
             sql.SQL(
                 "UPDATE telemetry_runs SET state = 'killed', ended_at = beat_at"

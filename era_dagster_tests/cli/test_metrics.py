@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from era_dagster.pipeline.scrape import scraper
 from era_dagster.settings import load_settings
-from era_dagster.storage.database import with_database
+from era_dagster.storage.database import Database, with_database
 from era_dagster.telemetry import exposition
 from era_dagster_tests.cli.shell import Shell, write_book
 from era_dagster_tests.cli.terminal import HIDE_CURSOR, SHOW_CURSOR, Terminal
@@ -125,7 +125,7 @@ def test_one_page_shows_two_runs_while_they_go_and_adds_up_to_their_receipts_aft
     assert after["ingestion_queue_depth",] == 0
 
 
-def test_a_run_that_is_killed_keeps_its_figures_and_is_counted_when_the_next_one_starts(slow_shell: Shell) -> None:
+def test_a_run_that_is_killed_keeps_its_figures_and_is_counted_by_the_next_scrape(slow_shell: Shell) -> None:
     shell = slow_shell
     write_book(shell.folder / "data" / "drop", "one", chapters=6)
     run = shell.start("ingest")
@@ -139,7 +139,11 @@ def test_a_run_that_is_killed_keeps_its_figures_and_is_counted_when_the_next_one
     assert before["ingestion_queue_depth",] > 0
     with psycopg.connect(shell.environment["ERA_DATABASE_URL"]) as connection:
         connection.execute("UPDATE telemetry_runs SET beat_at = beat_at - interval '1 minute'")
-    assert page(shell)["era_runs", "stale"] == 1
+    (run_id,) = (key[1] for key in before if key[0] == "era_run_heartbeat_age_seconds")
+    with Database(shell.environment["ERA_DATABASE_URL"], pool_size=1, run_id=run_id) as alive, alive.connection():
+        assert page(shell)["era_runs", "stale"] == 1  # still connected: only silent
+    wait_until(lambda: page(shell).get(("era_runs_ended_total", "killed")) == 1)
+    assert total(page(shell), "era_run_heartbeat_age_seconds") == 0
     receipt = shell.json("ingest")
     after = page(shell)
     assert after["era_runs_ended_total", "killed"] == 1
