@@ -47,9 +47,15 @@ def daemon(instance: dg.DagsterInstance) -> Finding:
 
 def sensor(instance: dg.DagsterInstance) -> Finding:
     """Is the sensor that picks up drops on, and did its last tick go well?"""
-    state = next((state for state in instance.all_instigator_state() if state.instigator_name == DROP_SENSOR), None)
-    if state is None:
+    # One for each name that the code location was ever loaded under: the one that ticks is meant.
+    found = [
+        (instance.get_ticks(state.instigator_origin_id, state.selector_id, limit=1), state)
+        for state in instance.all_instigator_state()
+        if state.instigator_name == DROP_SENSOR
+    ]
+    if not found:
         return _NEVER_RUN
+    ticks, state = max(found, key=lambda each: each[0][0].timestamp if each[0] else 0.0)
     if state.status.value == "STOPPED":
         return Finding(
             name="sensor",
@@ -57,7 +63,6 @@ def sensor(instance: dg.DagsterInstance) -> Finding:
             found="switched off: drops wait.",
             next_step="Switch it on in the UI under Automation.",
         )
-    ticks = instance.get_ticks(state.instigator_origin_id, state.selector_id, limit=1)
     if ticks and ticks[0].status.value == "FAILURE" and ticks[0].error is not None:
         return Finding(
             name="sensor",

@@ -69,7 +69,7 @@ SHOWN = {
     "A dropped file is not picked up": [
         r"new: \d+ chapters \(late/0001",
         "never seen with this instance",
-        "Sensor: chapter_drop_sensor",
+        "sensor: on by default",
     ],
     "A search finds nothing, or the wrong things": [r"\w+, chapter \d", "in tables"],
     "Minister files were changed by hand or are damaged": [r"different file .*ministers.\w+.\w+\.json"],

@@ -84,5 +84,28 @@ def test_a_sensor_that_is_off_or_failing_is_named(remembered: Any, level: str, s
     assert bool(finding.next_step) == (level != "ok")
 
 
+def test_of_a_sensor_known_under_several_names_of_its_code_location_the_one_that_ticks_is_meant() -> None:
+    """`era doctor` took the first, and called a sensor on or off that no daemon runs any more, or never did."""
+    ticked = {"of before": [time.time() - 9e5], "now": [time.time() - 7], "never": []}
+
+    class Both(Remembered):
+        def all_instigator_state(self) -> list[Any]:
+            return [
+                SimpleNamespace(
+                    instigator_name=DROP_SENSOR,
+                    status=Status.RUNNING if name == "now" else Status.STOPPED,
+                    instigator_origin_id=name,
+                    selector_id=name,
+                )
+                for name in ticked
+            ]
+
+        def get_ticks(self, origin_id: str, selector_id: str, *, limit: int) -> list[Any]:
+            return [SimpleNamespace(status=Status.SUCCESS, error=None, timestamp=when) for when in ticked[selector_id]]
+
+    both: Any = Both(Status.RUNNING, Status.SUCCESS)
+    assert sensor(both).found == "on, last tick 7 s ago"
+
+
 def test_the_sensor_looked_for_is_the_one_there_is() -> None:
     assert chapter_drop_sensor.name == DROP_SENSOR

@@ -7,6 +7,7 @@ import click
 import dagster as dg
 import pytest
 import yaml
+from dagster._core.workspace.load import location_origin_from_module_name, location_origins_from_yaml_paths
 
 from era_dagster import definitions
 from era_dagster.definitions import build_defs, defs
@@ -49,3 +50,11 @@ def test_a_partition_that_is_named_by_an_empty_variable_is_not_everything_pendin
 def test_the_instance_file_in_the_package_is_the_one_of_the_repository() -> None:
     packaged = (REPOSITORY / "era_dagster" / "defs" / "dagster.yaml").read_text(encoding="utf-8")
     assert yaml.safe_load(packaged) == yaml.safe_load((REPOSITORY / "dagster.yaml").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("workspace", ["workspace.yaml", "docker/workspace.yaml"])
+def test_the_commands_of_dagster_and_its_daemon_mean_one_code_location(workspace: str) -> None:
+    """`dagster sensor start -m ...` switched on another sensor than the UI shows, and no run that `job launch` queued began."""
+    of_the_daemon = location_origins_from_yaml_paths([str(REPOSITORY / workspace)])
+    of_a_command = location_origin_from_module_name("era_dagster.definitions", None, None)
+    assert [origin.location_name for origin in of_the_daemon] == [of_a_command.location_name]

@@ -17,7 +17,7 @@ from era_dagster_tests.fakes.embedding_server import FakeEmbeddingServer, servin
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
-SELECTOR = {"repositoryName": "__repository__", "repositoryLocationName": "era_dagster"}
+SELECTOR = {"repositoryName": "__repository__", "repositoryLocationName": "era_dagster.definitions"}
 ASSETS = ("chapters", "chunks", "embeddings", "vector_tables", "minister_files")
 
 
