@@ -17,7 +17,7 @@ from era_dagster.defs.checks import record_checks
 from era_dagster.defs.events import MaterializationLog
 from era_dagster.defs.failures import as_dagster_failures
 from era_dagster.defs.metadata import chapter_metadata, run_metadata
-from era_dagster.defs.partitions import BOOK_CHAPTERS, add_missing, book_chapters, forget, with_unmarked
+from era_dagster.defs.partitions import BOOK_CHAPTERS, add_missing, book_chapters, forget, left_out, with_unmarked
 from era_dagster.defs.pictures import domains_picture, knowledge_pictures
 from era_dagster.defs.resources import KnowledgeBaseResource
 from era_dagster.defs.runs import OP_NAME, settle_runs, taking
@@ -69,6 +69,7 @@ _KINDS = {
 # Each costs 11 ms; all of them are named in the run's failure and in `era status`.
 _MOST_FAILURES_TOLD = 100
 _LONGEST_SETTLING_SECONDS = 10.0
+_BACKFILL_TAG = "dagster/backfill"
 OWNERS = ["team:knowledge-base"]
 
 Progress = Callable[[Receipt, int, EmbedStats | None], None]
@@ -280,6 +281,15 @@ def _partition_keys(context: dg.AssetExecutionContext) -> list[str]:
             f"No chapter lies between {asked.start} and {asked.end}: the second comes before the first.",
             hint="A range follows the order in which chapters were registered, as the UI lists them: swap its ends.",
         )
+    if _BACKFILL_TAG not in context.run.tags:
+        # A backfill names its chapters one by one, and what it leaves out is meant.
+        left = left_out(context.instance.get_dynamic_partitions(BOOK_CHAPTERS), keys)
+        if left:
+            more = f" and {len(left) - 10} more" if len(left) > 10 else ""
+            context.log.warning(
+                f"Not in this range: {', '.join(left[:10])}{more}. A range follows the order in which chapters were"
+                " registered, and these came later: materialize them too, by their keys."
+            )
     return keys
 
 

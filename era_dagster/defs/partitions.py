@@ -54,6 +54,14 @@ def left_over(instance: dg.DagsterInstance, known: Collection[str], registered: 
     return sorted(unregistered & instance.get_materialized_partitions(dg.AssetKey(STAGES[0]))) if unregistered else []
 
 
+def left_out(known: Sequence[str], keys: Sequence[str]) -> list[str]:
+    """The chapters of one book that lie between the ends of the range `keys` by number, and not in the order of `known`."""
+    first, last = keys[0], keys[-1]
+    if first.rpartition("/")[0] != last.rpartition("/")[0]:
+        return []
+    return sorted(key for key in set(known).difference(keys) if first < key < last)
+
+
 def with_unmarked(
     instance: dg.DagsterInstance,
     known: Collection[str],

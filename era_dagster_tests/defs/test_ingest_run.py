@@ -163,6 +163,24 @@ def test_a_range_with_its_ends_swapped_is_refused_and_is_not_everything_pending(
     assert desk.marked("chapters") == set()
 
 
+def test_a_range_says_which_chapters_between_its_ends_it_leaves_out_for_they_came_later(desk: Desk) -> None:
+    """A book's second chapter that came after its third was left out of a green run without a word."""
+    for chapters in ([1, 3, 5], [1, 2, 3, 5]):
+        desk.drop("level", chapters)
+        desk.tick()
+    job = build_defs().resolve_implicit_global_asset_job_def()
+    ends = {ASSET_PARTITION_RANGE_START_TAG: "level/0001", ASSET_PARTITION_RANGE_END_TAG: "level/0003"}
+
+    def said(**tags: str) -> list[str]:
+        done = job.execute_in_process(instance=desk.instance, tags=ends | tags)
+        return [entry.user_message for entry in desk.instance.all_logs(done.run_id)]
+
+    (warning,) = [line for line in said() if line.startswith("Not in this range")]
+    assert warning.startswith("Not in this range: level/0002. ")
+    assert desk.marked("chapters") == {"level/0001", "level/0003"}
+    assert not [line for line in said(**{"dagster/backfill": "chosen"}) if line.startswith("Not in this range")]
+
+
 def test_a_file_that_cannot_be_read_fails_the_run_by_name_after_all_else_is_done(desk: Desk) -> None:
     broken = desk.drop("level", [1]).with_name("broken.json")
     broken.write_text('[{"chapter_index": 1,', encoding="utf-8")
