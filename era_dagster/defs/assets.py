@@ -185,9 +185,8 @@ def _run(
         run_chapters(context, settings, database, chapters=chapters, selected=selected, on_progress=on_progress)
     if problems:
         more = f" And {len(problems) - 10} more." if len(problems) > 10 else ""
-        raise dg.Failure(
-            description=f"Everything else is done, but: {' '.join(problems[:10])}{more}", allow_retries=False
-        )
+        told = " ".join(f"{problem.removesuffix('.')}." for problem in problems[:10])
+        raise dg.Failure(description=f"Everything else is done, but: {told}{more}", allow_retries=False)
     others = [node.name for node in context.job_def.nodes if node.name != OP_NAME]
     if others:
         # Dagster's own words for it, which come next, read as if something had gone wrong.

@@ -359,10 +359,9 @@ def raise_failures(outcome: Outcome) -> None:
     if failed:
         named = "; ".join(f"{key}: {reason}" for key, reason in sorted(failed.items())[:10])
         more = f"; and {len(failed) - 10} more" if len(failed) > 10 else ""
-        raise ChaptersFailed(
-            f"{len(failed)} of {outcome.receipt.chapters_seen} chapters failed, the others are stored: {named}{more}",
-            failures=failed,
-        )
+        seen = outcome.receipt.chapters_seen
+        others = ", the others are stored" if len(failed) < seen else ""
+        raise ChaptersFailed(f"{len(failed)} of {seen} chapters failed{others}: {named}{more}", failures=failed)
 
 
 def _has_left(database: Database, key: str) -> bool:

@@ -182,10 +182,16 @@ def test_a_range_says_which_chapters_between_its_ends_it_leaves_out_for_they_cam
 
 
 def test_a_file_that_cannot_be_read_fails_the_run_by_name_after_all_else_is_done(desk: Desk) -> None:
-    broken = desk.drop("level", [1]).with_name("broken.json")
-    broken.write_text('[{"chapter_index": 1,', encoding="utf-8")
-    desk.set_age(broken, 60)
-    assert "broken.json" in failure_of(desk.run([]))
+    for name, content in (("broken.json", '[{"chapter_index": 1,'), ("words.json", '["one", null]')):
+        broken = desk.drop("level", [1]).with_name(name)
+        broken.write_text(content, encoding="utf-8")
+        desk.set_age(broken, 60)
+    # A sentence each: those of records ran into each other.
+    told = failure_of(desk.run([])).split(". Cannot read ")
+    assert [name for part in told for name in ("broken.json", "words.json") if name in part] == [
+        "broken.json",
+        *["words.json"] * 2,
+    ]
     assert desk.marked("vector_tables") == {"level/0001"}
 
 
