@@ -161,6 +161,28 @@ def test_the_success_of_the_last_hour_knows_no_item_from_before_the_first_scrape
         # An hour later, the database having been away when that hour began.
         case("500x20 _x10 500x60 600x30", "50x20 _x10 50x90", **{"95m": 1.0}),
     ]
-    file = tmp_path / "panel.test.yml"
+    promtool_agrees(tmp_path / "panel.test.yml", cases)
+
+
+def test_the_first_error_of_a_kind_shows_on_the_dashboard_and_those_of_before_do_not(tmp_path: Path) -> None:
+    """`increase()` knows no series that is born with its first error."""
+    (shown,) = (panel for panel in panels() if panel["title"] == "Errors")
+    (target,) = shown["targets"]
+    kinds = {"old": "70x10 _x15 70x60", "new": "_x40 1x60"}
+    series = [{"series": f'era_errors_total{{error_class="{name}"}}', "values": kinds[name]} for name in kinds]
+    up = {"series": "era_database_up", "values": "1x10 _x15 1x60"}
+
+    def at(time: str, **seen: float) -> dict[str, Any]:
+        samples = [{"labels": f'{{error_class="{name}"}}', "value": count} for name, count in seen.items()]
+        return {"expr": target["expr"], "eval_time": time, "exp_samples": samples}
+
+    # The exporter was away from the 11th minute to the 25th.
+    cases = [at("5m", old=0), at("26m"), at("30m", old=0), at("40m", old=0, new=1), at("45m", old=0, new=0)]
+    promtool_agrees(
+        tmp_path / "errors.test.yml", [{"interval": "1m", "input_series": [up, *series], "promql_expr_test": cases}]
+    )
+
+
+def promtool_agrees(file: Path, cases: list[dict[str, Any]]) -> None:
     file.write_text(json.dumps({"rule_files": [], "evaluation_interval": "1m", "tests": cases}), encoding="utf-8")
     promtool("test", "rules", str(file))
