@@ -299,7 +299,8 @@ def sources_without_chapters(database: Database) -> list[Path]:
         return [
             Path(path)
             for (path,) in connection.execute(
-                "SELECT source_path FROM drop_sources AS s WHERE NOT EXISTS"
+                # Of one that was read and has a reason newer drops hold the chapters: it is missed by nobody.
+                "SELECT source_path FROM drop_sources AS s WHERE (state <> 'read' OR reason = '') AND NOT EXISTS"
                 " (SELECT FROM drop_chapters AS d WHERE d.source_path = s.source_path) ORDER BY 1"
             )
         ]

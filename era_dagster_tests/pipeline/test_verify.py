@@ -261,6 +261,18 @@ def test_an_unread_file_from_elsewhere_that_is_gone_with_its_folder_is_named_and
     assert bench.count("quarantine", "file LIKE '%there.json'") == 1
 
 
+def test_a_superseded_file_from_elsewhere_that_was_removed_is_no_fault(bench: Workbench) -> None:
+    """It is not unread: a newer drop holds its chapters."""
+    filled(bench)
+    shelf = bench.settings.drop_dir.with_name("shelf")
+    for name in ("older", "newer"):
+        shutil.copytree(bench.settings.drop_dir / "ferry", shelf / name / "ferry", copy_function=shutil.copy)
+        look_at_drop(bench.settings, bench.database, shelf / name / "ferry", patient=False)
+    shutil.rmtree(shelf / "older")
+    assert bench.count("drop_sources", "reason LIKE 'newer drops hold%' AND source_path LIKE '%older/ferry'") == 1
+    assert not [finding for finding in inspected(bench).findings if finding.kind == "vanished_file"]
+
+
 def test_an_open_or_dropped_letter_accounts_for_its_text(bench: Workbench) -> None:
     bench.server.poison = {"twice"}
     filled(bench)
