@@ -45,6 +45,7 @@ _SESSION_OPTIONS = " ".join(
 _LONGEST_WAIT_SECONDS = 30.0
 _RUN_PREFIX = "era_dagster run "
 _PRESENT_SECONDS = 5.0
+_LEAVING_SECONDS = 1.0
 # Whoever needs a database that is away says so once; the pool tells of each of its attempts, in the middle of a progress bar.
 logging.getLogger("psycopg.pool").addHandler(logging.NullHandler())
 # A pooled connection that is silent for this share of the longest wait is given up: there is time left for a new one.
@@ -213,7 +214,8 @@ class Database:
         self._closed.set()
         self._pool.close()
         if self._presence is not None and self._presence.is_alive():
-            self._presence.join()
+            # No longer, where a server hangs: it would be until the patience with it is over.
+            self._presence.join(_LEAVING_SECONDS)
 
     def _stay(self) -> None:
         """A pool notices that its connections are lost when it is asked for one, which a run may not do for minutes."""
