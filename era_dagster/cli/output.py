@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 import click
 import orjson
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -60,7 +61,7 @@ def print_json(value: Any) -> None:
 def print_table(title: str, columns: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
     """A small table; numbers to the right. On a screen that is too narrow for it a line or two for each row instead."""
     cells = [[f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
+    widths = [max(map(cell_len, column)) for column in zip(columns, *cells, strict=True)]
     if stdout.is_terminal and sum(min(width, _FOLDED_TO) + 3 for width in widths) + 1 > stdout.width:
         stdout.print(title, style="italic", markup=False)
         for first, *others in cells:

@@ -34,15 +34,25 @@ def test_a_table_in_a_pipe_is_folded_nowhere(shell: Shell) -> None:
     assert str(shell.folder / "data" / "drop") in done.stdout.split("Settings")[1]
 
 
-@pytest.mark.parametrize("width", [40, 80, 120])
-def test_no_number_and_no_word_is_cut_by_a_narrow_screen(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("width", "book"),
+    [
+        (40, "Letters of a [b]Go-Between"),
+        (80, "Letters of a [b]Go-Between"),
+        (120, "Letters of a [b]Go-Between"),
+        (90, "孫子兵法孫子兵"),
+    ],
+)
+def test_no_number_and_no_word_is_cut_by_a_narrow_screen(
+    width: int, book: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """`era status` on 80 columns had "chapte" over "rs", and books in six letters a line; on 40 in one."""
     screen = Console(file=io.StringIO(), force_terminal=True, color_system=None, width=width, soft_wrap=True)
     monkeypatch.setattr(output, "stdout", screen)
     columns = ("book", "chapters", "chunks", "entries", "embedded", "in tables", "in files", "dead", "notes")
-    output.print_table("Books", columns, [("Letters of a [b]Go-Between", 1234, 17, 49, 6, 6, 6, 0, 0)])
+    output.print_table("Books", columns, [(book, 1234, 17, 49, 6, 6, 6, 0, 0)])
     said = screen.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
-    for words in (*columns, "1,234", "Go-Between"):
+    for words in (*columns, "1,234", book.rsplit("]", maxsplit=1)[-1]):
         assert words in said
     assert ("chapters 1,234, chunks 17" in said) == (width < 120)
 

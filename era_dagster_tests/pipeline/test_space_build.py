@@ -581,7 +581,6 @@ import os, signal, sys
 from dataclasses import replace
 from era_dagster.pipeline.space_build import build_space
 from era_dagster.settings import load_settings
-from era_dagster.storage import indexes
 from era_dagster.storage.database import Database
 
 url, model, server, after = sys.argv[1:]
