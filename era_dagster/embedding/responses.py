@@ -202,7 +202,7 @@ def _kind_by_words(status: int, said: Said) -> type[EraError]:
 
 def _hint(asked: Asked, status: int, said: Said) -> str:
     if 300 <= status < 400:
-        return "Redirects are not followed: set ERA_EMBEDDING_URLS to where it points."
+        return "Redirects are not followed: set ERA_EMBEDDING_URLS to where it points, without /api/embed."
     if status in (401, 403, 407):
         return "Set ERA_EMBEDDING_API_KEY to a key this server accepts."
     if said.names_a_missing_model or (status == 404 and asked.missing_model_hint and "model" in said.text.lower()):

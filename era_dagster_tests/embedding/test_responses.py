@@ -272,6 +272,7 @@ def test_a_redirect_says_where_it_points_without_a_secret() -> None:
     assert str(error).startswith(
         "http://host:11434 (model m) answered 308: it points to https://host/v1/embeddings. Redirects"
     )
+    assert error.hint.endswith(", without /api/embed.")  # with it, Ollama would be asked for /api/embed/api/embed
 
 
 def test_a_missing_model_names_the_command_that_mends_it() -> None:
