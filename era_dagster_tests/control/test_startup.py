@@ -203,7 +203,8 @@ def test_a_server_that_works_on_whole_requests_gets_more_of_them() -> None:
     landing = None
     while landing is None:
         wave = startup.wave
-        landing = even(startup, 0.02 * wave.items * max(1.0, wave.concurrency / 16))
+        # Not 16: from 8 to 32 it would be worth exactly what is just worth it, and how Python adds up would decide.
+        landing = even(startup, 0.02 * wave.items * max(1.0, wave.concurrency / 15))
     assert 14 <= landing.concurrency <= 18
 
 

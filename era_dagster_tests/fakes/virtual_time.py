@@ -55,9 +55,9 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         future.add_done_callback(self._thread_ended)
         return future
 
-    async def shutdown_default_executor(self) -> None:
+    async def shutdown_default_executor(self, *timeout: float) -> None:  # Python 3.12 brought the time-out
         self._jumping.threads += 1  # it waits for a thread of its own
-        await super().shutdown_default_executor()
+        await super().shutdown_default_executor(*timeout)
         self._jumping.threads -= 1
 
     def _thread_ended(self, _: asyncio.Future[Any]) -> None:
