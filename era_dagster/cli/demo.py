@@ -43,8 +43,10 @@ def demo() -> int:
         show_results(settings, question, top_k=3)
     stdout.print()
     folder = _folder_of_commands()
+    # Where only the package is installed there is nothing that tells `dagster dev` what to load.
+    what = "" if Path("workspace.yaml").is_file() else " -m era_dagster.definitions"
     stdout.print(
-        f'Next: {folder}era search "your question", {folder}era status, or {folder}dagster dev for the UI at'
+        f'Next: {folder}era search "your question", {folder}era status, or {folder}dagster dev{what} for the UI at'
         " http://127.0.0.1:3000",
         markup=False,
     )

@@ -9,7 +9,7 @@ from era_dagster.pipeline.health import Finding
 DROP_SENSOR = "chapter_drop_sensor"
 # A daemon writes a sign of life every 30 s.
 _SILENT_SECONDS = 120.0
-_START = "Start it: `dagster dev` here, the service `daemon` in compose. `era ingest` works without."
+_START = "Start it: `dagster dev` in the folder of dagster.yaml, the service `daemon` in compose. `era ingest` works without."
 _NEVER_SEEN = Finding(name="daemon", level="warning", found="never seen with this instance.", next_step=_START)
 _NEVER_RUN = Finding(name="sensor", level="ok", found="on by default; no daemon has run it yet")
 

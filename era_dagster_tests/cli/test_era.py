@@ -405,11 +405,16 @@ def test_what_the_demo_says_comes_next_can_be_typed(shell: Shell) -> None:
     environment = Path(sys.executable).parent.parent
     (shell.folder / ".venv").symlink_to(environment)
     demo = [".venv/bin/era", "demo"]
-    for path, before in ((os.defpath, ".venv/bin/"), (f"{environment / 'bin'}:{os.defpath}", "")):
+    for path, before, what in (
+        (os.defpath, ".venv/bin/", "dagster dev -m era_dagster.definitions"),
+        (f"{environment / 'bin'}:{os.defpath}", "", "dagster dev"),
+    ):
         variables = shell.environment | {"PATH": path}
         done = subprocess.run(demo, cwd=shell.folder, env=variables, capture_output=True, encoding="utf-8", check=True)
         said = done.stdout.splitlines()[-1]
-        assert said.startswith(f'Next: {before}era search "your question", {before}era status, or {before}dagster dev')
+        told = f'Next: {before}era search "your question", {before}era status, or {before}{what} for the UI'
+        assert said.startswith(told)
+        (shell.folder / "workspace.yaml").touch()
 
 
 def test_the_demo_answers_three_questions_and_a_second_one_embeds_only_them(
