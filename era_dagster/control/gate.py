@@ -156,12 +156,18 @@ class EndpointController:
         self._tokens_in_flight += tokens
         return ticket
 
-    def followed(self, now: float, ticket: Ticket) -> Ticket | None:
-        """One short text follows in the place of `ticket`, and is charged like any other; None during the server's pause."""
-        if now < self._throttle.closed_until:
-            return None
-        self._pacer.sent(now, items=1, tokens=1)
+    def followed(self, now: float, ticket: Ticket, *, instead: bool) -> Ticket | None:
+        """One short text follows in the place of `ticket`, and is charged like any other; None while a pause or pace forbids
+        that. `instead`: it is what `ticket` was given for."""
+        if not instead:
+            if now < max(self._throttle.closed_until, self._pacer.ready_at(now)):
+                return None
+            self._pacer.sent(now, items=1, tokens=1)
         return replace(ticket, sent_at=now, items=1, tokens=1, probe=True)
+
+    def answered(self, now: float) -> None:
+        """A text was answered, if not with its vector; what became of the one that was to follow says no less of that."""
+        self._patience.answered(now, text=True)
 
     def completed(
         self,

@@ -3,8 +3,10 @@
 Pure functions on answers; whom to ask, and when, is `embedding.embedder` and `embedding.identity`.
 """
 
+from typing import TypeGuard
+
 from era_dagster.control.outcome import Outcome
-from era_dagster.domain.errors import BadVectors, EndpointRefused, EndpointUnavailable, TransientError
+from era_dagster.domain.errors import BadVectors, EndpointBusy, EndpointRefused, EndpointUnavailable, TransientError
 from era_dagster.embedding.provider import Answer
 from era_dagster.embedding.responses import Verdict
 from era_dagster.embedding.vectors import checked
@@ -33,6 +35,11 @@ def of_the_canary(asked: str, answer: Answer | Verdict, dimension: int | None) -
     return answer if isinstance(answer, Answer) else not_by_its_text(answer)
 
 
-def blames_the_text(answer: Answer | Verdict) -> bool:
+def blames_the_text(answer: Answer | Verdict) -> TypeGuard[Verdict]:
     """Whether the text may be at fault, or as well a server that answers this to whatever it is asked."""
     return isinstance(answer, Verdict) and not isinstance(answer.error, (TransientError, EndpointRefused))
+
+
+def tells_nothing(own: Answer | Verdict | None) -> bool:
+    """Whether a text of our own was not sent, or refused as any other would have been: nothing is known of server and text."""
+    return own is None or (isinstance(own, Verdict) and isinstance(own.error, EndpointBusy))

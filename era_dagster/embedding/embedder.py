@@ -17,11 +17,11 @@ from era_dagster.control.admission import Decision, Ticket, WaitUntil
 from era_dagster.control.batch import BatchSize
 from era_dagster.control.retry import RetryPolicy
 from era_dagster.control.trace import TraceRecord
-from era_dagster.domain.errors import BadVectors, EndpointRefused, EndpointUnavailable, EraError, TransientError
+from era_dagster.domain.errors import BadVectors, EndpointRefused, EraError, TransientError
 from era_dagster.embedding.cache_front import CacheFront, Remember
-from era_dagster.embedding.canary import blames_the_text, of_one_text, of_the_canary
+from era_dagster.embedding.canary import blames_the_text, of_one_text, of_the_canary, tells_nothing
 from era_dagster.embedding.config import EmbedderConfig
-from era_dagster.embedding.endpoint import Endpoint, open_endpoints
+from era_dagster.embedding.endpoint import Endpoint, nobody_answers, open_endpoints
 from era_dagster.embedding.identity import Identification, of_another_model
 from era_dagster.embedding.ledger import Ledger
 from era_dagster.embedding.model_profile import Role
@@ -180,7 +180,7 @@ class Embedder:
             if wake_at == -math.inf and (self._requests or not self._queue.pending):
                 return math.inf  # what is under way, or in the cache's hands, may be all that is left
             if self._requests or not self._retries.give_up_what_was_passed_over():
-                self._stop(self._nobody_answers())
+                self._stop(nobody_answers(self._config, self._endpoints))
             return math.inf
         for endpoint in self._endpoints:
             wake_at = min(wake_at, self._send_again_what_is_late(endpoint, now))
@@ -238,7 +238,7 @@ class Embedder:
         finally:
             del endpoint.travelling[ticket.number]
         if answer is None:
-            self._queue.again(batch, self._now())
+            self._queue.again(batch, -math.inf)  # first of all: not one after the other is to wait for its check
         elif isinstance(answer, Answer):
             self._deliver(endpoint, batch, answer, self._now() - ticket.sent_at)
         elif batch.doubled and not isinstance(answer.error, EndpointRefused):
@@ -268,15 +268,24 @@ class Embedder:
         """Ask once, and tell the controller how it ended.
 
         A text that fails alone is followed by one of our own in its place: what is wrong with that one too is the
-        endpoint's failure, not the text's. None where the server's pause forbids that: then nothing is known.
+        endpoint's failure, not the text's. None where a pause or a pace forbids that, or it is refused: nothing is known then,
+        and it goes the next time instead of the text. A server with one request a minute never takes two in a row.
         """
-        answer = await self._ask(endpoint, texts, ticket, retried=batch is not None and batch.attempts > 1)
+        url = endpoint.provider.url
+        said = None if batch is None else batch.unchecked.get(url)
+        answer = said or await self._ask(endpoint, texts, ticket, retried=batch is not None and batch.attempts > 1)
         if batch is not None and len(texts) == 1 and not batch.doubled and blames_the_text(answer):
-            control = endpoint.controller.followed(self._now(), ticket)
-            if control is None:
+            control = endpoint.controller.followed(self._now(), ticket, instead=said is not None)
+            own = None if control is None else await self._ask(endpoint, [CANARY], control, retried=False)
+            if tells_nothing(own):
+                if said is None:
+                    endpoint.controller.answered(self._now())
+                batch.not_checked(url, answer)
+                if own is not None:
+                    endpoint.learn(self._now(), ticket, own, batch)
                 return None
-            own = await self._ask(endpoint, [CANARY], control, retried=False)
-            self._retries.checked(endpoint.provider.url, doubt=isinstance(own, Verdict))
+            batch.unchecked = {}
+            self._retries.checked(url, doubt=isinstance(own, Verdict))
             answer = own if isinstance(own, Verdict) else answer
         endpoint.learn(self._now(), ticket, answer, batch)
         return answer
@@ -386,14 +395,6 @@ class Embedder:
         self._ledger.end_all(error)
         for task in self._requests - {asyncio.current_task()}:
             task.cancel()
-
-    def _nobody_answers(self) -> EndpointUnavailable:
-        reasons = " ".join(filter(None, (endpoint.why_not for endpoint in self._endpoints)))
-        return EndpointUnavailable(
-            f"No embedding server took a text for {self._config.retry_budget_seconds:g} s, or each asked for a longer"
-            f" pause. {reasons}",
-            hint="Start the server or correct ERA_EMBEDDING_URLS, then run again: what was embedded is kept.",
-        )
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()

@@ -5,7 +5,7 @@ The place where a configuration becomes providers and controllers. The queue and
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -16,6 +16,7 @@ from era_dagster.control.ceilings import Ceilings
 from era_dagster.control.gate import EndpointController
 from era_dagster.control.outcome import Outcome
 from era_dagster.control.trace import TraceRecord
+from era_dagster.domain.errors import EndpointUnavailable
 from era_dagster.embedding.config import EmbedderConfig
 from era_dagster.embedding.local import LocalProvider
 from era_dagster.embedding.ollama import OllamaProvider
@@ -159,6 +160,15 @@ def open_endpoints(
         )
         for provider in providers
     ]
+
+
+def nobody_answers(config: EmbedderConfig, endpoints: Sequence[Endpoint]) -> EndpointUnavailable:
+    """The end of a run whose patience with all of its endpoints is over."""
+    reasons = " ".join(filter(None, (endpoint.why_not for endpoint in endpoints)))
+    return EndpointUnavailable(
+        f"No embedding server took a text for {config.retry_budget_seconds:g} s, or each asked for a longer pause. {reasons}",
+        hint="Start the server or correct ERA_EMBEDDING_URLS, then run again: what was embedded is kept.",
+    )
 
 
 def _providers(config: EmbedderConfig, transport: httpx.AsyncBaseTransport | None) -> list[Provider]:

@@ -6,13 +6,14 @@ Plain data structures of one event loop, no I/O and no clock; `embedding.embedde
 import asyncio
 import heapq
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count, islice
 
 from era_dagster.control.batch import BatchSize, fitting
 from era_dagster.domain.errors import EraError
 from era_dagster.embedding.report import Counters, EmbedReport, TextFailure, latency, text_failure
+from era_dagster.embedding.responses import Verdict
 from era_dagster.embedding.vectors import Vector
 
 
@@ -95,6 +96,7 @@ class Batch:
     accepted others since its refusal before (`accepted_before` of them by then, by its URL). `doubled`: its request is stuck,
     and its texts were put in the queue once more. `may_join`: it was refused for no fault of its texts, which may travel with
     others then; never again once they are `suspect`. `whole`: the request, refused for its texts, of which it is a part.
+    `unchecked`: what was said of its text alone, by URL, where a text of our own could not follow yet.
     """
 
     items: list[Item]
@@ -109,6 +111,7 @@ class Batch:
     may_join: bool = False
     suspect: bool = False
     whole: Whole | None = None
+    unchecked: Mapping[str, Verdict] = field(default_factory=dict[str, Verdict])
 
     @property
     def tokens(self) -> int:
@@ -130,6 +133,10 @@ class Batch:
             return None
         self.whole.taken += len(self.items)
         return self.whole.items if self.whole.taken == self.whole.items else None
+
+    def not_checked(self, url: str, said: Verdict) -> None:
+        """The endpoint at `url` said so of its text alone, and a text of our own has not followed; it stays alone."""
+        self.unchecked, self.suspect, self.may_join = {url: said}, True, False
 
     def part(self, items: list[Item]) -> "Batch":
         """Some of its items with the same history."""

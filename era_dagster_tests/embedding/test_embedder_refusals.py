@@ -263,6 +263,20 @@ def test_no_text_of_our_own_follows_a_refused_text_during_the_pause_the_server_a
     assert min(at for at, _ in transport.sent[2:]) >= 30.5
 
 
+@pytest.mark.parametrize("honest", [True, False])
+@pytest.mark.parametrize("seconds", [1.0, 60.0])
+def test_texts_at_fault_are_found_where_each_text_of_our_own_that_follows_one_is_refused(
+    seconds: float, honest: bool
+) -> None:
+    """As behind nginx without `burst`: five such texts ended the run, and each run after it."""
+    server = FakeEmbeddingServer(dimension=8)
+    server.longest_text = 100
+    wanted = [f"text {number}" + " that is too long" * (10 if number < 5 else 0) for number in range(40)]
+    report = embed(wanted, server, Window(server, seconds=seconds, honest=honest))
+    assert [failure.position for failure in report.failures] == list(range(5))
+    assert sum(len(text) > 100 for text in server.texts) <= 3 * 5
+
+
 def test_the_texts_of_our_own_that_follow_refused_texts_keep_the_decided_pace() -> None:
     async def answer(_: str, wanted: list[str]) -> httpx.Response | None:
         return None if wanted == [CANARY] else httpx.Response(400, json={"error": "bad text"})
