@@ -67,8 +67,9 @@ class Epoch:
         count = len(ordered)
         most = max(4.0 * ordered[count // 2], ordered[max(0, min(count - 2, int(0.95 * count)))])
         capped = [min(each, most) for each in ordered]
-        mean = sum(capped) / count
-        variance = sum((each - mean) ** 2 for each in capped) / count
+        # fsum, because sum() rounds otherwise since Python 3.12, and a law of thresholds goes another way for it.
+        mean = math.fsum(capped) / count
+        variance = math.fsum((each - mean) ** 2 for each in capped) / count
         work = self._work
         for sent_at, tokens in in_flight:
             work += tokens * (now - max(sent_at, self.began_at)) / max(mean, now - sent_at)
@@ -88,12 +89,12 @@ def together(measurements: Sequence[Measurement]) -> Measurement:
     count = len(measurements)
     return Measurement(
         samples=sum(each.samples for each in measurements),
-        flights=sum(each.flights for each in measurements),
-        seconds=sum(each.seconds for each in measurements),
-        throughput=sum(each.throughput for each in measurements) / count,
-        latency=sum(each.latency for each in measurements) / count,
-        cv=sum(each.cv for each in measurements) / count,
-        p95_ratio=sum(each.p95_ratio for each in measurements) / count,
+        flights=math.fsum(each.flights for each in measurements),
+        seconds=math.fsum(each.seconds for each in measurements),
+        throughput=math.fsum(each.throughput for each in measurements) / count,
+        latency=math.fsum(each.latency for each in measurements) / count,
+        cv=math.fsum(each.cv for each in measurements) / count,
+        p95_ratio=math.fsum(each.p95_ratio for each in measurements) / count,
     )
 
 

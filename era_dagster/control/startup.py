@@ -277,7 +277,7 @@ def _one_by_one(answers: Sequence[tuple[float, float]]) -> float:
     if len(answers) < 3:
         return math.inf
     gaps = [other[1] - one[1] for one, other in pairwise(answers)]
-    span, last = sum(gaps), answers[-1][1] - answers[-1][0]
+    span, last = math.fsum(gaps), answers[-1][1] - answers[-1][0]
     if min(gaps) < 0.0 or span < SERIAL_SHARE * last or span == 0.0:
         return math.inf
     return max(gaps) * len(gaps) / span
