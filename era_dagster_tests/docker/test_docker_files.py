@@ -17,7 +17,7 @@ from era_dagster_tests.docker import compose_file
 from era_dagster_tests.docker.compose_file import DOCKER, image_command, interpolated, read
 
 ROOT = Path(__file__).parents[2]
-OURS = ("migrate", "code", "webserver", "daemon", "metrics")
+OURS = ("migrate", "code", "webserver", "daemon", "metrics", "worker")
 # Ends when it has done its work, so that its exit code is its health.
 ONE_SHOT = {"migrate"}
 
@@ -92,12 +92,31 @@ def test_our_services_share_one_image_and_one_environment() -> None:
     assert services["daemon"]["environment"]["DAGSTER_EVENT_BATCH_SIZE"] == "200"
 
 
+def test_the_instance_for_workers_is_the_other_one_but_for_the_launcher() -> None:
+    usual, workers = (yaml.safe_load(read(name)) for name in ("dagster.yaml", "dagster-celery.yaml"))
+    config = workers.pop("run_launcher")["config"]
+    assert workers == usual
+    # Whoever starts or stops a run opens the same file; what both variables are is the same everywhere.
+    for name in ("code", "webserver", "daemon", "worker"):
+        service = compose()["services"][name]
+        (instance,) = (volume for volume in service["volumes"] if ":/opt/dagster/dagster.yaml" in volume)
+        assert (DOCKER / interpolated(instance, {}).split(":")[0]).is_file()
+        assert {place["env"] for place in config.values()} <= set(service["environment"])
+
+
+def test_the_worker_takes_as_many_runs_as_the_queue_lets_go() -> None:
+    """Those that waited for a worker for three minutes would be given up."""
+    runs = yaml.safe_load(read("dagster-celery.yaml"))["concurrency"]["runs"]["max_concurrent_runs"]
+    words = compose()["services"]["worker"]["command"]
+    assert interpolated(words[words.index("--concurrency") + 1], {}) == str(runs)
+
+
 def test_every_service_has_a_health_check_and_every_volume_is_declared() -> None:
     content = compose()
     for name, service in content["services"].items():
         assert name in ONE_SHOT or service["healthcheck"]["test"][0] == "CMD", name
         for volume in service.get("volumes", ()):
-            source = volume.split(":")[0] if isinstance(volume, str) else None
+            source = interpolated(volume, {}).split(":")[0] if isinstance(volume, str) else None
             if source is not None and not source.startswith("."):
                 assert source in content["volumes"], name
             elif source is not None:
@@ -144,15 +163,16 @@ def test_every_image_that_is_not_ours_is_pinned() -> None:
     assert int(version[4]) >= 16
 
 
-def test_the_image_installs_the_projects_dependencies_the_run_launcher_and_what_the_map_needs() -> None:
+def test_the_image_installs_the_projects_dependencies_the_run_launchers_and_what_the_map_needs() -> None:
     line = re.search(r'^RUN python -c "(import tomllib.*)" > requirements.txt', read("Dockerfile"), flags=re.MULTILINE)
     assert line is not None
     done = subprocess.run([sys.executable, "-c", line[1]], cwd=ROOT, capture_output=True, text=True, check=True)
     listed = done.stdout.splitlines()
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    assert listed == [*project["dependencies"], *extras["kubernetes"], *extras["map"]]
-    assert [re.split(r"\W*[><=]", name)[0] for name in listed[-2:]] == ["dagster-k8s", "scikit-learn"]
+    assert listed == [*project["dependencies"], *extras["kubernetes"], *extras["celery"], *extras["map"]]
+    names = [re.split(r"\W*[><=]", name)[0] for name in listed[-4:]]
+    assert names == ["dagster-k8s", "dagster-celery", "celery[redis", "scikit-learn"]
 
 
 def test_services_start_when_what_they_need_is_well_and_are_started_again_when_they_end() -> None:
