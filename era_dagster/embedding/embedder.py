@@ -284,7 +284,7 @@ class Embedder:
                 if own is not None:
                     endpoint.learn(self._now(), ticket, own, batch)
                 return None
-            batch.unchecked = {}
+            batch.checked(url)
             self._retries.checked(url, doubt=isinstance(own, Verdict))
             answer = own if isinstance(own, Verdict) else answer
         endpoint.learn(self._now(), ticket, answer, batch)

@@ -136,7 +136,12 @@ class Batch:
 
     def not_checked(self, url: str, said: Verdict) -> None:
         """The endpoint at `url` said so of its text alone, and a text of our own has not followed; it stays alone."""
-        self.unchecked, self.suspect, self.may_join = {url: said}, True, False
+        self.unchecked = {**self.unchecked, url: said}
+        self.suspect, self.may_join = True, False
+
+    def checked(self, url: str) -> None:
+        """A text of our own has followed there."""
+        self.unchecked = {other: said for other, said in self.unchecked.items() if other != url}
 
     def part(self, items: list[Item]) -> "Batch":
         """Some of its items with the same history."""

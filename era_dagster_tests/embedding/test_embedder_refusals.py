@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import httpx
@@ -27,19 +28,21 @@ def refusal(wait: float | None) -> httpx.Response:
 
 
 class Window(httpx.AsyncBaseTransport):
-    """One request in each window of so many seconds; `honest`: says when the next window opens."""
+    """One request in each window of so many seconds, by host; `honest`: says when the next window opens."""
 
-    def __init__(self, server: FakeEmbeddingServer, *, seconds: float, honest: bool) -> None:
+    def __init__(
+        self, server: FakeEmbeddingServer | Mapping[str, FakeEmbeddingServer], *, seconds: float, honest: bool
+    ) -> None:
         self._inner = FakeTransport(server)
         self._seconds = seconds
         self._honest = honest
-        self._opens_at = 0.0
+        self._opens_at: defaultdict[str, float] = defaultdict(float)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        now = asyncio.get_running_loop().time()
-        if now < self._opens_at:
-            return refusal(self._opens_at - now if self._honest else None)
-        self._opens_at = (now // self._seconds + 1) * self._seconds
+        now, host = asyncio.get_running_loop().time(), request.url.host
+        if now < self._opens_at[host]:
+            return refusal(self._opens_at[host] - now if self._honest else None)
+        self._opens_at[host] = (now // self._seconds + 1) * self._seconds
         return await self._inner.handle_async_request(request)
 
 
@@ -268,13 +271,16 @@ def test_no_text_of_our_own_follows_a_refused_text_during_the_pause_the_server_a
 def test_texts_at_fault_are_found_where_each_text_of_our_own_that_follows_one_is_refused(
     seconds: float, honest: bool
 ) -> None:
-    """As behind nginx without `burst`: five such texts ended the run, and each run after it."""
-    server = FakeEmbeddingServer(dimension=8)
-    server.longest_text = 100
-    wanted = [f"text {number}" + " that is too long" * (10 if number < 5 else 0) for number in range(40)]
-    report = embed(wanted, server, Window(server, seconds=seconds, honest=honest))
-    assert [failure.position for failure in report.failures] == list(range(5))
-    assert sum(len(text) > 100 for text in server.texts) <= 3 * 5
+    """As behind nginx without `burst`: five such texts ended the run, and each run after it. Two servers must not take turns."""
+    for hosts, at_fault, count in ((("one",), 5, 40), (("one", "two"), 1, 1)):
+        servers = {host: FakeEmbeddingServer(dimension=8) for host in hosts}
+        for server in servers.values():
+            server.longest_text = 100
+        wanted = [f"text {number}" + " that is too long" * (10 if number < at_fault else 0) for number in range(count)]
+        transport, urls = Window(servers, seconds=seconds, honest=honest), [f"http://{host}" for host in hosts]
+        report = run_virtually(embed_texts(wanted, urls=urls, model="test-model", transport=transport))
+        assert [failure.position for failure in report.failures] == list(range(at_fault))
+        assert sum(len(text) > 100 for server in servers.values() for text in server.texts) <= 3 * at_fault
 
 
 def test_the_texts_of_our_own_that_follow_refused_texts_keep_the_decided_pace() -> None:
