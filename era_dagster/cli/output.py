@@ -45,7 +45,10 @@ def typed(path: object) -> str:
     """A path as it is typed in a command: in double quotes, which every shell knows (cmd.exe no others), unless it holds
     what they do not keep a POSIX shell from reading."""
     text = str(path)
-    return shlex.quote(text) if os.name != "nt" and re.search(r'["$`\\!]', text) else f'"{text}"'
+    if os.name == "nt":
+        # The root of a drive ends with a backslash, and one alone would make the quote after it part of the path.
+        return f'"{text}\\"' if text.endswith("\\") else f'"{text}"'
+    return shlex.quote(text) if re.search(r'["$`\\!]', text) else f'"{text}"'
 
 
 def settings_from_environment(**overrides: Any) -> Settings:

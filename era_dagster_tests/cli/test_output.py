@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import pytest
 from rich.console import Console
@@ -87,6 +87,16 @@ def test_a_path_in_a_command_that_is_told_reaches_the_command_as_it_is(name: str
 
 def test_a_path_in_a_command_that_is_told_is_in_the_only_quotes_that_cmd_exe_knows() -> None:
     assert typed("C:/My Books/Keeper's") == '"C:/My Books/Keeper\'s"'
+
+
+def test_the_root_of_a_drive_in_a_command_that_is_told_does_not_swallow_the_quote(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with monkeypatch.context() as windows:
+        windows.setattr("os.name", "nt")
+        told = [typed(path) for path in (PureWindowsPath("D:/"), PureWindowsPath("D:/My Books"))]
+    # As Microsoft's C library reads a command line: two backslashes before a quote are one, one makes the quote a letter.
+    assert told == [r'"D:\\"', r'"D:\My Books"']
 
 
 @pytest.mark.parametrize(
