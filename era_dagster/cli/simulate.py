@@ -65,13 +65,16 @@ def simulate(
 
         server = SimulatedServer(course, model=model, dimension=dimension, api_key=api_key, seed=seed)
         listener, url = await listen(server, port)
-        async with listener:
+        try:
             if as_json:
                 sys.stdout.write(json.dumps({"url": url, "model": model, "dimension": dimension}) + "\n")
             else:
                 stdout.print(f"Model {model}, {dimension} dimensions, at {url} until Ctrl-C", markup=False)
             sys.stdout.flush()
             await _until_told(while_stdin_open)
+        finally:
+            # Not `async with`: from Python 3.12 on its end waits until the last client hangs up.
+            listener.close()
 
     try:
         asyncio.run(serve())
