@@ -220,13 +220,8 @@ class Embedder:
         batch = self._queue.take(now, size, url=endpoint.provider.url, open_at=self._open_at)
         if batch is None:
             return False
-        retried = batch.attempts > 0
-        batch.attempts += 1
-        if batch.first_sent_at is None:
-            batch.first_sent_at = now
-        self._ledger.counters.sent(len(batch.items), retried=retried)
-        for call, texts in batch.calls().items():
-            call.counters.sent(texts, retried=retried)
+        if endpoint.provider.url not in batch.unchecked:  # else it is no text of it that goes
+            self._ledger.sent(batch, now)
         ticket = endpoint.controller.started(now, items=len(batch.items), tokens=batch.tokens)
         self._start(self._request(endpoint, batch, ticket), endpoint, ticket)
         return True
@@ -238,7 +233,7 @@ class Embedder:
         finally:
             del endpoint.travelling[ticket.number]
         if answer is None:
-            self._queue.again(batch, -math.inf)  # first of all: not one after the other is to wait for its check
+            pass  # it is in the queue again, for the text of our own that is to follow
         elif isinstance(answer, Answer):
             self._deliver(endpoint, batch, answer, self._now() - ticket.sent_at)
         elif batch.doubled and not isinstance(answer.error, EndpointRefused):
@@ -283,6 +278,7 @@ class Embedder:
                 batch.not_checked(url, answer)
                 if own is not None:
                     endpoint.learn(self._now(), ticket, own, batch)
+                self._retries.not_checked(batch, own, self._now())
                 return None
             batch.checked(url)
             self._retries.checked(url, doubt=isinstance(own, Verdict))

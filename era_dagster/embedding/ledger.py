@@ -71,6 +71,16 @@ class Ledger:
         else:
             item.waiters.append((call, position))
 
+    def sent(self, batch: Batch, now: float) -> None:
+        """The texts of `batch` go out in one request."""
+        retried = batch.attempts > 0
+        batch.attempts += 1
+        if batch.first_sent_at is None:
+            batch.first_sent_at = now
+        self.counters.sent(len(batch.items), retried=retried)
+        for call, texts in batch.calls().items():
+            call.counters.sent(texts, retried=retried)
+
     def settle_vectors(self, made: Sequence[tuple[Item, Vector]]) -> None:
         """These texts have been embedded."""
         for item, vector in made:

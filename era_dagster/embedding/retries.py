@@ -3,6 +3,7 @@
 Decides by the history of the batch and the policy. Sends nothing, and knows neither endpoints nor clock.
 """
 
+import math
 from collections import Counter, defaultdict, deque
 from functools import partial
 from random import Random
@@ -11,6 +12,7 @@ from era_dagster.control.outcome import Outcome
 from era_dagster.control.retry import RetryPolicy
 from era_dagster.domain.errors import EndpointBusy, EraError
 from era_dagster.embedding.ledger import Ledger
+from era_dagster.embedding.provider import Answer
 from era_dagster.embedding.responses import Verdict
 from era_dagster.embedding.work import Batch, Whole, WorkQueue
 
@@ -51,6 +53,17 @@ class Retries:
     def checked(self, url: str, *, doubt: bool) -> None:
         """Whether what `url` says of texts is to be doubted: it failed with a text of our own too, or takes one after all."""
         self._doubts[url].append(doubt)
+
+    def not_checked(self, batch: Batch, own: Answer | Verdict | None, now: float) -> None:
+        """A text of our own (`own`, None where it was not sent) has told nothing of a text that failed alone.
+
+        It follows first of all as soon as it may: not one after the other is to wait for its check. After a 503, which asks
+        for no pause, it waits as a text would.
+        """
+        busy = isinstance(own, Verdict) and own.outcome is Outcome.OVERLOADED
+        if not batch.doubled:
+            wait = self._policy.delay_seconds(1, self._random.random()) if busy else -math.inf
+            self._queue.again(batch, now + wait)
 
     def said_no(self, url: str, verdict: Verdict) -> None:
         """A request to `url` failed. Its last refusal is what texts are given up with, unless it fails otherwise since."""

@@ -9,9 +9,12 @@ import orjson
 import pytest
 
 from era_dagster.embedding.config import EmbedderConfig
+from era_dagster.embedding.embed_texts import embed_texts
 from era_dagster.embedding.embedder import Embedder
+from era_dagster.embedding.provider import CANARY
 from era_dagster.embedding.report import EmbedReport
 from era_dagster.embedding.work import Batch, BatchSize, Item, WorkQueue
+from era_dagster_tests.fakes.embedding_server import FakeEmbeddingServer, FakeTransport
 from era_dagster_tests.fakes.virtual_time import run_virtually
 
 URL = "http://server"
@@ -189,6 +192,40 @@ def test_many_texts_that_are_refused_with_503_whatever_is_beside_them_are_given_
 
 
 # --- the queue ---
+
+
+class Busy(httpx.AsyncBaseTransport):
+    """A server that rejects what is too long, and for five seconds answers every text of ours with `response`."""
+
+    def __init__(self, response: httpx.Response) -> None:
+        self._inner = FakeTransport(FakeEmbeddingServer(dimension=8))
+        self._response = response
+        self.ours: list[float] = []
+        self.at_fault = 0
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        now, wanted = asyncio.get_running_loop().time(), orjson.loads(request.content)["input"]
+        await asyncio.sleep(0.01)
+        if wanted == ["at fault"]:
+            self.at_fault += 1
+            return httpx.Response(400, json={"error": "bad text"})
+        if wanted == [CANARY] and now < 5.0:
+            self.ours.append(now)
+            return httpx.Response(self._response.status_code, content=self._response.content)
+        return await self._inner.handle_async_request(request)
+
+
+@pytest.mark.parametrize("response", [INFINITY, NGINX], ids=["429", "503"])
+def test_a_text_of_our_own_that_is_refused_is_no_attempt_of_the_text_it_checks_and_is_not_sent_again_at_once(
+    response: httpx.Response,
+) -> None:
+    """A text that was sent twice was told to have been sent twenty times, and after each 503 ours went again at once."""
+    server = Busy(response)
+    wanted = ["at fault", *(f"text {number}" for number in range(20))]
+    report = run_virtually(embed_texts(wanted, urls=URL, model="test-model", transport=server))
+    assert [failure.attempts for failure in report.failures] == [server.at_fault] == [2]
+    assert (report.texts_sent, report.retries) == (len(wanted) + 1, 1)
+    assert server.ours[1] - server.ours[0] > 0.05
 
 
 def refused(*texts: str, **history: object) -> Batch:
