@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import psycopg
 
-from era_dagster.domain.errors import ConfigurationError, EraError, StorageError
+from era_dagster.domain.errors import ConfigurationError, DatabaseUnavailable, EraError, StorageError
 from era_dagster.domain.stages import Stage
 from era_dagster.pipeline.ingest import stamp_rules
 from era_dagster.settings import Settings
@@ -36,10 +36,10 @@ def scraper(settings: Settings, url: str) -> Callable[[], Figures]:
             if not current:
                 migrate(url)
                 current = True
-            with Database(url, pool_size=1) as database:
+            with Database(url, pool_size=1, longest_wait_seconds=_CONNECT_SECONDS) as database:
                 suffixes = _suffixes(settings, database)
-                # Whoever may only read leaves it to the sensor and to runs.
-                with suppress(StorageError):
+                # Whoever may only read, or finds it locked, leaves it to the sensor and to runs.
+                with suppress(StorageError, DatabaseUnavailable):
                     settle_killed(database)
             with driver_errors(), _connect(url) as connection:
                 found = read_figures(connection, suffixes)

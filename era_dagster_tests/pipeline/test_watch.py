@@ -310,6 +310,17 @@ def test_a_webhook_that_is_down_or_refuses_harms_nothing_and_is_told_later(
     assert [told["fingerprint"] for told in hook.taken] == ["f1"]
 
 
+def test_a_scrape_does_not_wait_for_ever_for_the_table_in_which_it_marks_killed_runs(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("era_dagster.pipeline.scrape._CONNECT_SECONDS", 1)
+    with psycopg.connect(bench.database.url) as other:
+        other.execute("SET idle_in_transaction_session_timeout = '4s'")
+        other.execute("LOCK TABLE telemetry_runs IN SHARE MODE")
+        assert scrape(bench)["era_database_up",] == 1
+        other.execute("SELECT")  # it holds the lock still
+
+
 def test_a_webhook_that_never_answers_holds_the_end_of_a_run_up_for_seconds_only(
     bench: Workbench, hook: Webhook, monkeypatch: pytest.MonkeyPatch
 ) -> None:
