@@ -24,18 +24,19 @@ def post_json(url: str, content: dict[str, Any], *, timeout_seconds: float = TIM
 
     Raises `EndpointUnavailable`, without the address (it may hold a token), when there is none in time.
     """
-    request = urllib.request.Request(
-        url, data=orjson.dumps(content, default=str), headers={"Content-Type": "application/json"}, method="POST"
-    )
+    told = orjson.dumps(content, default=str)
     try:
+        request = urllib.request.Request(url, data=told, headers={"Content-Type": "application/json"}, method="POST")
         with urllib.request.build_opener(_NoRedirect).open(request, timeout=timeout_seconds):
             return
     except urllib.error.HTTPError as error:
         with error:
             redirected = ", a redirect: give the address it leads to" if 300 <= error.code < 400 else ""
             reason = f"it answered {error.code}{redirected}"
+    except (ValueError, http.client.InvalidURL):
+        reason = "that is no web address; a space, a letter beyond ASCII and the like are written as %XX"
     except http.client.HTTPException as error:
-        reason = f"what it answered is no HTTP ({type(error).__name__}); is it http:// where it should be https://?"
+        reason = f"it answered no HTTP ({type(error).__name__}), as where it says http:// and should say https://"
     except OSError as error:
         reason = str(getattr(error, "reason", error)) or type(error).__name__
     raise EndpointUnavailable(f"The webhook of ERA_ERROR_WEBHOOK_URL took nothing: {reason}.")

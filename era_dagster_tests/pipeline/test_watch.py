@@ -286,14 +286,18 @@ def test_the_webhook_hears_of_a_new_kind_of_error_once_and_of_no_secret(bench: W
     assert (group.occurrences, group.told_at is not None) == (2, True)
 
 
-@pytest.mark.parametrize("trouble", ["down", "refuses", "redirects", "speaks TLS alone"])
+@pytest.mark.parametrize("trouble", ["down", "refuses", "redirects", "speaks TLS alone", "no address"])
 def test_a_webhook_that_is_down_or_refuses_harms_nothing_and_is_told_later(
     bench: Workbench, hook: Webhook, caplog: pytest.LogCaptureFixture, trouble: str
 ) -> None:
-    """A redirect was followed without the message and taken for a success; what is no HTTP ended telemetry and the run."""
+    """A redirect was followed without the message and taken for a success; what is no HTTP ended telemetry and the run.
+
+    So did an address with a letter beyond ASCII, which the client only finds when it asks.
+    """
     hook.status = 301 if trouble == "redirects" else 500
     hook.raw = b"\x15\x03\x01\x00\x02\x02F" if trouble == "speaks TLS alone" else b""
-    recorder = recorder_with(bench, replace(hook, url="http://127.0.0.1:9/T0KEN") if trouble == "down" else hook)
+    url = {"down": "http://127.0.0.1:9/T0KEN", "no address": f"{hook.url}/T0KEN-ü"}.get(trouble, hook.url)
+    recorder = recorder_with(bench, replace(hook, url=url))
     with caplog.at_level(logging.WARNING, logger="era_dagster"):
         recorder.start()
         recorder.errors.add(error_note())
