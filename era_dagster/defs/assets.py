@@ -287,7 +287,7 @@ def _partition_keys(context: dg.AssetExecutionContext) -> list[str]:
             more = f" and {len(left) - 10} more" if len(left) > 10 else ""
             context.log.warning(
                 f"Not in this range: {', '.join(left[:10])}{more}. A range follows the order in which chapters were"
-                " registered, and these came later: materialize them too, by their keys."
+                " registered, and these came before its first or after its last: materialize them too, by their keys."
             )
     return keys
 
