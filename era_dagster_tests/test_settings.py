@@ -100,9 +100,10 @@ def test_every_setting_is_in_the_readme_or_on_a_page_and_every_one_there_exists(
     root = Path(__file__).parents[1]
     told = "".join(path.read_text(encoding="utf-8") for path in (root / "README.md", *(root / "docs").glob("*.md")))
     ours = {f"ERA_{name.upper()}" for name in load_settings({}).public()}
-    of_compose = set(
-        re.findall(r"^(ERA_\w+)=", (root / "docker" / ".env.example").read_text(encoding="utf-8"), re.MULTILINE)
+    docker = "".join(
+        (root / "docker" / name).read_text(encoding="utf-8") for name in (".env.example", "dagster-celery.yaml")
     )
+    of_compose = set(re.findall(r"^(ERA_\w+)=|env: (ERA_\w+)", docker, re.MULTILINE))
     found = set(re.findall(r"\bERA_[A-Z_]+\b", told))
     assert ours - found == set()
-    assert found - ours - of_compose == set()
+    assert found - ours - {name for names in of_compose for name in names} == set()

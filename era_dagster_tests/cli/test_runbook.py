@@ -58,7 +58,7 @@ SHOWN = {
     "The database does not answer": ["failed  database: PostgreSQL cannot be reached", '"url": "postgresql://127'],
     "Tables or schema are not as they should be": ["ok      schema", "ok      vector tables", "Differences"],
     "A run's process died": [
-        r'era_runs_ended_total\{outcome="killed"\} 1',
+        r'era_runs_ended_total\{outcome="killed"\} 2',
         r'era_runs\{state="stale"\} 1',
         r"era_run_heartbeat_age_seconds\{.*\} [1-9]",
     ],
@@ -149,8 +149,9 @@ def a_taken_port() -> Iterator[int]:
         yield somebody.getsockname()[1]
 
 
-def kill_a_slow_run(project: Project, server: FakeEmbeddingServer, book: str) -> str:
-    """A run that waits for a slow server, has told of itself, and is ended by the system; the metrics while it went.
+def kill_a_slow_run(project: Project, server: FakeEmbeddingServer, book: str) -> tuple[str, str]:
+    """A run that waits for a slow server, has told of itself, falls silent and is ended by the system; the metrics while it
+    went, and while it was silent.
 
     It stands still while they are asked for: however long that takes, no chapter is done by then."""
     server.seconds_per_text = 1.0
@@ -172,14 +173,17 @@ def kill_a_slow_run(project: Project, server: FakeEmbeddingServer, book: str) ->
             time.sleep(0.1)
         os.kill(run.pid, signal.SIGSTOP)
         going = project.run("era", "metrics", "--once").stdout
+        with psycopg.connect(url) as connection:
+            # A minute passes.
+            connection.execute(
+                "UPDATE telemetry_runs SET beat_at = beat_at - interval '1 minute' WHERE state = 'running'"
+            )
+        silent = project.run("era", "metrics", "--once").stdout
     finally:
         os.kill(run.pid, signal.SIGKILL)
         run.wait()
     server.seconds_per_text = 0.0
-    with psycopg.connect(url) as connection:
-        # A minute passes.
-        connection.execute("UPDATE telemetry_runs SET beat_at = beat_at - interval '1 minute' WHERE state = 'running'")
-    return going
+    return going, silent
 
 
 def _answers_told(url: str) -> bool:
@@ -201,9 +205,9 @@ def forget_in_dagster(project: Project, key: str) -> None:
 
 @pytest.fixture(scope="module")
 def ill(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ill]:
-    """A chapter that failed, a dead letter, a torn file, refusals, a spoilt minister file, a drop nobody picked up, a run
-    that was killed and noticed, another that was killed and was not, both at a slow server, a chapter that Dagster forgot, a
-    clock that is wrong, a port that is taken, a disk without space."""
+    """A chapter that failed, a dead letter, a torn file, refusals, a spoilt minister file, a drop nobody picked up, two
+    runs that fell silent at a slow server and were killed, a chapter that Dagster forgot, a clock that is wrong, a port that is
+    taken, a disk without space."""
     server = FakeEmbeddingServer()
     folder = tmp_path_factory.mktemp("ill")
     with serving(server) as url, a_full_disk(folder / "full") as full, a_taken_port() as taken:
@@ -229,7 +233,7 @@ def ill(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ill]:
                 write_book(project.drop, name, chapters)
             (project.drop / "torn.json").write_text("{", encoding="utf-8")
             assert project.run("era", "ingest").returncode == 1
-            going = kill_a_slow_run(project, server, "slower")
+            going, silent = kill_a_slow_run(project, server, "slower")
             forget_in_dagster(project, "level/0001")
             rules = folder / "data" / "ministers" / "truth" / "rules.json"
             rules.write_text("spoilt", encoding="utf-8")
@@ -237,7 +241,7 @@ def ill(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ill]:
             fingerprint = re.search(r'"fingerprint": "(\w+)"', json.dumps(project.era("dead-letters", "list")))
             assert fingerprint is not None
             places = {"folder": str(folder), "full": str(full), "taken": str(taken), "fingerprint": fingerprint[1]}
-            yield Ill(project, server, places, {"Memory grows": going})
+            yield Ill(project, server, places, {"Memory grows": going, "A run's process died": silent})
         finally:
             project.run("era", "db", "stop")
 
