@@ -69,7 +69,8 @@ def print_table(title: str, columns: tuple[str, ...], rows: list[tuple[Any, ...]
         stdout.print(title, style="italic", markup=False)
         for first, *others in cells:
             stdout.print(f"{columns[0]} {first}", style="bold", markup=False)
-            stdout.print(f"    {', '.join(map(' '.join, zip(columns[1:], others, strict=True)))}", markup=False)
+            told = [f"{name} {cell}" for name, cell in zip(columns[1:], others, strict=True) if cell]
+            stdout.print(f"    {', '.join(told)}", markup=False)
         return
     table = Table(title=title, title_justify="left", header_style="bold")
     for index, column in enumerate(columns):

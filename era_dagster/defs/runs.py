@@ -3,8 +3,7 @@
 A run that was killed writes no last event; Dagster would show it as started for ever and count it against the queue's
 limit. It holds no connection to the knowledge base and gives no sign of life there either, and that is how it is told
 apart; a living run has lost its connections for a while when PostgreSQL was started again, and could tell nothing while it
-was away. No decision about new runs is
-made here: that is `pipeline.scheduling`.
+was away. No decision about new runs is made here: that is `pipeline.scheduling`.
 """
 
 import time

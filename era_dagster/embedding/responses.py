@@ -179,8 +179,12 @@ def _is_rate_limit(status: int, said: Said, *, back: bool) -> bool:
 
 
 def _kind(status: int, said: Said) -> type[EraError]:
-    if status in (408, 409, 413, 424, 425, 499, 503):
-        return {413: TextsTooLarge, 503: EndpointBusy}.get(status, EndpointUnavailable)
+    if status == 503:
+        return EndpointBusy
+    if status == 413:
+        return TextsTooLarge
+    if status in (408, 409, 424, 425, 499):
+        return EndpointUnavailable
     if status in (400, 422) or status >= 500:
         return _kind_by_words(status, said)
     return EndpointRefused

@@ -57,6 +57,14 @@ def test_no_number_and_no_word_is_cut_by_a_narrow_screen(
     assert ("chapters 1,234, chunks 17" in said) == (width < 120)
 
 
+def test_what_a_row_does_not_have_is_not_named_on_a_narrow_screen(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = Console(file=io.StringIO(), force_terminal=True, color_system=None, width=30, soft_wrap=True)
+    monkeypatch.setattr(output, "stdout", screen)
+    output.print_table("Letters", ("number", "error", "text"), [(7, "", "a text that is longer than the screen")])
+    said = screen.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+    assert "    text a text that is longer than the screen\n" in said
+
+
 @pytest.mark.parametrize(
     "words",
     [
