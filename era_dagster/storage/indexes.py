@@ -25,7 +25,7 @@ _TABLES_OF_WORDS = ("minister_entries", "chapter_chunks")
 _HNSW = (
     "FROM pg_index AS i JOIN pg_class AS x ON x.oid = i.indexrelid JOIN pg_am AS m ON m.oid = x.relam"
     " JOIN pg_class AS c ON c.oid = i.indrelid JOIN pg_namespace AS n ON n.oid = c.relnamespace"
-    " WHERE m.amname = 'hnsw' AND i.indisvalid AND n.nspname = %s"
+    " WHERE m.amname = 'hnsw' AND n.nspname = %s"
 )
 
 
@@ -36,21 +36,20 @@ def exact_rows(dimension: int) -> int:
 
 def indexed_tables(database: Database, *, schema: str = LIVE_SCHEMA) -> list[str]:
     """The tables of `schema` that have a valid HNSW index."""
-    with database.connection() as connection:
-        rows = connection.execute(sql.SQL("SELECT DISTINCT c.relname " + _HNSW + " ORDER BY 1"), (schema,))
-        return [name for (name,) in rows]
+    return [table for table, valid in _tables_with_index(database, schema) if valid]
 
 
 def drop_indexes_before_load(database: Database, *, chapters: int, schema: str = LIVE_SCHEMA) -> list[str]:
     """Drop the vector indexes when loading `chapters` would cost more with them than building them anew afterwards.
 
-    That is when they are at least an eighth of the chapters stored. Returns the tables' names. Look-ups go on, exactly.
+    That is when they are at least an eighth of the chapters stored. Returns the tables' names. Look-ups go on, exactly. An
+    invalid index (left by a killed build) goes too: no look-up uses it, but every insert may pay for it.
     """
     with database.connection() as connection:
         row = connection.execute("SELECT count(*) FROM doctrine_sources").fetchone()
     if row is None or chapters < _SHARE_THAT_DROPS * row[0]:
         return []
-    return [table for table in indexed_tables(database, schema=schema) if _drop(database, schema, table)]
+    return [table for table, _ in _tables_with_index(database, schema) if _drop(database, schema, table)]
 
 
 def load_goes_on(database: Database) -> bool:
@@ -132,6 +131,14 @@ def tend_tables(database: Database) -> None:
             if connection is not None:
                 statement = sql.SQL("VACUUM (ANALYZE) {}" if dead else "ANALYZE {}")
                 connection.execute(statement.format(sql.Identifier(schema, table)))
+
+
+def _tables_with_index(database: Database, schema: str) -> list[tuple[str, bool]]:
+    """The tables of `schema` that have an HNSW index, and whether it is valid."""
+    with database.connection() as connection:
+        return connection.execute(
+            sql.SQL("SELECT c.relname, bool_or(i.indisvalid) " + _HNSW + " GROUP BY 1 ORDER BY 1"), (schema,)
+        ).fetchall()
 
 
 def _has_rows(database: Database, schema: str, table: str, rows: int) -> bool:

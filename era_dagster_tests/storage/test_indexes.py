@@ -4,7 +4,7 @@ import pytest
 
 from era_dagster.domain.domains import slugify_domain
 from era_dagster.storage.database import Database
-from era_dagster.storage.indexes import build_vector_indexes
+from era_dagster.storage.indexes import build_vector_index, build_vector_indexes, drop_indexes_before_load
 from era_dagster.storage.spaces import domain_table, ensure_domain_tables, ensure_space
 from era_dagster_tests.storage.chapter_rows import SPACE
 
@@ -62,6 +62,15 @@ def test_an_index_that_a_killed_build_left_invalid_is_built_anew(filled: Databas
     assert indexes(filled) == [("chunk_embeddings", False)]
     assert build_vector_indexes(filled, least_rows=ROWS) == ["chunk_embeddings"]
     assert indexes(filled) == [("chunk_embeddings", True)]
+
+
+def test_a_large_load_pays_for_no_index_that_a_killed_build_left_invalid(database: Database) -> None:
+    ensure_space(database, SPACE)
+    build_vector_index(database, "chunk_embeddings")
+    with database.connection() as connection:
+        connection.execute("UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'chunk_embeddings_nn'::regclass")
+    assert drop_indexes_before_load(database, chapters=1) == ["chunk_embeddings"]
+    assert indexes(database) == []
 
 
 def test_domains_whose_long_names_begin_alike_keep_their_own_indexes(database: Database) -> None:
