@@ -1,12 +1,16 @@
 """The scenarios and the account of their texts; no server runs here."""
 
+from dataclasses import fields
+from typing import Any
+
 import numpy as np
 import pytest
 
-from era_dagster.bench.clients import setting_from
+from era_dagster.bench.clients import Setting, setting_from
+from era_dagster.bench.result import Run
 from era_dagster.bench.scenario import chosen_scenarios, packaged_scenarios, scenario_from
 from era_dagster.bench.source import CHECKED_EVERY, Source
-from era_dagster.bench.sweep import MOST_P95_SECONDS, grid
+from era_dagster.bench.sweep import MOST_P95_SECONDS, grid, ranked
 from era_dagster.domain.errors import ConfigurationError
 from era_dagster.simulation.spec import course_from
 from era_dagster.simulation.vectors import vector_of
@@ -55,6 +59,21 @@ def test_a_sweep_leaves_out_what_cannot_be_fast_enough() -> None:
     settings = grid(scenario)
     assert max(each.concurrency * each.batch for each in settings) <= 100 * MOST_P95_SECONDS
     assert {str(each) for each in settings} >= {"fixed:1x1", "fixed:1x32", "fixed:4x8", "fixed:32x1"}
+
+
+def test_the_best_setting_on_a_server_without_a_limit_is_the_fastest_one() -> None:
+    plain: dict[str, Any] = dict.fromkeys((field.name for field in fields(Run)), 0) | {"ratio": None, "error": None}
+    runs = [
+        (Run(**plain | {"texts_per_second": pace, "p95_seconds": p95, "lost": lost}), Setting(concurrency=c, batch=1))
+        for c, pace, p95, lost in [
+            (1, 35.0, 0.01, 0),
+            (2, 999.0, 0.3, 0),
+            (3, 1000.0, 0.4, 0),
+            (4, 2000.0, 0.6, 0),
+            (5, 1000.0, 0.1, 1),
+        ]
+    ]
+    assert [setting.concurrency for _, setting in ranked(runs)] == [2, 3, 1, 5]
 
 
 @pytest.mark.parametrize("words", ["fixed", "fixed:0x1", "fixed:8", "other:1x1", "fixed:8x16x2"])
