@@ -83,15 +83,18 @@ def bench(
         stopped = True
         if not runs:
             raise
-    if plot is not None:
-        from era_dagster.bench.plot import svg
-
-        Path(plot).write_text(svg(runs), encoding="utf-8")
     _tell(scenarios, runs, json_to)
     ours = [run for run in runs if run.client == "era"]
     for run in ours:
         if run.error is not None:
             stderr.print(f"{run.scenario}: {run.error}", markup=False)
+    # Last: minutes of measuring are told by now, if a disk is full.
+    if json_to not in (None, "-"):
+        Path(json_to).write_bytes(orjson.dumps(_document(runs), option=orjson.OPT_INDENT_2))
+    if plot is not None:
+        from era_dagster.bench.plot import svg
+
+        Path(plot).write_text(svg(runs), encoding="utf-8")
     if stopped:
         stderr.print("Stopped. The runs that were finished are told.")
         return INTERRUPTED
@@ -147,14 +150,9 @@ def _brief(run: "Run") -> str:
 
 
 def _tell(scenarios: Sequence["Scenario"], runs: Sequence["Run"], json_to: str | None) -> None:
-    from era_dagster.bench.result import as_json
-
-    content = {"runs": [as_json(run) for run in runs]}
     if json_to == "-":
-        print_json(content)
+        print_json(_document(runs))
         return
-    if json_to is not None:
-        Path(json_to).write_bytes(orjson.dumps(content, option=orjson.OPT_INDENT_2))
     known = {scenario.name: scenario for scenario in scenarios}
     table = Table(title="The share of the server's own limit", title_justify="left", header_style="bold")
     columns = ("scenario", "client", "ratio", "texts/s", "P50", "P95", "P99", "refused", "retried", "lost", "in flight")
@@ -180,6 +178,12 @@ def _tell(scenarios: Sequence["Scenario"], runs: Sequence["Run"], json_to: str |
             style=style,
         )
     Console(width=max(stdout.width, _TABLE_WIDTH)).print(table)
+
+
+def _document(runs: Sequence["Run"]) -> dict[str, Any]:
+    from era_dagster.bench.result import as_json
+
+    return {"runs": [as_json(run) for run in runs]}
 
 
 def _ms(seconds: float | None) -> str:

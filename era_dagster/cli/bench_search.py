@@ -119,8 +119,6 @@ def _tell(report: dict[str, Any], json_to: str | None) -> None:
     if json_to == "-":
         print_json(report)
         return
-    if json_to is not None:
-        Path(json_to).write_bytes(orjson.dumps(report, option=orjson.OPT_INDENT_2))
     print_table(
         f"Look-ups: {report['entries']:,} entries in {report['domains']} domains, {report['chunks']:,} chunks,"
         f" {report['dimension']} dimensions",
@@ -145,6 +143,9 @@ def _tell(report: dict[str, Any], json_to: str | None) -> None:
             f"{rival['store']} stored {rival['rows_per_second']:,.0f} rows a second in {_megabytes(rival['bytes'])};"
             f" its index was built in {rival['index_build_seconds']:.1f} s."
         )
+    # Last: minutes of measuring are told by now, if the disk is full.
+    if json_to is not None:
+        Path(json_to).write_bytes(orjson.dumps(report, option=orjson.OPT_INDENT_2))
 
 
 def _row(store: str, search: dict[str, Any]) -> tuple[Any, ...]:

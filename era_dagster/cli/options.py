@@ -27,16 +27,19 @@ def no_dash(context: click.Context, parameter: click.Parameter, value: Path) -> 
 
 
 class FileToWrite(click.Path):
-    """A file that is written when all is done; its folder must be there before anything begins."""
+    """A file that is written when all is done; that it can be is seen before anything begins."""
 
     def __init__(self, *, allow_dash: bool = False) -> None:
-        super().__init__(dir_okay=False, allow_dash=allow_dash)
+        super().__init__(dir_okay=False, writable=True, allow_dash=allow_dash)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """The path as it was given; wrong use for a folder, and for a file in a folder that is not there."""
+        """The path as it was given; wrong use for a folder, and for a file that may not be written or is in no folder."""
         path = os.fsdecode(super().convert(value, param, ctx))
-        if not Path(path).parent.is_dir():
-            self.fail(f"There is no folder {Path(path).parent}. Make it, or name another file.", param, ctx)
+        folder = Path(path).parent
+        if not folder.is_dir():
+            self.fail(f"There is no folder {folder}. Make it, or name another file.", param, ctx)
+        if path != "-" and not Path(path).exists() and not os.access(folder, os.W_OK):
+            self.fail(f"Nothing can be written into {folder}. Name another file.", param, ctx)
         return path
 
 

@@ -142,6 +142,25 @@ def test_a_file_that_cannot_be_written_is_named_before_anything_is_measured(opti
         assert "steady-1" not in done.stderr
 
 
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="whoever runs this may write everywhere")
+def test_a_folder_that_is_closed_is_named_before_anything_is_measured(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    done = era_bench(
+        "--scenario", "instant", "--texts", "100", "--warm-up", "0", "--json", str(tmp_path / "bench.json")
+    )
+    assert done.returncode == 2
+    assert f"Nothing can be written into {tmp_path}." in done.stderr
+    assert "instant" not in done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no disk that is always full")
+def test_figures_are_told_also_where_their_file_cannot_be_written() -> None:
+    done = era_bench("--scenario", "instant", "--texts", "100", "--warm-up", "0", "--json", "/dev/full")
+    assert done.returncode == 1
+    assert "No space left" in done.stderr
+    assert "instant" in done.stdout
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
