@@ -8,6 +8,7 @@ it: a program pays for it when it opens the knowledge base, not when it starts.
 from __future__ import annotations
 
 import atexit
+import operator
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -116,7 +117,7 @@ class KnowledgeBase:
         `domain` in any spelling or by an alias of it, `book` by its name or slug; `within` is "entries" (doctrine) or
         "chunks" (chapter text, which has no category). At most 1,000. An unknown domain or book, a `top_k` below 1, or an
         empty database, gives an empty list. Raises `ConfigurationError` for a vector that cannot be compared with the
-        stored ones.
+        stored ones, and for a `top_k` that is no whole number.
 
         A vector does not say which model made it: it is taken to be of the model that was live at the first look-up by
         vector. Once another is promoted, `OtherModel` (a `ConfigurationError`) says so instead of comparing what cannot
@@ -217,6 +218,12 @@ class KnowledgeBase:
             raise ConfigurationError("Chunks of text have no category.", hint="Search the entries, or leave it out.")
         from era_dagster.storage.search import search_chunks, search_entries
 
+        try:
+            top_k = int(operator.index(top_k))
+        except TypeError:
+            raise ConfigurationError(
+                f"`top_k` is {top_k!r}, and no whole number.", hint="Pass how many texts are wanted at most."
+            ) from None
         slug = None if domain is None else self._slug(domain)
         scope = {"domain": slug, "book": book, "top_k": top_k, "words": words, "made_by": made_by}
         with self._database.connection() as connection:

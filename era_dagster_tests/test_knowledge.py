@@ -158,6 +158,10 @@ def test_a_look_up_finds_by_vector_in_a_domain_of_any_spelling(filled: Database,
             base.lookup(query, category="rules", within="chunks")
         with pytest.raises(ConfigurationError, match="'everything'"):
             base.lookup(query, within="everything")  # type: ignore[arg-type]
+        for top_k in (2.5, "3", None):
+            with pytest.raises(ConfigurationError, match="no whole number"):
+                base.lookup(query, top_k=top_k)  # type: ignore[arg-type]
+        assert len(base.lookup(query, top_k=True)) == len(base.lookup(query, top_k=np.int64(1))) == 1  # type: ignore[arg-type]
 
 
 def test_a_search_asks_the_model_once_with_its_query_prefix(
