@@ -12,7 +12,7 @@ import time
 from email.utils import formatdate
 from http import HTTPStatus
 
-from era_dagster.domain.errors import EndpointUnavailable
+from era_dagster.domain.errors import ConfigurationError
 from era_dagster.simulation.dialects import Reply
 from era_dagster.simulation.server import SimulatedServer
 
@@ -29,15 +29,15 @@ _RESET_AT_ONCE = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
 async def listen(server: SimulatedServer, port: int) -> tuple[asyncio.Server, str]:
     """Listen on loopback, at a free port for 0; gives the listener and its URL.
 
-    Raises `EndpointUnavailable` when the port cannot be had.
+    Raises `ConfigurationError` when the port cannot be had.
     """
     loop = asyncio.get_running_loop()
     try:
         listener = await loop.create_server(lambda: _Connection(server), LOOPBACK, port, backlog=1024)
     except OSError as error:
-        raise EndpointUnavailable(
+        raise ConfigurationError(
             f"Port {port} of {LOOPBACK} cannot be used: {_reason(error)}.",
-            hint="Choose another one, or 0 for any free one.",
+            hint="Choose another one with --port, or 0 for any free one.",
         ) from error
     return listener, f"http://{LOOPBACK}:{listener.sockets[0].getsockname()[1]}"
 

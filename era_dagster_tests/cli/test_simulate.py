@@ -53,12 +53,12 @@ def test_a_key_may_be_asked_for() -> None:
     assert statuses == [401, 200]
 
 
-def test_a_taken_port_is_one_sentence_and_exit_code_1() -> None:
+def test_a_taken_port_is_one_sentence_and_exit_code_2() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         done = era("--port", str(taken.getsockname()[1]))
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "cannot be used: address already in use" in done.stderr
     assert "Traceback" not in done.stderr
 
