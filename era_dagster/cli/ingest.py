@@ -45,7 +45,7 @@ def ingest(paths: tuple[Path, ...], dry_run: bool, as_json: bool) -> int:
 
 def ingest_paths(settings: Settings, paths: list[Path], *, dry_run: bool = False, as_json: bool = False) -> int:
     """What the command does; returns the exit code."""
-    roots = [absolute(path) for path in paths] or [settings.drop_dir]
+    roots = list(dict.fromkeys(absolute(path) for path in paths)) or [settings.drop_dir]
     for root in roots:
         if root.name in INPUTS and root.is_file():
             raise ConfigurationError(
@@ -152,10 +152,11 @@ def _progress_bar(*, quiet: bool) -> Progress:
 
 
 def _tell_plan(looks: list[DropLook], moves: list[DomainMove], as_json: bool) -> int:
+    # Once each: a path may lie in another one.
     plan = {
-        "new": [key for look in looks for key in look.new],
-        "changed": [key for look in looks for key in look.changed],
-        "gone": [key for look in looks for key in look.gone],
+        "new": list(dict.fromkeys(key for look in looks for key in look.new)),
+        "changed": list(dict.fromkeys(key for look in looks for key in look.changed)),
+        "gone": list(dict.fromkeys(key for look in looks for key in look.gone)),
     }
     if as_json:
         problems = [line for look in looks for line in (*look.messages(), *look.nothing_there())]

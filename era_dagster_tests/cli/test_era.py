@@ -79,6 +79,7 @@ def test_a_dry_run_tells_what_would_happen_and_changes_nothing(shell: Shell) -> 
     write_book(shell.folder / "data" / "drop", "Level Book")
     plan = shell.json("ingest", "--dry-run")
     assert len(plan["new"]) == 2
+    assert shell.json("ingest", "--dry-run", "data/drop", "data/drop/Level Book")["new"] == plan["new"]
     assert f"new: 2 chapters ({', '.join(plan['new'])})\n" in shell.era("ingest", "--dry-run").stdout
     with psycopg.connect(shell.environment["ERA_DATABASE_URL"]) as connection:
         assert connection.execute("SELECT count(*) FROM drop_sources").fetchone() == (0,)
