@@ -9,6 +9,7 @@ import ipaddress
 import ssl
 import zlib
 from collections.abc import Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from http.cookiejar import CookieJar, DefaultCookiePolicy
@@ -156,7 +157,7 @@ class HttpEndpoint:
             self._headers["Authorization"] = f"Bearer {api_key}"
         self._transport = transport
         self._trust_env = not _is_loopback(url.host)
-        self._idle: list[httpx.AsyncClient] = []
+        self._idle: list[tuple[httpx.AsyncClient, bool]] = []  # and whether its connection was kept after an answer
         self._all: list[httpx.AsyncClient] = []
         self._tls: ssl.SSLContext | None = None
 
@@ -175,20 +176,20 @@ class HttpEndpoint:
     async def _exchange(
         self, method: str, path: str, content: bytes | None, timeout_seconds: float, most_bytes: int
     ) -> Reply | Verdict:
-        client = self._idle.pop() if self._idle else self._new_client()
+        client, kept = self._idle.pop() if self._idle else (self._new_client(), False)
+        request = client.build_request(
+            method,
+            self._base_url + path,
+            content=content,
+            headers=self._headers,
+            timeout=httpx.Timeout(timeout_seconds, connect=min(CONNECT_TIMEOUT_SECONDS, timeout_seconds)),
+        )
+        answered_well = False
         try:
             # httpx bounds each read, not the whole exchange; an injected transport bounds nothing.
-            async with (
-                asyncio.timeout(timeout_seconds),
-                client.stream(
-                    method,
-                    self._base_url + path,
-                    content=content,
-                    headers=self._headers,
-                    timeout=httpx.Timeout(timeout_seconds, connect=min(CONNECT_TIMEOUT_SECONDS, timeout_seconds)),
-                ) as response,
-            ):
+            async with asyncio.timeout(timeout_seconds), aclosing(await _sent(client, request, kept=kept)) as response:
                 body = await _body(response, most_bytes if response.is_success else LONGEST_ERROR_BYTES)
+                answered_well = True
         except httpx.ConnectTimeout:
             return not_connected(self.asked, min(CONNECT_TIMEOUT_SECONDS, timeout_seconds))
         except (httpx.TimeoutException, TimeoutError):
@@ -196,7 +197,7 @@ class HttpEndpoint:
         except (httpx.RequestError, OSError) as error:
             return unreachable(self.asked, str(error) or type(error).__name__)
         finally:
-            self._idle.append(client)
+            self._idle.append((client, answered_well and self._transport is None))
         if not response.is_success:
             return classify(self.asked, response.status_code, response.headers, body, datetime.now(UTC))
         if len(body) > most_bytes:
@@ -240,6 +241,17 @@ class HttpEndpoint:
         if self._transport is None:
             for client in clients:
                 await client.aclose()
+
+
+async def _sent(client: httpx.AsyncClient, request: httpx.Request, *, kept: bool) -> httpx.Response:
+    """The answer, its body not read yet. A server, or what is before it, may close a `kept` connection in the very moment in
+    which a request is sent on it: that is no failure, and the request goes at once on a new one."""
+    try:
+        return await client.send(request, stream=True)
+    except (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError):
+        if not kept:
+            raise
+        return await client.send(request, stream=True)
 
 
 async def _body(response: httpx.Response, most_bytes: int) -> bytes:

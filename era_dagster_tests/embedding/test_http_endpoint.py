@@ -209,6 +209,23 @@ def test_a_connection_half_closed_inside_a_body_is_a_failure_at_once() -> None:
     assert connections == 2
 
 
+async def hang_up(writer: asyncio.StreamWriter) -> None:
+    writer.transport.abort()
+    raise ConnectionAbortedError
+
+
+def test_a_connection_that_is_closed_as_a_request_goes_out_on_it_is_no_failure_and_another_is_made_at_once() -> None:
+    answers, connections = ask(whole(GOOD), hang_up, whole(GOOD), whole(GOOD))
+    assert [type(answer) for answer in answers[:3]] == [Answer] * 3
+    assert connections >= 2
+
+
+def test_a_server_that_hangs_up_on_a_new_connection_has_failed() -> None:
+    (first, second), _ = ask(hang_up, whole(GOOD))
+    assert failure(first)[:2] == (EndpointUnavailable, Outcome.FAILED)
+    assert isinstance(second, Answer)
+
+
 def test_a_moment_to_come_back_is_read_also_in_an_answer_without_a_date() -> None:
     headers = [f"Retry-After: {formatdate(time.time() + wait, usegmt=True)}" for wait in (3600.0, -3600.0)]
     later, before = ask(whole(b"", headers[0], status=429), whole(b"", headers[1], status=503))[0]
