@@ -9,6 +9,8 @@ from typing import Any
 
 import httpx
 
+from era_dagster.control.outcome import Outcome
+from era_dagster.domain.errors import TextsTooLarge
 from era_dagster.embedding.provider import (
     CANARY,
     Answer,
@@ -50,7 +52,11 @@ class OpenAIProvider:
             return reply
         usage = reply.content.get("usage")
         tokens = usage.get("total_tokens") if isinstance(usage, dict) else None
-        return answered(self._endpoint.asked, reply, _rows(reply.content.get("data")), len(texts), tokens)
+        data = reply.content.get("data")
+        rows = _rows(data)
+        if rows is None and isinstance(data, list) and len(data) == len(texts) > 1:
+            return _out_of_order(self._endpoint.asked, len(texts))
+        return answered(self._endpoint.asked, reply, rows, len(texts), tokens)
 
     async def identify(self, timeout_seconds: float, loading_timeout_seconds: float) -> Identified | Verdict:
         """The dimension, by one short text; this dialect tells neither digest nor version."""
@@ -65,9 +71,12 @@ class OpenAIProvider:
 
 
 def _rows(data: Any) -> list[Any] | None:
-    """The vectors in the order of the texts: by `index` where it is given, and only if every index is there once."""
+    """The vectors in the order of the texts: by `index` where it is given, and only if every index is there once. A single vector
+    is that of the single text, whatever number it has."""
     if not isinstance(data, list) or not all(isinstance(each, dict) for each in data):
         return None
+    if len(data) == 1:
+        return [data[0].get("embedding")]
     rows: list[Any] = [None] * len(data)
     seen: set[int] = set()
     for place, each in enumerate(data):
@@ -77,3 +86,12 @@ def _rows(data: Any) -> list[Any] | None:
         seen.add(index)
         rows[index] = each.get("embedding")
     return rows
+
+
+def _out_of_order(asked: Asked, texts: int) -> Verdict:
+    """The verdict on as many vectors as `texts` of which nobody knows whose each is: some servers and proxies number all of them
+    0, or count on over the requests of others. In a request of one text that does not matter."""
+    message = (
+        f"{asked} numbers its vectors so that nobody knows whose each of these {texts} is: texts must go one by one."
+    )
+    return Verdict(error=TextsTooLarge(message), outcome=Outcome.TOO_LARGE)

@@ -11,14 +11,18 @@ from collections.abc import Awaitable, Callable, Mapping
 from email.utils import formatdate
 
 import httpx
+import numpy as np
 import orjson
 import pytest
 
 from era_dagster.control.outcome import Outcome
-from era_dagster.domain.errors import EndpointBusy, EndpointRefused, EndpointUnavailable, EraError
+from era_dagster.domain.errors import EndpointBusy, EndpointRefused, EndpointUnavailable, EraError, TextsTooLarge
+from era_dagster.embedding.config import EmbedderConfig
+from era_dagster.embedding.embedder import Embedder
 from era_dagster.embedding.ollama import OllamaProvider
 from era_dagster.embedding.openai import OpenAIProvider
 from era_dagster.embedding.provider import LONGEST_ERROR_BYTES, LONGEST_VECTOR_BYTES, SPARE_ANSWER_BYTES, Answer
+from era_dagster.embedding.report import EmbedReport
 from era_dagster.embedding.responses import Verdict
 from era_dagster_tests.fakes import embedding_server
 from era_dagster_tests.fakes.embedding_server import FakeEmbeddingServer, serving
@@ -394,10 +398,35 @@ def test_vectors_of_the_openai_dialect_are_placed_by_whole_numbers_that_come_onc
     transport = httpx.MockTransport(lambda _: httpx.Response(200, json={"data": data}))
     answer = asyncio.run(OpenAIProvider("http://host.example", "m", transport=transport).embed(["a", "b"], 5.0))
     if first is None:
-        assert failure(answer)[:2] == (EndpointUnavailable, Outcome.FAILED)
+        assert failure(answer)[:2] == (TextsTooLarge, Outcome.TOO_LARGE)
     else:
         assert isinstance(answer, Answer)
         assert answer.vectors[0, 0] == pytest.approx(first)
+
+
+@pytest.mark.parametrize("place", [0, 3, -1, "0"])
+def test_texts_go_one_by_one_to_a_server_that_numbers_their_vectors_wrongly(place: object) -> None:
+    asked: list[list[str]] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        texts = orjson.loads(request.content)["input"]
+        asked.append(texts)
+        data = [{"index": place, "embedding": embedding_server.vector_of(text).tolist()} for text in texts]
+        return httpx.Response(200, json={"data": data})
+
+    texts = [f"text {number}" for number in range(150)]
+
+    async def main() -> EmbedReport:
+        config = EmbedderConfig(provider="openai", urls=("http://host.example",), model="m", retry_budget_seconds=5.0)
+        async with Embedder(config, transport=httpx.MockTransport(answer)) as embedder:
+            return await embedder.embed(texts)
+
+    report = asyncio.run(main())
+    assert report.failures == ()
+    for text, vector in zip(texts, report.vectors, strict=True):
+        assert vector is not None
+        np.testing.assert_allclose(vector, embedding_server.vector_of(text), atol=1e-5)
+    assert sum(len(each) > 1 for each in asked) < 20
 
 
 @pytest.mark.parametrize(
