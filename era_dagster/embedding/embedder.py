@@ -22,7 +22,7 @@ from era_dagster.embedding.cache_front import CacheFront, Remember
 from era_dagster.embedding.canary import blames_the_text, of_one_text, of_the_canary, tells_nothing
 from era_dagster.embedding.config import EmbedderConfig
 from era_dagster.embedding.endpoint import Endpoint, nobody_answers, open_endpoints
-from era_dagster.embedding.identity import Identification, of_another_model
+from era_dagster.embedding.identity import Identification, of_another_model, of_one_vector
 from era_dagster.embedding.ledger import Ledger
 from era_dagster.embedding.model_profile import Role
 from era_dagster.embedding.observer import RequestObserver, ended_request
@@ -319,6 +319,9 @@ class Embedder:
             return
         tokens = batch.tokens if answer.tokens is None else answer.tokens
         url = endpoint.provider.url
+        if self._identification.gets_one_vector_for_all([item.text for item in batch.items], vectors):
+            self._stop(of_one_vector(url, self._config.model))
+            return
         self._retries.accepted(url, after_all=url in batch.rejected_by)
         self._ledger.counters.answered(seconds, tokens)
         for call, texts in batch.calls().items():

@@ -8,6 +8,9 @@ from collections.abc import Callable, Coroutine, Sequence
 from random import Random
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from era_dagster.control.outcome import Outcome
 from era_dagster.control.retry import RetryPolicy
 from era_dagster.domain.errors import (
@@ -31,6 +34,9 @@ _TRIES_WHEN_AWAY = 4
 _PATIENCE_WHEN_AWAY_SECONDS = 5.0
 # So that two models under one name are found out before a text is embedded, where both are there.
 _WAIT_FOR_OTHERS_SECONDS = 1.0
+
+SAME_COSINE = 0.99999
+"""Of one text at whatever precision, half floats included: no other text comes that close to our own."""
 
 _Said = tuple[Identified, Vector]
 _First = tuple[str, ModelIdentity]
@@ -99,6 +105,16 @@ class Identification:
         endpoint.holds_another_model()
         made = f"other vectors than {self._config.model} makes elsewhere, or made before"
         return Verdict(error=of_another_model(endpoint.provider.url, made), outcome=Outcome.FAILED)
+
+    def gets_one_vector_for_all(self, texts: Sequence[str], vectors: NDArray[np.float32]) -> bool:
+        """Whether these texts got the vector of our own text, though other letters stand in one of them. `vectors`: their
+        normalised rows. A server that answers so does not read what it is sent."""
+        if self.own is None or vectors.shape[1] != len(self.own):
+            return False
+        own, _ = checked(self.own[None, :], None)
+        return bool((vectors @ own[0] > SAME_COSINE).all()) and any(
+            _letters(text) != _letters(CANARY) for text in texts
+        )
 
     async def _know_again(self, first: _First) -> None:
         """Raises `BadVectors` where a model that tells no digest made another vector of our own text in an earlier run."""
@@ -192,6 +208,18 @@ def _identity(config: EmbedderConfig, found: Identified) -> ModelIdentity:
         query_prefix=profile.query_prefix,
         server_version=found.server_version,
         uncased=profile.uncased,
+    )
+
+
+def _letters(text: str) -> str:
+    return "".join(filter(str.isalnum, text.casefold()))
+
+
+def of_one_vector(url: str, model: str) -> BadVectors:
+    """The error that ends the run when the endpoint at `url` answers one vector whatever it is asked."""
+    return BadVectors(
+        f"{url} (model {model}) answers one and the same vector for different texts, by which nothing could be found.",
+        hint="Start that server again or update it, and see that what it serves is an embedding model.",
     )
 
 

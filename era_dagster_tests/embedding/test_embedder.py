@@ -797,7 +797,8 @@ def test_a_request_that_is_cancelled_before_it_began_gives_its_place_back() -> N
             await asyncio.sleep(0)
         if random.random() < share:
             return httpx.Response(401, json={"error": "no"})
-        return httpx.Response(200, json={"embeddings": [[1.0, 2.0]] * len(json.loads(request.content)["input"])})
+        asked = json.loads(request.content)["input"]
+        return httpx.Response(200, json={"embeddings": [vector_of(text, 8).tolist() for text in asked]})
 
     async def main() -> None:
         nonlocal share

@@ -130,6 +130,32 @@ def test_a_second_of_garbage_over_http_loses_nothing(garbage: str) -> None:
     assert report.seconds > 1.3
 
 
+class OneForAll(FakeEmbeddingServer):
+    """Does not read what it is sent (LocalAI 3.5)."""
+
+    def _encoded_vector(self, text: str, dimension: int) -> bytes:
+        return super()._encoded_vector("whatever", dimension)
+
+
+@pytest.mark.parametrize("provider", ["ollama", "openai"])
+def test_a_server_with_one_vector_for_all_texts_ends_the_run_before_one_is_stored(
+    provider: Literal["ollama", "openai"],
+) -> None:
+    server = OneForAll()
+
+    async def main() -> None:
+        config = EmbedderConfig(provider=provider, urls=(URL,), model=server.model)
+        async with Embedder(config, transport=FakeTransport(server)) as one:
+            await one.identify()
+            own = await one.embed([CANARY, f"{CANARY.capitalize()}!"])
+            assert own.failures == ()  # the same letters may well have the same vector
+            with pytest.raises(BadVectors, match=r"test-model\) answers one and the same vector for different texts"):
+                await one.embed(texts(40))
+            assert one.stats().embedded == 2
+
+    run_virtually(main())
+
+
 @pytest.mark.parametrize("status", [401, 404])
 def test_a_refusal_for_good_by_one_server_of_two_stops_the_run(status: int) -> None:
     servers = {"good": quick_server(), "bad": quick_server()}

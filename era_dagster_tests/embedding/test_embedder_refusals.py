@@ -16,7 +16,7 @@ from era_dagster.embedding.embedder import Embedder
 from era_dagster.embedding.provider import CANARY
 from era_dagster.embedding.report import EmbedReport
 from era_dagster.embedding.vectors import Vector
-from era_dagster_tests.fakes.embedding_server import FakeEmbeddingServer, FakeTransport
+from era_dagster_tests.fakes.embedding_server import FakeEmbeddingServer, FakeTransport, vector_of
 from era_dagster_tests.fakes.virtual_time import run_virtually
 
 URL = "http://server"
@@ -167,7 +167,7 @@ class Answers(httpx.AsyncBaseTransport):
 
 
 def vectors(wanted: list[str], **headers: str) -> httpx.Response:
-    return httpx.Response(200, json={"embeddings": [[0.1, 0.2, 0.3] for _ in wanted]}, headers=headers)
+    return httpx.Response(200, json={"embeddings": [vector_of(text, 8).tolist() for text in wanted]}, headers=headers)
 
 
 def run(transport: Answers, wanted: list[str], *, urls: tuple[str, ...] = (URL,), **options) -> EmbedReport:
