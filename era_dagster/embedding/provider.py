@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any, Protocol, cast
+from urllib.request import getproxies, proxy_bypass
 
 import httpx
 import numpy as np
@@ -143,8 +144,10 @@ class HttpEndpoint:
     def __init__(
         self, asked: Asked, base_url: str, *, api_key: str | None = None, transport: httpx.AsyncBaseTransport | None
     ) -> None:
-        self.asked = replace(asked, key=api_key or "")
         url = httpx.URL(base_url)
+        self._trust_env = not _is_loopback(url.host)
+        proxy = _proxy(url) if self._trust_env and transport is None else ""
+        self.asked = replace(asked, key=api_key or "", proxy=proxy)
         self._base_url = str(url.copy_with(userinfo=b"")).rstrip("/")
         self._login = httpx.BasicAuth(url.username, url.password) if url.userinfo else None
         # Uncompressed: numbers shrink by half at most, unpacking costs as much as parsing, and few bytes can hold gigabytes.
@@ -156,7 +159,6 @@ class HttpEndpoint:
         if api_key:
             self._headers["Authorization"] = f"Bearer {api_key}"
         self._transport = transport
-        self._trust_env = not _is_loopback(url.host)
         self._idle: list[tuple[httpx.AsyncClient, bool]] = []  # and whether its connection was kept after an answer
         self._all: list[httpx.AsyncClient] = []
         self._tls: ssl.SSLContext | None = None
@@ -297,3 +299,9 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost" or host.endswith(".localhost")
+
+
+def _proxy(url: httpx.URL) -> str:
+    """The proxy that the environment names for a URL, without its password; empty where there is none."""
+    named = getproxies()
+    return "" if proxy_bypass(url.host) else without_secrets(named.get(url.scheme) or named.get("all") or "")

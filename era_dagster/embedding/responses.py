@@ -91,6 +91,7 @@ _OUR_FAULT = re.compile(
     re.IGNORECASE,
 )
 _MISSING_CODE = "model_not_found"
+_PROXY_HINT = " Where the proxy fails, correct HTTP_PROXY, HTTPS_PROXY or ALL_PROXY, or name the host in NO_PROXY."
 _REFUSING_CODES = frozenset({_MISSING_CODE, "invalid_api_key"})
 
 _FOR_NOW_CODES = frozenset({"rate_limit_exceeded", "rate_limit_error", "too_many_requests", "RESOURCE_EXHAUSTED"})
@@ -115,16 +116,17 @@ class Verdict:
 class Asked:
     """Whom we asked, for messages: the URL without credentials, the model, how the model is fetched (may be empty).
 
-    `key` is ours, and is taken out of what the server says.
+    `key` is ours, and is taken out of what the server says. `proxy`: the URL of one that stands between, without credentials.
     """
 
     url: str
     model: str
     missing_model_hint: str = ""
     key: str = field(default="", repr=False)
+    proxy: str = ""
 
     def __str__(self) -> str:
-        return f"{self.url} (model {self.model})"
+        return f"{self.url} (model {self.model}{', through the proxy ' + self.proxy if self.proxy else ''})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,8 +209,10 @@ def _kind_by_words(status: int, said: Said) -> type[EraError]:
 def _hint(asked: Asked, status: int, said: Said) -> str:
     if 300 <= status < 400:
         return "Redirects are not followed: set ERA_EMBEDDING_URLS to where it points, without /api/embed."
-    if status in (401, 403, 407):
-        return "Set ERA_EMBEDDING_API_KEY to a key this server accepts."
+    if status == 407:
+        return _PROXY_HINT.strip()
+    if status in (401, 403):
+        return "Set ERA_EMBEDDING_API_KEY to a key this server accepts." + (_PROXY_HINT if asked.proxy else "")
     if said.names_a_missing_model or (status == 404 and asked.missing_model_hint and "model" in said.text.lower()):
         return asked.missing_model_hint or "Correct ERA_EMBEDDING_MODEL."
     if status in (402, 429):
@@ -218,7 +222,7 @@ def _hint(asked: Asked, status: int, said: Said) -> str:
 
 def unreachable(asked: Asked, reason: str) -> Verdict:
     """The verdict on a connection that failed or broke off."""
-    hint = "Start the server, or correct ERA_EMBEDDING_URLS."
+    hint = "Start the server, or correct ERA_EMBEDDING_URLS." + (_PROXY_HINT if asked.proxy else "")
     if "CERTIFICATE_VERIFY_FAILED" in reason:
         hint = "Set SSL_CERT_FILE to a file with the certificates to trust, or correct ERA_EMBEDDING_URLS."
     return _unavailable(f"{asked} cannot be reached: {excerpt(reason, asked.key)}.", hint)

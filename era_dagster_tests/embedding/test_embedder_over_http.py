@@ -86,6 +86,20 @@ def test_a_proxy_or_certificate_of_the_environment_that_cannot_be_used_is_named_
     assert "secret" not in str(caught.value)
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_the_proxy_of_the_environment_is_named_without_its_password_where_it_fails(
+    there: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy", "NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with serving(FakeEmbeddingServer()) as url:
+        proxy = url if there else "http://127.0.0.1:9"
+        monkeypatch.setenv("http_proxy", proxy.replace("://", "://user:secret@"))
+        with pytest.raises((EndpointRefused, EndpointUnavailable), match=f"through the proxy {proxy}\\)") as caught:
+            asyncio.run(embed_texts(["a text"], urls="http://gpu-box", model="test-model", retry_budget_seconds=1.0))
+    assert "secret" not in str(caught.value)
+
+
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])
 def test_the_certificates_of_the_environment_count_on_loopback_too(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", "missing.pem")

@@ -26,6 +26,7 @@ from era_dagster.embedding.responses import (
     retry_after_seconds,
     said_in,
     said_of,
+    unreachable,
     unreadable,
 )
 
@@ -273,6 +274,14 @@ def test_a_redirect_says_where_it_points_without_a_secret() -> None:
         "http://host:11434 (model m) answered 308: it points to https://host/v1/embeddings. Redirects"
     )
     assert error.hint.endswith(", without /api/embed.")  # with it, Ollama would be asked for /api/embed/api/embed
+
+
+def test_what_may_be_the_proxys_fault_is_told_with_what_mends_the_proxy() -> None:
+    asked = Asked(url="http://gpu-box", model="m", proxy="http://squid:3128")
+    for verdict in (classify(asked, 403, {}, b"<html>"), classify(asked, 407, {}, b""), unreachable(asked, "gone")):
+        assert "NO_PROXY" in verdict.error.hint
+    alone = Asked(url="http://gpu-box", model="m")
+    assert "NO_PROXY" not in classify(alone, 403, {}, b"").error.hint + unreachable(alone, "gone").error.hint
 
 
 def test_a_missing_model_names_the_command_that_mends_it() -> None:
