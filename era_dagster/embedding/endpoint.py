@@ -31,6 +31,8 @@ _KNOWN_FOR_SECONDS = 120.0
 # Half a percent of the requests: a slow server, or one that allows three a minute, has few to spare.
 _KNOWN_FOR_REQUESTS = 200
 _ASKED_AGAIN_SECONDS = 10.0
+# A time-out that comes so much too late: this process stood still (suspended, stopped, its machine asleep), not the server.
+_STOOD_STILL_SECONDS = 2.0
 
 
 class Endpoint:
@@ -81,6 +83,11 @@ class Endpoint:
             retry_after_seconds=answer.retry_after_seconds,
             headers=answer.headers,
         )
+        late = now - ticket.sent_at - self._config.loading_timeout_seconds
+        if answer.outcome is Outcome.TIMED_OUT and late > _STOOD_STILL_SECONDS:
+            self.woken(now)
+            if batch is not None:
+                batch.first_sent_at = now  # that time is none of its retries'
         if self.controller.mode == "down":
             self.loading = True  # a server that comes back loads its model first
 

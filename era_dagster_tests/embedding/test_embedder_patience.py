@@ -15,7 +15,7 @@ from era_dagster.embedding.provider import CANARY
 from era_dagster.embedding.report import EmbedReport
 from era_dagster.embedding.vectors import Vector
 from era_dagster_tests.fakes.embedding_server import FakeEmbeddingServer, FakeTransport, Fault
-from era_dagster_tests.fakes.virtual_time import run_virtually
+from era_dagster_tests.fakes.virtual_time import VirtualTimeLoop, run_virtually
 
 URL = "http://server"
 
@@ -55,6 +55,27 @@ def test_a_server_that_never_answers_is_given_up_when_the_patience_ends_and_no_t
         return asyncio.get_running_loop().time()
 
     assert run_virtually(main()) == pytest.approx(120.0)
+
+
+@pytest.mark.parametrize("moment", [0.02, 0.3])
+def test_a_process_that_stood_still_does_not_take_its_server_for_dead_nor_a_text_for_tried_too_long(
+    moment: float,
+) -> None:
+    server = FakeEmbeddingServer()
+    server.seconds_per_text = 0.05
+
+    async def main() -> float:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualTimeLoop)
+        async with Embedder(EmbedderConfig(urls=(URL,), model=server.model), transport=FakeTransport(server)) as one:
+            call = asyncio.create_task(one.embed(texts(60)))
+            await asyncio.sleep(moment)
+            loop.stand_still(600.0)
+            report = await call
+        assert report.failures == ()
+        return loop.time()
+
+    assert run_virtually(main()) < 610.0
 
 
 class OnlyOurOwn(FakeTransport):
