@@ -72,7 +72,7 @@ def settle_runs(instance: dg.DagsterInstance, database: Database, *, now: float)
     everything = False
     for record in records:
         run = record.dagster_run
-        if run.run_id not in alive and _is_gone(record, now, server_at):
+        if run.run_id not in alive and _is_gone(record, now, server_at) and _is_ours(instance, run):
             again = instance.get_run_record_by_id(run.run_id)
             if again is not None and _is_gone(again, now, server_at):
                 instance.report_run_failed(
@@ -89,13 +89,20 @@ def settle_runs(instance: dg.DagsterInstance, database: Database, *, now: float)
 def _is_gone(record: dg.RunRecord, now: float, server_at: float) -> bool:
     """Whether a run that is not connected, and gives no sign of life, should be."""
     run = record.dagster_run
-    if run.status not in _RUNNING or not (run.job_name == INGEST_JOB or TAKES_TAG in run.tags):
+    if run.status not in _RUNNING:
         return False
     holds, until = _held(run)
     began = record.start_time or record.create_timestamp.timestamp()
     if began < server_at and now - server_at <= _GRACE_SECONDS:
         return False
     return holds or now - (until or began) > _GRACE_SECONDS
+
+
+def _is_ours(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
+    """Whether the run takes chapters. Another project of the same Dagster may call a job `ingest` too."""
+    if TAKES_TAG in run.tags:
+        return True
+    return run.job_snapshot_id is not None and instance.get_job_snapshot(run.job_snapshot_id).has_node_name(OP_NAME)
 
 
 def _held(run: dg.DagsterRun) -> tuple[bool, float | None]:

@@ -13,7 +13,7 @@ import pytest
 from dagster_postgres.utils import DagsterPostgresException
 
 from era_dagster.defs.instance import open_instance
-from era_dagster.defs.runs import TAKES_TAG, chapters_of, settle_runs, taking
+from era_dagster.defs.runs import INGEST_JOB, TAKES_TAG, chapters_of, settle_runs, taking
 from era_dagster.domain.errors import StorageError
 from era_dagster.settings import load_settings
 from era_dagster.storage.database import Database, live_runs
@@ -210,8 +210,11 @@ def test_a_killed_run_that_leaves_nothing_pending_is_counted_by_the_next_tick(de
     ]
 
 
-def test_runs_of_other_jobs_are_none_of_our_business(desk: Desk) -> None:
-    @dg.job
+@pytest.mark.parametrize("name", ["other", INGEST_JOB])
+def test_runs_of_other_jobs_are_none_of_our_business(desk: Desk, name: str) -> None:
+    """Another project of the same Dagster that has a job `ingest` too: its run was marked as failed after two minutes."""
+
+    @dg.job(name=name)
     def other() -> None: ...
 
     run = desk.instance.create_run_for_job(other, status=STARTED)
