@@ -239,6 +239,14 @@ def test_a_name_that_no_store_takes_is_written_with_escapes(drop: Path) -> None:
     assert read_one(path).chapters[0].book == "a\\x00\\ud800b"
 
 
+def test_a_chapter_whose_record_is_broken_is_said_to_be_broken_and_not_to_leave(write_book: WriteBook) -> None:
+    """A run over it said that the source "no longer holds" it and that the next look retires it, which none does."""
+    path = write_book("ferry", [text_record(1), {**text_record(2), "raw_text": 5}], [])
+    with pytest.raises(CorruptInput, match=r"01_chapters\.json at \[1\]\.raw_text: the text is a number") as told:
+        BookShelf().chapter(str(path), "ferry/0002")
+    assert "retires" not in str(told.value)
+
+
 def test_the_shelf_reads_a_source_once_and_says_what_it_lacks(write_book: WriteBook) -> None:
     path = write_book("ferry", [text_record(1)], [])
     shelf = BookShelf()
