@@ -13,8 +13,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import dagster as dg
+from dagster._core.storage.tags import (
+    ASSET_PARTITION_RANGE_END_TAG,
+    ASSET_PARTITION_RANGE_START_TAG,
+    PARTITION_NAME_TAG,
+)
 
 from era_dagster.defs.dagster_storage import storage_errors
+from era_dagster.defs.partitions import BOOK_CHAPTERS
 from era_dagster.domain.errors import DatabaseUnavailable
 from era_dagster.storage.database import Database, live_runs, server_started_at
 from era_dagster.storage.telemetry import settle_killed, telling_runs
@@ -80,7 +86,7 @@ def settle_runs(instance: dg.DagsterInstance, database: Database, *, now: float)
                     "The process of this run is gone; what it finished is stored, the rest is pending.",
                 )
             continue
-        chapters.update(chapters_of(run.run_config))
+        chapters.update(chapters_of(run.run_config), _chapters_of_partitions(instance, run))
         holds, _ = _held(run)
         everything = everything or (holds and run.tags[TAKES_TAG] == EVERYTHING_PENDING)
     return InFlight(chapters=frozenset(chapters), everything=everything)
@@ -117,3 +123,18 @@ def chapters_of(config: Any) -> list[str]:
         return list(config["ops"][OP_NAME]["config"]["chapters"])
     except (KeyError, TypeError):
         return []
+
+
+def _chapters_of_partitions(instance: dg.DagsterInstance, run: dg.DagsterRun) -> list[str]:
+    """The chapters that a person's run or backfill names by its partitions."""
+    if run.status is dg.DagsterRunStatus.NOT_STARTED:
+        # So Dagster leaves a run for ever whose launch it refused, as of a range whose partitions have gone.
+        return []
+    if PARTITION_NAME_TAG in run.tags:
+        return [run.tags[PARTITION_NAME_TAG]]
+    ends = (run.tags.get(ASSET_PARTITION_RANGE_START_TAG), run.tags.get(ASSET_PARTITION_RANGE_END_TAG))
+    if ends == (None, None):
+        return []
+    known = list(instance.get_dynamic_partitions(BOOK_CHAPTERS))
+    places = [known.index(end) for end in ends if end in known]
+    return known[places[0] : places[1] + 1] if len(places) == len(ends) else []

@@ -13,6 +13,7 @@ import pytest
 from dagster_postgres.utils import DagsterPostgresException
 
 from era_dagster.defs.instance import open_instance
+from era_dagster.defs.partitions import BOOK_CHAPTERS
 from era_dagster.defs.runs import INGEST_JOB, TAKES_TAG, chapters_of, settle_runs, taking
 from era_dagster.domain.errors import StorageError
 from era_dagster.settings import load_settings
@@ -222,6 +223,35 @@ def test_runs_of_other_jobs_are_none_of_our_business(desk: Desk, name: str) -> N
     assert (taken.chapters, taken.everything) == (frozenset(), False)
     assert status_of(desk.instance, run.run_id) is STARTED
     assert chapters_of({"ops": {"other": {}}}) == []
+
+
+RANGE = {"dagster__asset_partition_range_start": "level/0001", "dagster__asset_partition_range_end": "level/0002"}
+
+
+@pytest.mark.parametrize(
+    ("status", "tags", "left"),
+    [
+        (STARTED, {"dagster__partition": "level/0002"}, ["level/0001", "level/0003"]),
+        (dg.DagsterRunStatus.STARTING, RANGE, ["level/0003"]),
+        (dg.DagsterRunStatus.NOT_STARTED, RANGE, ["level/0001", "level/0002", "level/0003"]),
+    ],
+)
+def test_what_a_persons_run_takes_by_its_partitions_the_sensor_does_not_request(
+    desk: Desk, status: dg.DagsterRunStatus, tags: dict[str, str], left: list[str]
+) -> None:
+    """It did, and both runs embedded the same texts at the same time."""
+    desk.drop("level", [1, 2, 3])
+    desk.instance.add_dynamic_partitions(BOOK_CHAPTERS, ["level/0001", "level/0002", "level/0003"])
+    desk.waiting_run([], status, **tags)
+    assert desk.asked() == [left]
+
+
+def test_a_run_over_a_range_one_end_of_which_has_gone_keeps_no_chapter(desk: Desk) -> None:
+    desk.drop("level", [1, 2])
+    desk.instance.add_dynamic_partitions(BOOK_CHAPTERS, ["level/0001", "level/0002"])
+    desk.waiting_run([], STARTED, **RANGE)
+    desk.instance.delete_dynamic_partition(BOOK_CHAPTERS, "level/0002")
+    assert desk.asked() == [["level/0001", "level/0002"]]
 
 
 def test_while_a_run_takes_everything_pending_the_sensor_requests_nothing(desk: Desk) -> None:
