@@ -12,7 +12,8 @@ from era_dagster.settings import SECRETS, load_settings
 from era_dagster_tests.docker import compose_file
 
 FOLDER = Path(__file__).parents[2] / "kubernetes"
-IN_THE_CLUSTER = {"DAGSTER_EVENT_BATCH_SIZE"}  # Dagster's own, not a setting of ours.
+# Dagster's own, and what the image's dagster.yaml asks for: no settings of ours.
+IN_THE_CLUSTER = {"DAGSTER_EVENT_BATCH_SIZE", "ERA_DAGSTER_POSTGRES_HOST", "ERA_DAGSTER_POSTGRES_DB"}
 
 
 def documents(name: str) -> list[dict[str, Any]]:
@@ -83,6 +84,22 @@ def test_our_settings_take_the_config_map_and_no_secret_is_in_it() -> None:
     drop, models = settings.drop_dir.as_posix(), settings.model_dir.as_posix()
     mounted = code()["volumeMounts"][0]["mountPath"]
     assert drop.endswith(f"{mounted}/drop") and models.endswith(f"{mounted}/models")
+
+
+def test_commands_in_the_code_servers_pod_find_the_database_that_the_chart_gives_to_the_others() -> None:
+    """The chart mounts its dagster.yaml into all pods but that one: there the image's is read, with these variables."""
+    data: dict[str, str] = documents("settings.yaml")[0]["data"]
+    image = yaml.safe_load(compose_file.read("dagster.yaml"))["storage"]["postgres"]["postgres_db"]
+    found = {key: data[value["env"]] if isinstance(value, dict) else value for key, value in image.items()}
+    chart = values()["postgresql"]
+    assert found == {
+        "scheme": chart["postgresqlScheme"],
+        "hostname": chart["postgresqlHost"],
+        "username": chart["postgresqlUsername"],
+        "db_name": chart["postgresqlDatabase"],
+        "port": chart["service"]["port"],
+    }
+    assert f"@{chart['postgresqlHost']}:{chart['service']['port']}/" in data["ERA_DATABASE_URL"]
 
 
 def test_no_setting_has_the_name_of_a_variable_that_kubernetes_makes_for_our_services() -> None:
