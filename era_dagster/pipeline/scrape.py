@@ -33,10 +33,10 @@ def scraper(settings: Settings, url: str) -> Callable[[], Figures]:
     def read() -> Figures:
         nonlocal current
         try:
-            if not current:
-                migrate(url)
-                current = True
             with Database(url, pool_size=1, longest_wait_seconds=_CONNECT_SECONDS) as database:
+                if not current:
+                    migrate(url)
+                    current = True
                 suffixes = _suffixes(settings, database)
                 # Whoever may only read, or finds it locked, leaves it to the sensor and to runs.
                 with suppress(StorageError, DatabaseUnavailable):

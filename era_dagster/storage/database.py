@@ -43,6 +43,7 @@ _SESSION_OPTIONS = " ".join(
     ).items()
 )
 _LONGEST_WAIT_SECONDS = 30.0
+_FIRST_CONNECT_SECONDS = 10
 _RUN_PREFIX = "era_dagster run "
 _PRESENT_SECONDS = 5.0
 _LEAVING_SECONDS = 1.0
@@ -169,6 +170,8 @@ class Database:
     ) -> None:
         options = _session_options(url, lock_timeout_seconds=longest_wait_seconds)
         longest_wait_seconds = longest_wait_seconds or _LONGEST_WAIT_SECONDS
+        connect_seconds = max(2, round(longest_wait_seconds))
+        self._first_connect_seconds = min(connect_seconds, _FIRST_CONNECT_SECONDS)
         self._longest_silence_seconds = longest_wait_seconds * _SHARE_OF_SILENCE
         self._pool = ConnectionPool(
             url,
@@ -182,7 +185,7 @@ class Database:
             kwargs={
                 "options": options,
                 "application_name": _RUN_PREFIX + run_id if run_id else "era_dagster",
-                "connect_timeout": max(2, round(longest_wait_seconds)),
+                "connect_timeout": connect_seconds,
             },
             configure=_configure,
             check=self._check,
@@ -204,7 +207,7 @@ class Database:
     def open(self) -> None:
         """Connect once, so that a wrong URL is one clear error instead of a time-out."""
         with driver_errors():
-            psycopg.connect(self.url, connect_timeout=10).close()
+            psycopg.connect(self.url, connect_timeout=self._first_connect_seconds).close()
             self._pool.open()
         if self._presence is not None:
             self._presence.start()

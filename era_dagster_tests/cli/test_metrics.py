@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -183,6 +184,17 @@ def test_while_the_database_is_away_the_page_says_so_and_after_it_the_figures_ar
         assert away["era_database_up",] == 0
         assert ("era_chapters_pending",) not in away
         assert scrape(url)["era_chapters_pending",] == 0
+
+
+def test_a_database_that_is_silent_is_told_before_prometheus_gives_up() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"postgresql://era@127.0.0.1:{silent.getsockname()[1]}/era"
+        began = time.monotonic()
+        figures = scraper(load_settings({}), url)()
+        assert time.monotonic() - began < 6.0  # of the ten that a scrape and a probe may take
+    assert [(metric.name, value) for metric, _, value in figures.gauges if metric.name == "era_database_up"] == [
+        ("era_database_up", 0.0)
+    ]
 
 
 def test_an_exporter_that_starts_before_its_database_serves_and_has_the_figures_once_it_is_there(
