@@ -15,22 +15,30 @@ from era_dagster.domain.errors import ConfigurationError
 from era_dagster.storage.database import driver_errors
 
 _ADVISORY_LOCK = 0x65726164  # "erad"
+UTF8 = "UTF8"
+MAKE_UTF8 = "Make another one by CREATE DATABASE ... ENCODING 'UTF8' TEMPLATE template0, and name that."
+VECTOR_SCHEMAS = ("public", "pg_catalog")
+"""Where every session finds pgvector's types; an administrator may have installed it elsewhere."""
+MOVE_VECTOR = "Let a superuser say ALTER EXTENSION vector SET SCHEMA public in this database, then run again."
 
 
 def migrate(url: str) -> list[str]:
     """Bring the database at `url` to the current schema; returns the names of the files applied now (usually none).
 
     Safe when several processes call it at once. Raises `ConfigurationError` when an applied file differs from ours, the
-    server has no pgvector or this user lacks the rights, `DatabaseUnavailable` when it cannot be reached.
+    server has no pgvector, the database is not one for our texts or this user lacks the rights, `DatabaseUnavailable` when it
+    cannot be reached.
     """
     files = _files()
     with driver_errors(), _lacking_rights(), psycopg.connect(url, connect_timeout=10) as connection:
+        _check_encoding(connection)
         # A schema of the user's name, or a path that somebody set, would take our tables in: everything else looks in public.
         connection.execute("SET LOCAL search_path = public")
         applied = _applied(connection)
         if applied is not None and all(name in applied for name, _ in files):
             _check_unchanged(files, applied)
             return []
+        _check_vector_schema(connection)
         connection.execute("SELECT pg_advisory_xact_lock(%s)", (_ADVISORY_LOCK,))
         connection.execute(
             "CREATE TABLE IF NOT EXISTS schema_migrations"
@@ -52,6 +60,21 @@ def migrate(url: str) -> list[str]:
             connection.execute("INSERT INTO schema_migrations (name, sha256) VALUES (%s, %s)", (name, _sha256(text)))
             done.append(name)
         return done
+
+
+def _check_encoding(connection: psycopg.Connection) -> None:
+    """SQL_ASCII, which a server set up without a locale makes, gives bytes back; others have no place for most signs."""
+    encoding = connection.info.parameter_status("server_encoding") or UTF8
+    if encoding != UTF8:
+        raise ConfigurationError(f"The database stores text as {encoding}; it must be UTF8.", hint=MAKE_UTF8)
+
+
+def _check_vector_schema(connection: psycopg.Connection) -> None:
+    row = connection.execute(
+        "SELECT extnamespace::regnamespace::text FROM pg_extension WHERE extname = 'vector'"
+    ).fetchone()
+    if row is not None and row[0] not in VECTOR_SCHEMAS:
+        raise ConfigurationError(f"pgvector is in the schema {row[0]}, where nobody looks for it.", hint=MOVE_VECTOR)
 
 
 @contextmanager

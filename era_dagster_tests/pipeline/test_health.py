@@ -46,6 +46,8 @@ def test_a_database_as_we_make_it_is_well(facts: DatabaseFacts) -> None:
         ({"vector_installed": None, "vector_available": None}, "extension", "failed", "Install pgvector"),
         ({"vector_installed": None}, "extension", "warning", "era db migrate"),
         ({"vector_installed": "0.7.4"}, "extension", "failed", "ALTER EXTENSION"),
+        ({"vector_schema": "extensions"}, "extension", "failed", "SET SCHEMA public"),
+        ({"encoding": "SQL_ASCII"}, "database", "failed", "ENCODING 'UTF8'"),
         ({"vector_installed": "0.8.1"}, "extension", "warning", "ALTER EXTENSION"),
         ({"pending": ("0009_more.sql",)}, "schema", "warning", "era db migrate"),
         ({"unknown": ("0099_from_later.sql",)}, "schema", "warning", "Use that release"),

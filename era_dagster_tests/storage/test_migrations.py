@@ -11,6 +11,7 @@ from psycopg import sql
 
 from era_dagster.domain.errors import ConfigurationError, DatabaseUnavailable
 from era_dagster.storage.database import Database, with_database
+from era_dagster.storage.inspection import inspect_database
 from era_dagster.storage.migrations import migrate
 
 MIGRATE = "import sys; from era_dagster.storage.migrations import migrate; print(len(migrate(sys.argv[1])))"
@@ -71,6 +72,35 @@ def test_a_migration_that_fails_leaves_nothing(empty_url: str) -> None:
     with psycopg.connect(empty_url) as connection:
         found = connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'").fetchall()
     assert found == [("dead_letters",)]
+
+
+def test_an_extension_that_an_administrator_put_elsewhere_is_named_with_what_moves_it(empty_url: str) -> None:
+    with psycopg.connect(empty_url) as connection:
+        connection.execute("CREATE SCHEMA extensions")
+        connection.execute("CREATE EXTENSION vector SCHEMA extensions")
+    with pytest.raises(ConfigurationError, match="in the schema extensions"):
+        migrate(empty_url)
+    assert inspect_database(empty_url).vector_schema == "extensions"
+    with psycopg.connect(empty_url) as connection:
+        connection.execute("ALTER EXTENSION vector SET SCHEMA public")
+    assert migrate(empty_url)
+
+
+def test_a_database_whose_text_has_no_encoding_is_refused_before_anything_is_made(postgres_server: str) -> None:
+    """What a server set up without a locale makes: text came back as bytes, and the first ingest failed on them."""
+    with psycopg.connect(postgres_server, autocommit=True) as connection:
+        connection.execute(
+            "CREATE DATABASE bytes_alone TEMPLATE template0 ENCODING 'SQL_ASCII' LOCALE_PROVIDER libc LOCALE 'C'"
+        )
+        try:
+            url = with_database(postgres_server, "bytes_alone")
+            with pytest.raises(ConfigurationError, match="SQL_ASCII; it must be UTF8") as raised:
+                migrate(url)
+            assert raised.value.hint is not None and "ENCODING 'UTF8'" in raised.value.hint
+            facts = inspect_database(url)
+            assert (facts.encoding, len(facts.pending) > 0) == ("SQL_ASCII", True)
+        finally:
+            connection.execute("DROP DATABASE bytes_alone WITH (FORCE)")
 
 
 def test_a_database_that_is_not_there_is_said_in_one_sentence(postgres_server: str) -> None:
