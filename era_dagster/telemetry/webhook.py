@@ -1,6 +1,7 @@
 """Tells a web address of a new kind of error: one POST of JSON for each, that common chat services show as it is."""
 
 import http.client
+import threading
 import urllib.error
 import urllib.request
 from typing import Any
@@ -22,21 +23,34 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 def post_json(url: str, content: dict[str, Any], *, timeout_seconds: float = TIMEOUT_SECONDS) -> None:
     """POST `content`; any 2xx is a success.
 
-    Raises `EndpointUnavailable`, without the address (it may hold a token), when there is none in time.
+    Raises `EndpointUnavailable`, without the address (it may hold a token), when there is none in time. In a thread, because
+    the library's time-out is for each piece of an answer, and does not hold for finding the address of a name.
     """
     told = orjson.dumps(content, default=str)
+    reasons: list[str] = []
+    thread = threading.Thread(
+        target=lambda: reasons.append(_post(url, told, timeout_seconds)), name="era-webhook", daemon=True
+    )
+    thread.start()
+    thread.join(timeout_seconds)
+    reason = reasons[0] if reasons else "it did not answer in time"
+    if reason:
+        raise EndpointUnavailable(f"The webhook of ERA_ERROR_WEBHOOK_URL took nothing: {reason}.")
+
+
+def _post(url: str, told: bytes, timeout_seconds: float) -> str:
+    """Why it was not taken; empty when it was."""
     try:
         request = urllib.request.Request(url, data=told, headers={"Content-Type": "application/json"}, method="POST")
         with urllib.request.build_opener(_NoRedirect).open(request, timeout=timeout_seconds):
-            return
+            return ""
     except urllib.error.HTTPError as error:
         with error:
             redirected = ", a redirect: give the address it leads to" if 300 <= error.code < 400 else ""
-            reason = f"it answered {error.code}{redirected}"
+            return f"it answered {error.code}{redirected}"
     except (ValueError, http.client.InvalidURL):
-        reason = "that is no web address; a space, a letter beyond ASCII and the like are written as %XX"
+        return "that is no web address; a space, a letter beyond ASCII and the like are written as %XX"
     except http.client.HTTPException as error:
-        reason = f"it answered no HTTP ({type(error).__name__}), as where it says http:// and should say https://"
+        return f"it answered no HTTP ({type(error).__name__}), as where it says http:// and should say https://"
     except OSError as error:
-        reason = str(getattr(error, "reason", error)) or type(error).__name__
-    raise EndpointUnavailable(f"The webhook of ERA_ERROR_WEBHOOK_URL took nothing: {reason}.")
+        return str(getattr(error, "reason", error)) or type(error).__name__

@@ -11,11 +11,13 @@ from typing import Any
 
 @dataclass
 class Webhook:
-    """`status` is answered, instead of all `raw` if that is given; while `held` it answers nothing until released."""
+    """`status` is answered, instead of all `raw` if that is given, with a pause after each byte; while `held` it answers
+    nothing until released."""
 
     url: str = ""
     status: int = 204
     raw: bytes = b""
+    pause_seconds: float = 0.0
     taken: list[dict[str, Any]] = field(default_factory=list)
     held: bool = False
     release: threading.Event = field(default_factory=threading.Event)
@@ -33,7 +35,9 @@ def webhook() -> Iterator[Webhook]:
                 return
             state.taken.append(json.loads(body))
             if state.raw:
-                self.wfile.write(state.raw)
+                for byte in state.raw:
+                    self.wfile.write(bytes([byte]))
+                    state.release.wait(state.pause_seconds)
                 return
             self.send_response(state.status)
             self.send_header("Location", "/elsewhere")

@@ -20,6 +20,7 @@ from era_dagster.storage.errors import error_groups
 from era_dagster.storage.telemetry import RunFigures, read_runs
 from era_dagster.telemetry.catalogue import CHAPTERS
 from era_dagster.telemetry.exposition import page
+from era_dagster.telemetry.webhook import post_json
 from era_dagster_tests.fakes.embedding_server import BUSY, Fault
 from era_dagster_tests.fakes.webhook import Webhook, webhook
 from era_dagster_tests.pipeline.workbench import Workbench, chapter, error_note
@@ -339,6 +340,15 @@ def test_a_webhook_that_never_answers_holds_the_end_of_a_run_up_for_seconds_only
         (run,) = read_runs(connection, running=False, ended=1)
     assert run.state == "succeeded"
     assert [group.told_at for group in error_groups(bench.database)] == [None] * 5
+
+
+def test_a_webhook_that_answers_byte_by_byte_gets_no_more_time_than_one_that_is_silent(hook: Webhook) -> None:
+    """Each byte came in time, so that the answer as a whole could take for ever."""
+    hook.raw, hook.pause_seconds = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", 0.1
+    began = time.monotonic()
+    with pytest.raises(EndpointUnavailable, match="did not answer in time"):
+        post_json(hook.url, {"text": "new"}, timeout_seconds=0.3)
+    assert time.monotonic() - began < 2.0
 
 
 def test_progress_is_one_line_with_what_a_person_asks_for() -> None:
