@@ -118,7 +118,11 @@ def test_everything_that_is_named_is_there() -> None:
     pods = [code(), found["dagsterWebserver"], found["dagsterDaemon"]]
     for pod in pods:
         assert [("ConfigMap", source["name"]) in made for source in pod["envConfigMaps"]] == [True]
-    claims = {volume["persistentVolumeClaim"]["claimName"] for volume in code()["volumes"]}
+    claims = {
+        volume["persistentVolumeClaim"]["claimName"]
+        for pod in (code(), metrics_pod()["spec"])
+        for volume in pod["volumes"]
+    }
     assert {("PersistentVolumeClaim", claim) for claim in claims} <= made
     container = metrics_pod()["spec"]["containers"][0]
     sources = [next(iter(source.values()))["name"] for source in container["envFrom"]]
@@ -163,6 +167,15 @@ def test_no_pod_runs_as_root_and_each_has_its_resources() -> None:
         assert set(pod["resources"]) == {"requests", "limits"}
         assert pod["securityContext"]["allowPrivilegeEscalation"] is False
     assert code()["resources"] == {"requests": {"cpu": "2", "memory": "2Gi"}, "limits": {"cpu": "4", "memory": "4Gi"}}
+
+
+def test_the_metrics_read_the_files_that_settings_name_where_the_runs_do() -> None:
+    """Without the table of ERA_DOMAIN_ALIASES nobody can say which chapters wait: their number left the page without a word."""
+    (mount,) = metrics_pod()["spec"]["containers"][0]["volumeMounts"]
+    assert mount == code()["volumeMounts"][0] | {"readOnly": True}
+    assert metrics_pod()["spec"]["volumes"][0]["name"] == mount["name"]
+    volumes = {name: compose_file.services()[name]["volumes"] for name in ("code", "metrics")}
+    assert volumes["metrics"] == [volumes["code"][0] | {"read_only": True}]
 
 
 def test_prometheus_finds_the_metrics_by_their_annotations() -> None:
