@@ -293,7 +293,7 @@ class Embedder:
         dimension = self._dimension if endpoint.delivered else None
         answer: Answer | Verdict | None = None
         try:
-            answer = await endpoint.provider.embed(texts, endpoint.timeout_seconds)
+            answer = await endpoint.embed(texts)
             if ticket.probe:
                 answer = self._identification.verified(endpoint, of_the_canary(asked, answer, dimension))
                 if isinstance(answer, Verdict) and isinstance(answer.error, BadVectors):

@@ -3,6 +3,7 @@
 The place where a configuration becomes providers and controllers. The queue and the callers are `embedding.embedder`.
 """
 
+import asyncio
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -52,6 +53,7 @@ class Endpoint:
         self.travelling: dict[int, Batch] = {}
         self._config = config
         self._ask_again_at, self._requests_before = -math.inf, 0
+        self._stood_still_until = -math.inf  # infinite again when a text is answered
 
     @property
     def why_not(self) -> str:
@@ -65,11 +67,25 @@ class Endpoint:
         """How long the next request may take."""
         return self._config.loading_timeout_seconds if self.loading else self._config.request_timeout_seconds
 
+    async def embed(self, texts: Sequence[str]) -> Answer | Verdict:
+        """Ask once. Where this process stood still meanwhile, the patience begins anew; not twice without a text taken between,
+        or a run on a machine that is always late would have no end."""
+        clock, seconds = asyncio.get_running_loop(), self.timeout_seconds
+        due_at = clock.time() + seconds
+        answer = await self.provider.embed(texts, seconds)
+        if isinstance(answer, Verdict) and answer.outcome is Outcome.TIMED_OUT:
+            now = clock.time()
+            if now - due_at > _STOOD_STILL_SECONDS and self._stood_still_until == -math.inf:
+                self._stood_still_until = now
+                self.woken(now)
+        return answer
+
     def learn(self, now: float, ticket: Ticket, answer: Answer | Verdict, batch: Batch | None = None) -> None:
         """Tell the controller how a request ended, of `batch` or of a text of our own."""
         self._requests_before -= batch is not None
         if isinstance(answer, Answer):
             self.loading = False
+            self._stood_still_until = self._stood_still_until if batch is None else -math.inf
             self.controller.completed(now, ticket, Outcome.SUCCESS, tokens=answer.tokens, headers=answer.headers)
             too_many = None if batch is None else batch.taken(self.provider.url)
             if too_many is not None:
@@ -83,11 +99,8 @@ class Endpoint:
             retry_after_seconds=answer.retry_after_seconds,
             headers=answer.headers,
         )
-        late = now - ticket.sent_at - self._config.loading_timeout_seconds
-        if answer.outcome is Outcome.TIMED_OUT and late > _STOOD_STILL_SECONDS:
-            self.woken(now)
-            if batch is not None:
-                batch.first_sent_at = now  # that time is none of its retries'
+        if batch is not None and ticket.sent_at < self._stood_still_until:
+            batch.first_sent_at = now  # the time before is none of its retries'
         if self.controller.mode == "down":
             self.loading = True  # a server that comes back loads its model first
 

@@ -1,6 +1,7 @@
 """Servers that are slow to begin, or never do: when they are given up, and that no text pays for it."""
 
 import asyncio
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
@@ -76,6 +77,53 @@ def test_a_process_that_stood_still_does_not_take_its_server_for_dead_nor_a_text
         return loop.time()
 
     assert run_virtually(main()) < 610.0
+
+
+class AlwaysLate(httpx.AsyncBaseTransport):
+    """A server that never answers, and a process that is always three seconds late."""
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualTimeLoop)
+        try:
+            return await loop.create_future()
+        finally:
+            loop.stand_still(3.0)
+
+
+class HangsOnOurOwn(httpx.AsyncBaseTransport):
+    """Refuses each text after five seconds, and is silent to the text of our own that follows: two requests, neither late."""
+
+    def __init__(self) -> None:
+        self._probe = True
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        if json.loads(request.content)["input"] != [CANARY]:
+            self._probe = False
+            await asyncio.sleep(5.0)
+            return httpx.Response(400, json={"error": "no"})
+        if not self._probe:
+            self._probe = True
+            await asyncio.get_running_loop().create_future()
+        return httpx.Response(200, json={"embeddings": [[1.0, 2.0]]})
+
+
+@pytest.mark.parametrize(
+    ("transport", "timeout", "seconds"), [(AlwaysLate(), 10.0, 156.0), (HangsOnOurOwn(), 60.0, 125.0)]
+)
+def test_a_run_ends_within_its_patience_however_late_its_time_outs_come(
+    transport: httpx.AsyncBaseTransport, timeout: float, seconds: float
+) -> None:
+    """Each of them was taken for a process that stood still: the patience began anew for ever."""
+
+    async def main() -> float:
+        config = EmbedderConfig(urls=(URL,), model="m", request_timeout_seconds=timeout)
+        async with Embedder(config, transport=transport) as one:
+            with pytest.raises(EndpointUnavailable):
+                await asyncio.wait_for(one.embed(texts(1)), 1000.0)
+        return asyncio.get_running_loop().time()
+
+    assert run_virtually(main()) <= seconds
 
 
 class OnlyOurOwn(FakeTransport):
