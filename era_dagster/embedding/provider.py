@@ -43,6 +43,9 @@ CANARY = "the quick brown fox jumps over the lazy dog"
 
 CONNECT_TIMEOUT_SECONDS = 10.0
 
+CLOSED_BEFORE_SECONDS = 1.0
+"""A connection that was closed before a request shows it after a way there and back. What breaks off later was worked on."""
+
 LONGEST_VECTOR_BYTES = 16_000 * 24
 """One vector as JSON: 16,000 numbers, the most that pgvector stores, as doubles in full with their comma. The widest models
 have 4,096 today, in some 50 kB."""
@@ -248,10 +251,12 @@ class HttpEndpoint:
 async def _sent(client: httpx.AsyncClient, request: httpx.Request, *, kept: bool) -> httpx.Response:
     """The answer, its body not read yet. A server, or what is before it, may close a `kept` connection in the very moment in
     which a request is sent on it: that is no failure, and the request goes at once on a new one."""
+    clock = asyncio.get_running_loop()
+    sent_at = clock.time()
     try:
         return await client.send(request, stream=True)
     except (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError):
-        if not kept:
+        if not kept or clock.time() - sent_at > CLOSED_BEFORE_SECONDS:
             raise
         return await client.send(request, stream=True)
 

@@ -224,6 +224,21 @@ def test_a_connection_that_is_closed_as_a_request_goes_out_on_it_is_no_failure_a
     assert connections >= 2
 
 
+def test_a_connection_that_breaks_off_while_a_request_is_worked_on_is_a_failure_and_it_is_not_sent_twice_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A proxy that gives a slow server a minute made each such request two, and nobody slowed down."""
+    monkeypatch.setattr("era_dagster.embedding.provider.CLOSED_BEFORE_SECONDS", 0.1)
+
+    async def hang_up_later(writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(0.3)
+        await hang_up(writer)
+
+    (_, second, third), _ = ask(whole(GOOD), hang_up_later, whole(GOOD))
+    assert failure(second)[:2] == (EndpointUnavailable, Outcome.FAILED)
+    assert isinstance(third, Answer)
+
+
 def test_a_server_that_hangs_up_on_a_new_connection_has_failed() -> None:
     (first, second), _ = ask(hang_up, whole(GOOD))
     assert failure(first)[:2] == (EndpointUnavailable, Outcome.FAILED)
