@@ -54,7 +54,7 @@ class OpenAIProvider:
         tokens = usage.get("total_tokens") if isinstance(usage, dict) else None
         data = reply.content.get("data")
         rows = _rows(data)
-        if rows is None and isinstance(data, list) and len(data) == len(texts) > 1:
+        if rows is None and len(texts) > 1 and _are_vectors(data, len(texts)):
             return _out_of_order(self._endpoint.asked, len(texts))
         return answered(self._endpoint.asked, reply, rows, len(texts), tokens)
 
@@ -86,6 +86,14 @@ def _rows(data: Any) -> list[Any] | None:
         seen.add(index)
         rows[index] = each.get("embedding")
     return rows
+
+
+def _are_vectors(data: Any, count: int) -> bool:
+    return (
+        isinstance(data, list)
+        and len(data) == count
+        and all(isinstance(each, dict) and isinstance(each.get("embedding"), list) for each in data)
+    )
 
 
 def _out_of_order(asked: Asked, texts: int) -> Verdict:

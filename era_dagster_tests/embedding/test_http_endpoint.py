@@ -419,6 +419,17 @@ def test_vectors_of_the_openai_dialect_are_placed_by_whole_numbers_that_come_onc
         assert answer.vectors[0, 0] == pytest.approx(first)
 
 
+@pytest.mark.parametrize("row", [None, [0.6, 0.8], {"index": 0, "embedding": None}])
+def test_rows_that_are_no_vectors_are_the_servers_failure_and_say_nothing_of_how_many_texts_it_takes(
+    row: object,
+) -> None:
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, json={"data": [row] * 2, "error": "out of memory"}))
+    answer = asyncio.run(OpenAIProvider("http://host.example", "m", transport=transport).embed(["a", "b"], 5.0))
+    error, outcome, message = failure(answer)
+    assert (error, outcome) == (EndpointUnavailable, Outcome.FAILED)
+    assert "out of memory" in message
+
+
 @pytest.mark.parametrize("place", [0, 3, -1, "0"])
 def test_texts_go_one_by_one_to_a_server_that_numbers_their_vectors_wrongly(place: object) -> None:
     asked: list[list[str]] = []
