@@ -7,9 +7,10 @@ was away. No decision about new runs is made here: that is `pipeline.scheduling`
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import dagster as dg
@@ -74,6 +75,9 @@ def settle_runs(instance: dg.DagsterInstance, database: Database, *, now: float)
     records = instance.get_run_records(dg.RunsFilter(statuses=[*_QUEUED, *_RUNNING]), limit=_MOST_RUNS)
     server_at = server_started_at(database)
     alive = live_runs(database) | telling_runs(database, within_seconds=_GRACE_SECONDS)
+    known = cache(
+        lambda: list(instance.get_dynamic_partitions(BOOK_CHAPTERS))
+    )  # once: a backfill may be hundreds of runs
     chapters: set[str] = set()
     everything = False
     for record in records:
@@ -86,7 +90,7 @@ def settle_runs(instance: dg.DagsterInstance, database: Database, *, now: float)
                     "The process of this run is gone; what it finished is stored, the rest is pending.",
                 )
             continue
-        chapters.update(chapters_of(run.run_config), _chapters_of_partitions(instance, run))
+        chapters.update(chapters_of(run.run_config), _chapters_of_partitions(run, known))
         holds, _ = _held(run)
         everything = everything or (holds and run.tags[TAKES_TAG] == EVERYTHING_PENDING)
     return InFlight(chapters=frozenset(chapters), everything=everything)
@@ -125,16 +129,14 @@ def chapters_of(config: Any) -> list[str]:
         return []
 
 
-def _chapters_of_partitions(instance: dg.DagsterInstance, run: dg.DagsterRun) -> list[str]:
-    """The chapters that a person's run or backfill names by its partitions."""
+def _chapters_of_partitions(run: dg.DagsterRun, known: Callable[[], Sequence[str]]) -> Sequence[str]:
+    """The chapters that a person's run or backfill names by its partitions; other projects have partitions that are none."""
     if run.status is dg.DagsterRunStatus.NOT_STARTED:
         # So Dagster leaves a run for ever whose launch it refused, as of a range whose partitions have gone.
         return []
-    if PARTITION_NAME_TAG in run.tags:
-        return [run.tags[PARTITION_NAME_TAG]]
-    ends = (run.tags.get(ASSET_PARTITION_RANGE_START_TAG), run.tags.get(ASSET_PARTITION_RANGE_END_TAG))
-    if ends == (None, None):
+    one = run.tags.get(PARTITION_NAME_TAG)
+    ends = [run.tags.get(tag, one) for tag in (ASSET_PARTITION_RANGE_START_TAG, ASSET_PARTITION_RANGE_END_TAG)]
+    if ends == [None, None]:
         return []
-    known = list(instance.get_dynamic_partitions(BOOK_CHAPTERS))
-    places = [known.index(end) for end in ends if end in known]
-    return known[places[0] : places[1] + 1] if len(places) == len(ends) else []
+    places = [known().index(end) for end in ends if end in known()]
+    return known()[places[0] : places[1] + 1] if len(places) == len(ends) else []
