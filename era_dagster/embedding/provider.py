@@ -309,4 +309,5 @@ def _is_loopback(host: str) -> bool:
 def _proxy(url: httpx.URL) -> str:
     """The proxy that the environment names for a URL, without its password; empty where there is none."""
     named = getproxies()
-    return "" if proxy_bypass(url.host) else without_secrets(named.get(url.scheme) or named.get("all") or "")
+    passed_by = proxy_bypass(url.netloc.decode("ascii"))  # NO_PROXY may name a port
+    return "" if passed_by else without_secrets(named.get(url.scheme) or named.get("all") or "")

@@ -14,6 +14,7 @@ from era_dagster.domain.errors import ConfigurationError, EndpointRefused, Endpo
 from era_dagster.embedding.config import EmbedderConfig
 from era_dagster.embedding.embed_texts import embed_texts
 from era_dagster.embedding.embedder import Embedder
+from era_dagster.embedding.provider import HttpEndpoint
 from era_dagster.embedding.responses import Asked, unreachable
 from era_dagster_tests.fakes.embedding_server import FakeEmbeddingServer, Fault, serving, vector_of
 
@@ -98,6 +99,16 @@ def test_the_proxy_of_the_environment_is_named_without_its_password_where_it_fai
         with pytest.raises((EndpointRefused, EndpointUnavailable), match=f"through the proxy {proxy}\\)") as caught:
             asyncio.run(embed_texts(["a text"], urls="http://gpu-box", model="test-model", retry_budget_seconds=1.0))
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("port", "proxy"), [(8080, ""), (81, "http://squid:3128")])
+def test_a_proxy_that_is_passed_by_for_the_servers_port_is_not_named(
+    port: int, proxy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://squid:3128")
+    monkeypatch.setenv("no_proxy", "gpu-box:8080")
+    url = f"http://gpu-box:{port}"
+    assert HttpEndpoint(Asked(url=url, model="m"), url, transport=None).asked.proxy == proxy
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])
