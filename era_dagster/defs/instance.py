@@ -2,11 +2,13 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib import resources
 from pathlib import Path
 
 import dagster as dg
+import yaml
+from dagster._check import CheckError
 from dagster._core.instance.ref import InstanceRef
 
 from era_dagster.defs.dagster_storage import KnowledgeBaseDagsterStorage, storage_errors, storage_is_there
@@ -24,11 +26,11 @@ def open_instance(settings: Settings) -> Iterator[dg.DagsterInstance]:
     """The instance of DAGSTER_HOME, or, when that is unset, one whose folder is `<home>/dagster`.
 
     Both share their history with `dagster dev`, because the storage is found through the project's settings. The output
-    of runs is not captured. Raises `ConfigurationError` when DAGSTER_HOME is no folder.
+    of runs is not captured. Raises `ConfigurationError` when DAGSTER_HOME is no folder, or its `dagster.yaml` cannot be used.
     """
     with _reference(settings) as ref:
         Path(ref.local_artifact_storage_data.config_dict["base_dir"]).mkdir(parents=True, exist_ok=True)
-        with storage_errors(), dg.DagsterInstance.from_ref(ref) as instance:
+        with _opened(ref) as instance:
             yield instance
 
 
@@ -44,8 +46,16 @@ def look_at_instance(settings: Settings) -> Iterator[dg.DagsterInstance | None]:
         if ours and not storage_is_there(settings):
             yield None
             return
-        with storage_errors(), dg.DagsterInstance.from_ref(ref) as instance:
+        with _opened(ref) as instance:
             yield instance
+
+
+@contextmanager
+def _opened(ref: InstanceRef) -> Iterator[dg.DagsterInstance]:
+    with storage_errors(), ExitStack() as opened:
+        with _usable_file():
+            instance = opened.enter_context(dg.DagsterInstance.from_ref(ref))
+        yield instance
 
 
 @contextmanager
@@ -58,4 +68,21 @@ def _reference(settings: Settings) -> Iterator[InstanceRef]:
                 raise ConfigurationError(f"DAGSTER_HOME is {given}: it is no folder.", hint="Make it, or unset it.")
         else:
             folder, config = settings.home / "dagster", packaged.parent
-        yield InstanceRef.from_dir(str(folder.absolute()), config_dir=str(config), overrides=_NO_CAPTURE)
+        with _usable_file():
+            ref = InstanceRef.from_dir(str(folder.absolute()), config_dir=str(config), overrides=_NO_CAPTURE)
+        yield ref
+
+
+@contextmanager
+def _usable_file() -> Iterator[None]:
+    """Turn what Dagster says of a `dagster.yaml` that it cannot use into a `ConfigurationError`."""
+    try:
+        yield
+    except (yaml.YAMLError, UnicodeDecodeError, CheckError, dg.DagsterInvalidConfigError) as error:
+        said = error.errors[0].message if isinstance(error, dg.DagsterInvalidConfigError) else str(error)
+        # Of a variable that is not set Dagster tells where in its own code it found that out, too.
+        said = said.partition("Stack Trace:")[0].rpartition("PostProcessingError: ")[2]
+        raise ConfigurationError(
+            f"dagster.yaml in {os.environ.get('DAGSTER_HOME')} cannot be used: {' '.join(said.split())[:300].rstrip('.')}.",
+            hint="Mend it, or set the variable that it asks for.",
+        ) from error

@@ -250,6 +250,30 @@ def test_dagster_home_must_be_a_folder(
         pass
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("storage: {postgres: {postgres_url: {env: NOT_SET_HERE}}}", 'variable "NOT_SET_HERE" which is not set'),
+        ("storage: [\n", "line 2, column 1"),
+        ("storag: {}", 'unexpected config entry "storag"'),
+        ("storage: {custom: {module: nowhere, class: Storage, config: {}}}", "Couldn't import module nowhere"),
+        ("a line", 'instead got: "a line"'),
+        ("a: \udcff", "byte 0xff in position 3"),
+    ],
+)
+def test_a_dagster_yaml_that_cannot_be_used_is_named_with_what_is_wrong_in_it(
+    content: str, said: str, variables: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each was unexpected, to be reported to us."""
+    (tmp_path / "dagster.yaml").write_bytes(content.encode("utf-8", "surrogateescape"))
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    with pytest.raises(ConfigurationError) as told, open_instance(load_settings(variables)):
+        pass
+    assert told.value.message.startswith(f"dagster.yaml in {tmp_path} cannot be used: ")
+    assert said in told.value.message
+    assert "Stack Trace" not in told.value.message
+
+
 def test_without_dagster_home_the_instance_lives_in_the_projects_home(
     variables: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
