@@ -349,6 +349,20 @@ def load_settings(environment: Mapping[str, str], **overrides: Any) -> Settings:
     return Settings(**values, sources=sources)
 
 
+def dagster_home(environment: Mapping[str, str]) -> Path | None:
+    """The folder of Dagster's instance that DAGSTER_HOME names; None when it is unset.
+
+    Raises `ConfigurationError` when it is no folder.
+    """
+    given = environment.get("DAGSTER_HOME", "").strip()
+    if not given:
+        return None
+    folder = Path(given).expanduser()
+    if not folder.is_dir():
+        raise ConfigurationError(f"DAGSTER_HOME is {given}: it is no folder.", hint="Make it, or unset it.")
+    return folder
+
+
 def misspelt(environment: Mapping[str, str]) -> Mapping[str, str]:
     """Variables that nothing reads though their names are nearly those of settings -> those settings."""
     known = [variable.name for variable in _VARIABLES]

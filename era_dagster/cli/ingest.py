@@ -1,5 +1,6 @@
 """`era ingest`: look at books, bring what is new or changed into the knowledge base, and account for every item."""
 
+import os
 import time
 import warnings
 from dataclasses import asdict
@@ -18,7 +19,7 @@ from era_dagster.pipeline.ingest import refresh_combined_index, stamp_rules
 from era_dagster.pipeline.moves import DomainMove, domain_moves
 from era_dagster.pipeline.receipt import Receipt
 from era_dagster.pipeline.watch import chapters_done
-from era_dagster.settings import Settings, absolute
+from era_dagster.settings import Settings, absolute, dagster_home
 from era_dagster.storage.database import Database, database_url
 from era_dagster.storage.drops import KnownChapter, count_chapters, pending_chapters
 from era_dagster.storage.migrations import migrate
@@ -51,6 +52,8 @@ def ingest_paths(settings: Settings, paths: list[Path], *, dry_run: bool = False
             raise ConfigurationError(
                 f"{root} is half of a book.", hint=f"Name its folder: era ingest {typed(root.parent)}."
             )
+    # A wrong one is told now, and not only by the first call that finds something pending.
+    dagster_home(os.environ)
     url = database_url(settings)
     migrate(url)
     with Database(url, pool_size=settings.database_pool) as database:

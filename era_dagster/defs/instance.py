@@ -13,7 +13,7 @@ from dagster._core.instance.ref import InstanceRef
 
 from era_dagster.defs.dagster_storage import KnowledgeBaseDagsterStorage, storage_errors, storage_is_there
 from era_dagster.domain.errors import ConfigurationError
-from era_dagster.settings import Settings
+from era_dagster.settings import Settings, dagster_home
 
 # Capturing would redirect the terminal of the command itself, progress bar included.
 _NO_CAPTURE = {
@@ -60,14 +60,9 @@ def _opened(ref: InstanceRef) -> Iterator[dg.DagsterInstance]:
 
 @contextmanager
 def _reference(settings: Settings) -> Iterator[InstanceRef]:
-    given = os.environ.get("DAGSTER_HOME", "").strip()
+    given = dagster_home(os.environ)
     with resources.as_file(resources.files("era_dagster.defs").joinpath("dagster.yaml")) as packaged:
-        if given:
-            folder = config = Path(given).expanduser()
-            if not folder.is_dir():
-                raise ConfigurationError(f"DAGSTER_HOME is {given}: it is no folder.", hint="Make it, or unset it.")
-        else:
-            folder, config = settings.home / "dagster", packaged.parent
+        folder, config = (given, given) if given else (settings.home / "dagster", packaged.parent)
         with _usable_file():
             ref = InstanceRef.from_dir(str(folder.absolute()), config_dir=str(config), overrides=_NO_CAPTURE)
         yield ref

@@ -132,6 +132,12 @@ def test_a_wrong_setting_is_named_with_exit_code_2(shell: Shell) -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_a_wrong_dagster_home_is_named_also_where_there_is_nothing_to_do(shell: Shell) -> None:
+    done = shell.era("ingest", DAGSTER_HOME=str(shell.folder / "nowhere"))
+    assert done.returncode == 2
+    assert "nowhere: it is no folder" in done.stderr
+
+
 def test_a_missing_database_is_one_sentence_and_exit_code_1(shell: Shell) -> None:
     done = shell.era("ingest", ERA_DATABASE_URL="postgresql://era:secret@127.0.0.1:9/era")
     assert done.returncode == 1
