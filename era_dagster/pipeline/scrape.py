@@ -3,13 +3,13 @@
 Between the storage, which reads, and `era metrics`, which serves.
 """
 
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable
 from contextlib import suppress
 
 import psycopg
 
 from era_dagster.domain.errors import ConfigurationError, DatabaseUnavailable, EraError, StorageError
-from era_dagster.domain.stages import Stage
 from era_dagster.pipeline.ingest import stamp_rules
 from era_dagster.settings import Settings
 from era_dagster.storage.database import Database, checked_address, driver_errors, with_database
@@ -18,6 +18,7 @@ from era_dagster.storage.scrape import Gauge, build, dagster_gauges, read_figure
 from era_dagster.storage.telemetry import settle_killed
 from era_dagster.telemetry.exposition import Figures
 
+_log = logging.getLogger("era_dagster.metrics")
 _CONNECT_SECONDS = 3
 # A scrape that takes longer than Prometheus waits is of no use.
 _OPTIONS = "-c statement_timeout=8000 -c search_path=public,vectors -c timezone=UTC"
@@ -27,17 +28,25 @@ def scraper(settings: Settings, url: str) -> Callable[[], Figures]:
     """A function that reads all figures; each call opens its own connection, so that it outlives any outage.
 
     The first call that reaches the database brings the schema up to date: it may have been away when the exporter began.
+    While the settings cannot say which chapters are pending (another model than the database holds, an alias table that
+    cannot be read) the page leaves those out, and the log says why, once for each reason.
     """
     current = False
+    told = ""
 
     def read() -> Figures:
-        nonlocal current
+        nonlocal current, told
         try:
             with Database(url, pool_size=1, longest_wait_seconds=_CONNECT_SECONDS) as database:
                 if not current:
                     migrate(url)
                     current = True
-                suffixes = _suffixes(settings, database)
+                try:
+                    suffixes, told = stamp_rules(settings, database).suffixes, ""
+                except ConfigurationError as error:
+                    suffixes, before, told = None, told, str(error)
+                    if told != before:
+                        _log.warning("The metrics cannot tell how many chapters are pending: %s", told)
                 # Whoever may only read, or finds it locked, leaves it to the sensor and to runs.
                 with suppress(StorageError, DatabaseUnavailable):
                     settle_killed(database)
@@ -48,14 +57,6 @@ def scraper(settings: Settings, url: str) -> Callable[[], Figures]:
         return Figures(totals=found.totals, gauges=[*found.gauges, *_dagster(settings, url)])
 
     return read
-
-
-def _suffixes(settings: Settings, database: Database) -> Mapping[Stage, str] | None:
-    """What tells a pending chapter; None when the settings name another model than the database holds."""
-    try:
-        return stamp_rules(settings, database).suffixes
-    except ConfigurationError:
-        return None
 
 
 def _dagster(settings: Settings, url: str) -> list[Gauge]:

@@ -197,6 +197,24 @@ def test_a_database_that_is_silent_is_told_before_prometheus_gives_up() -> None:
     ]
 
 
+def test_what_waits_is_not_told_with_a_broken_alias_table_and_the_log_says_why_once(
+    shell: Shell, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The alerts of the queue were blind then, and nothing said so."""
+    aliases = shell.folder / "aliases.json"
+    aliases.write_text("{", encoding="utf-8")
+    settings = load_settings(shell.environment | {"ERA_DOMAIN_ALIASES": str(aliases)})
+    read = scraper(settings, shell.environment["ERA_DATABASE_URL"])
+    for _ in range(2):
+        found = samples(exposition.page(read))
+        assert (found["era_database_up",], found.get(("era_chapters_pending",))) == (1, None)
+    aliases.write_text("{}", encoding="utf-8")
+    assert samples(exposition.page(read))["era_chapters_pending",] == 0
+    (line,) = caplog.messages
+    assert "cannot tell how many chapters are pending" in line
+    assert "aliases.json is not valid JSON" in line
+
+
 def test_an_exporter_that_starts_before_its_database_serves_and_has_the_figures_once_it_is_there(
     shell: Shell, postgres_server: str
 ) -> None:
