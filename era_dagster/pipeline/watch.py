@@ -206,19 +206,22 @@ class RunWatch:
         tally.add(catalogue.CHAPTERS_SUBMITTED, by=self._total)
         _log.info("%d chapters to do", self._total, extra={"event": "run_started", "chapters": self._total})
         self._recorder.start()
-        state, word = "failed", "Stopped"
+        # What is no `Exception` is a signal: somebody ended the run.
+        state = "stopped"
         try:
             yield
-            state, word = "succeeded", "Succeeded"
+            state = "succeeded"
         except Exception as error:
-            word = "Failed"
+            state = "failed"
             self._note_end(error)
             raise
         finally:
             tally.add(catalogue.RUNS_ENDED, state)
             tally.observe(catalogue.RUN_SECONDS, value=time.monotonic() - self._started)
             figures = self.figures()
-            _log.info("%s: %s", word, describe(figures), extra={"event": "run_ended", "state": state, **figures})
+            _log.info(
+                "%s: %s", state.capitalize(), describe(figures), extra={"event": "run_ended", "state": state, **figures}
+            )
             self._recorder.stop(state)
 
     def loop_started(self) -> None:

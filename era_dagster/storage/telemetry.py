@@ -23,7 +23,7 @@ from era_dagster.storage.errors import ErrorNote, write_errors
 from era_dagster.telemetry.catalogue import RUNS_ENDED
 from era_dagster.telemetry.tally import Part
 
-RunState = Literal["running", "succeeded", "failed", "killed"]
+RunState = Literal["running", "succeeded", "failed", "stopped", "killed"]
 # A write must not wait for a locked row or a sick server longer than this; it is sent again later.
 _PATIENCE = "-c statement_timeout=5000 -c lock_timeout=5000 -c timezone=UTC"
 _CONNECT_SECONDS = 5

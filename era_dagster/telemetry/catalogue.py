@@ -36,7 +36,8 @@ RUNS_ENDED = Metric(
     name="era_runs_ended_total",
     kind="counter",
     labels=("outcome",),
-    help="Runs that ended: succeeded, failed, or killed (its process is gone; noticed by the next scrape, tick or run).",
+    help="Runs that ended: succeeded, failed, stopped (Ctrl-C, terminated), or killed (its process is gone; noticed by the"
+    " next scrape, tick or run).",
 )
 CHAPTERS_SUBMITTED = Metric(name="era_chapters_submitted_total", kind="counter", help="Chapters that runs took up.")
 CHAPTERS = Metric(

@@ -60,6 +60,10 @@ def test_an_interrupt_that_arrives_in_a_side_task_stops_the_run_and_what_is_done
     stored = {key for (key,) in desk.sql("SELECT partition_key FROM doctrine_sources")}
     assert 0 < len(stored) < 30
     assert "Stopped: " in caplog.text
+    assert desk.sql("SELECT state FROM telemetry_runs") == [("stopped",)]
+    assert desk.sql("SELECT labels, value FROM metric_totals WHERE metric = 'era_runs_ended_total'") == [
+        ('["stopped"]', 1.0)
+    ]
     assert desk.marked("chapters") <= stored
 
 
