@@ -58,8 +58,12 @@ class QuarantineRecord:
     reason: str
 
     def sentence(self) -> str:
-        """The three as one sentence."""
-        return f"Cannot read {self.file}{' at ' + self.location if self.location else ''}: {self.reason}"
+        """The three as one sentence. The reason of a whole file names both itself: they are told once."""
+        at = f" at {self.location}" if self.location else ""
+        reason = self.reason
+        if reason.startswith(f"{self.file} "):
+            reason = f"it{reason.removeprefix(self.file).removesuffix(f'{at}.')}."
+        return f"Cannot read {self.file}{at}: {reason}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

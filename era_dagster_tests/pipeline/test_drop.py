@@ -48,6 +48,12 @@ def test_broken_json_is_quarantined_while_the_other_books_go_through(bench: Work
     assert health.intake(bench.database).next_step == "`era status` names them."
 
 
+def test_a_sentence_names_the_file_and_the_place_in_it_once(bench: Workbench) -> None:
+    """Cannot read X at line 1 column 2: X is not UTF-8: byte 0xc4 at line 1 column 2."""
+    file = bench.write("harbour.json", b"[\xc4")
+    assert bench.look().problems() == [f"Cannot read {file} at line 1 column 2: it is not UTF-8: byte 0xc4."]
+
+
 def test_a_repaired_file_is_picked_up_and_its_quarantine_ends(bench: Workbench) -> None:
     bench.write("harbour/01_chapters.json", [chapter(1)[0]])
     bench.write("harbour/02_doctrine.json", b'[{"chapter_index": 1,')
