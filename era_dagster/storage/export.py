@@ -19,7 +19,7 @@ from era_dagster.domain.errors import ConfigurationError, TransientError
 from era_dagster.domain.exports import render_items
 from era_dagster.domain.ministers import MinisterEntry
 from era_dagster.domain.space import Space
-from era_dagster.storage.atomic_files import file_errors, new_file, new_folder
+from era_dagster.storage.atomic_files import new_file, new_folder
 from era_dagster.storage.database import Database
 from era_dagster.storage.spaces import live_space, space_name
 
@@ -60,12 +60,11 @@ def export_items(
         for done, domain in enumerate(domains, start=1):
             entries = _entries(connection, domain)
             target = temporary / domain
-            with file_errors(target):
-                target.mkdir()
-                for category in CATEGORIES:
-                    content = render_items(domain, category, entries[category])
-                    (target / f"{category}.json").write_bytes(content)
-                    files, items, size = files + 1, items + len(entries[category]), size + len(content)
+            target.mkdir()
+            for category in CATEGORIES:
+                content = render_items(domain, category, entries[category])
+                (target / f"{category}.json").write_bytes(content)
+                files, items, size = files + 1, items + len(entries[category]), size + len(content)
             progress(done, len(domains))
     return Exported(path=folder, files=files, items=items, bytes=size)
 

@@ -167,6 +167,22 @@ def test_an_export_that_fails_leaves_what_was_there(
     assert not list(tmp_path.glob(".*.tmp"))
 
 
+@pytest.mark.skipif(os.name == "nt", reason="limits of POSIX")
+def test_a_disk_that_takes_no_more_is_told_by_the_name_of_the_export(filled: Workbench, tmp_path: Path) -> None:
+    """`era export kis` named the hidden folder that it fills, which was gone by then."""
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for export, name in ((export_items, "kis"), (export_vectors, "entries.jsonl")):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1, before[1]))
+        try:
+            with pytest.raises(StorageError) as told:
+                export(filled.database, tmp_path / name)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert told.value.message == f"{tmp_path / name} cannot be written: File too large."
+
+
 def test_an_export_of_vectors_goes_on_through_a_promotion_with_the_vectors_it_began_with(
     filled: Workbench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
