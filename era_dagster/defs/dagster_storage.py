@@ -189,8 +189,10 @@ def _beside(url: str) -> str:
     with driver_errors(), psycopg.connect(url, autocommit=True, connect_timeout=10) as connection:
         name = _name_beside(connection)
         if not _exists(connection, name):
+            # What the server's own template holds, and whoever is connected to it, is none of ours; UTF8 goes with any C locale.
+            made = "CREATE DATABASE {} TEMPLATE template0 ENCODING 'UTF8' LOCALE_PROVIDER libc LOCALE 'C'"
             try:
-                connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+                connection.execute(sql.SQL(made).format(sql.Identifier(name)))
             except (psycopg.errors.DuplicateDatabase, psycopg.errors.UniqueViolation):
                 pass  # another process was faster
             except psycopg.errors.InsufficientPrivilege as error:

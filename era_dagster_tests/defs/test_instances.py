@@ -18,6 +18,7 @@ from era_dagster.defs import dagster_storage
 from era_dagster.defs.dagster_storage import Outage
 from era_dagster.defs.failures import as_dagster_failures
 from era_dagster.domain.errors import ChaptersFailed, DatabaseUnavailable, StorageError
+from era_dagster.settings import load_settings
 from era_dagster.storage.database import with_database
 
 ROOT = Path(__file__).parents[2]
@@ -171,6 +172,17 @@ def test_in_production_a_run_that_ended_with_failed_chapters_is_not_retried(tmp_
     with opened(PRODUCTION, tmp_path / "dagster_home") as instance:
         failed = fail.execute_in_process(instance=instance, raise_on_error=False)
         assert run_tags(instance, failed.run_id)["dagster/will_retry"] == "false"
+
+
+@pytest.mark.usefixtures("variables")
+def test_the_database_beside_ours_is_utf8_and_made_while_somebody_is_connected_to_template1(
+    postgres_server: str,
+) -> None:
+    """On a server set up without a locale it was SQL_ASCII."""
+    with psycopg.connect(with_database(postgres_server, "template1")):
+        url = dagster_storage.dagster_url(load_settings(os.environ)).replace("+psycopg2", "")
+    with psycopg.connect(url) as connection:
+        assert connection.info.parameter_status("server_encoding") == "UTF8"
 
 
 @pytest.mark.usefixtures("variables")
