@@ -223,8 +223,8 @@ def _hint(asked: Asked, status: int, said: Said) -> str:
 def unreachable(asked: Asked, reason: str) -> Verdict:
     """The verdict on a connection that failed or broke off."""
     hint = "Start the server, or correct ERA_EMBEDDING_URLS." + (_PROXY_HINT if asked.proxy else "")
-    if "CERTIFICATE_VERIFY_FAILED" in reason:
-        hint = "Set SSL_CERT_FILE to a file with the certificates to trust, or correct ERA_EMBEDDING_URLS."
+    if "[SSL: " in reason:
+        hint = "Name certificates to trust in SSL_CERT_FILE, or http:// in ERA_EMBEDDING_URLS for a server without TLS."
     return _unavailable(f"{asked} cannot be reached: {excerpt(reason, asked.key)}.", hint)
 
 

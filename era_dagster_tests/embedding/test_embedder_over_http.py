@@ -121,6 +121,9 @@ def test_the_certificates_of_the_environment_count_on_loopback_too(host: str, mo
 def test_a_certificate_that_nobody_trusts_is_told_with_what_makes_it_trusted() -> None:
     reason = "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: self-signed certificate (_ssl.c:1006)"
     assert "SSL_CERT_FILE" in unreachable(Asked(url="https://host", model="m"), reason).error.hint
+    # What a server without TLS makes of it, which does run.
+    reason = "[SSL: WRONG_VERSION_NUMBER] wrong version number (_ssl.c:1006)"
+    assert "http:// in ERA_EMBEDDING_URLS" in unreachable(Asked(url="https://host", model="m"), reason).error.hint
 
 
 def test_a_missing_model_is_refused_over_http() -> None:
