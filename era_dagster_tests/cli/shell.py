@@ -2,9 +2,12 @@
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
+
+from era_dagster_tests.forking import CAN_FORK, OF_THE_INTERPRETER, run_forked
 
 TEXT = "The keeper wrote the level down every morning. He said that a number without a date is a rumour. " * 3
 DOCTRINE = {
@@ -34,6 +37,12 @@ def write_book(folder: Path, name: str, chapters: int = 2, domains: tuple[str, .
     return book
 
 
+def run_era(*words: str) -> None:
+    """`python -m era_dagster.cli` in this process."""
+    sys.argv[1:] = words
+    runpy.run_module("era_dagster.cli", run_name="__main__", alter_sys=True)
+
+
 class Shell:
     """Runs `era` in a process with the given variables and nothing else of ours."""
 
@@ -43,10 +52,13 @@ class Shell:
         self.environment = inherited | {"COLUMNS": "200"} | variables
 
     def era(self, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        environment = self.environment | variables
+        if CAN_FORK and not any(name.startswith(OF_THE_INTERPRETER) for name in variables):
+            return run_forked(run_era, *words, folder=self.folder, environment=environment)
         return subprocess.run(
             [sys.executable, "-m", "era_dagster.cli", *words],
             cwd=self.folder,
-            env=self.environment | variables,
+            env=environment,
             capture_output=True,
             encoding="utf-8",
             timeout=120,

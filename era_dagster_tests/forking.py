@@ -1,0 +1,77 @@
+"""Runs Python in processes of its own without their dearest part: a process starts with the large libraries imported.
+
+Each is forked from a server that has imported them and nothing of ours, so what is ours is imported anew in every process,
+under that process's own environment and folder. Its output are pipes, read until the last process that holds them is gone.
+"""
+
+import multiprocessing
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+LIBRARIES = [
+    "click",
+    "dagster",
+    "dagster_postgres",
+    "httpx",
+    "pgvector.psycopg",
+    "psycopg",
+    "psycopg_pool",
+    "rich.progress",
+]
+"""None of them starts a thread, which a fork would lose; numpy does."""
+
+CAN_FORK = sys.platform == "linux"
+OF_THE_INTERPRETER = ("PYTHON", "LC_", "LANG", "TZ")
+"""Variables that count only for an interpreter that starts anew."""
+
+
+def run_forked(
+    work: Callable[..., None], *arguments: str, folder: Path, environment: Mapping[str, str]
+) -> subprocess.CompletedProcess[str]:
+    """Call `work`, a function of a module that imports nothing of ours, in a process; `sys.exit` in it sets its exit code."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(LIBRARIES)
+    (said, out), (complained, err) = (multiprocessing.Pipe(duplex=False) for _ in range(2))
+    with said, complained:
+        with out, err:
+            process = context.Process(target=_begin, args=(work, arguments, str(folder), dict(environment), out, err))
+            process.start()
+        with ThreadPoolExecutor(1) as beside:
+            errors = beside.submit(_all, complained)
+            output = _all(said)
+    process.join()
+    code = process.exitcode
+    process.close()
+    assert code is not None
+    return subprocess.CompletedProcess(arguments, code, output, errors.result())
+
+
+def _all(pipe: Connection) -> str:
+    with open(pipe.fileno(), encoding="utf-8", closefd=False) as stream:
+        return stream.read()
+
+
+def _begin(
+    work: Callable[..., None],
+    arguments: tuple[str, ...],
+    folder: str,
+    environment: Mapping[str, str],
+    out: Connection,
+    err: Connection,
+) -> None:
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    for pipe, number in ((out, 1), (err, 2)):
+        os.dup2(pipe.fileno(), number)
+        pipe.close()
+    # As an interpreter makes them that starts with these pipes.
+    sys.stdout = sys.__stdout__ = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stderr = sys.__stderr__ = open(2, "w", 1, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
+    assert not any(name.startswith("era_dagster.") for name in sys.modules)
+    work(*arguments)
