@@ -1,7 +1,9 @@
 """A desk for the tests of the graph: a drop folder, a knowledge base, an embedding server and a real Dagster instance."""
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
@@ -44,10 +46,35 @@ def variables(
     return chosen
 
 
+def stored_in(folder: Path) -> dict[str, Any]:
+    """Dagster's own storages in SQLite, the events of all runs in one file: a file of each run's own costs more than the run."""
+    classes = {
+        "run_storage": ("runs", "SqliteRunStorage"),
+        "event_log_storage": ("event_log", "ConsolidatedSqliteEventLogStorage"),
+        "schedule_storage": ("schedules", "SqliteScheduleStorage"),
+    }
+    return {
+        storage: {"module": f"dagster._core.storage.{module}", "class": name, "config": {"base_dir": str(folder)}}
+        for storage, (module, name) in classes.items()
+    }
+
+
+@pytest.fixture(scope="session")
+def empty_history(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the tables of a new instance."""
+    folder = tmp_path_factory.mktemp("history")
+    with dg.instance_for_test(overrides=stored_in(folder), set_dagster_home=False) as made:
+        assert made.get_runs() == []
+        assert made.all_instigator_state() == []
+    return folder
+
+
 @pytest.fixture
-def instance() -> Iterator[dg.DagsterInstance]:
-    """Dagster's own temporary instance: SQLite in a folder."""
-    with dg.instance_for_test() as opened:
+def instance(tmp_path: Path, empty_history: Path) -> Iterator[dg.DagsterInstance]:
+    """A new instance of Dagster's own, in a folder."""
+    history = tmp_path / "history"
+    shutil.copytree(empty_history, history)
+    with dg.instance_for_test(overrides=stored_in(history)) as opened:
         yield opened
 
 
