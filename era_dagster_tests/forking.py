@@ -25,7 +25,6 @@ LIBRARIES = [
 ]
 """None of them starts a thread, which a fork would lose; numpy does."""
 
-CAN_FORK = sys.platform == "linux"
 OF_THE_INTERPRETER = ("PYTHON", "LC_", "LANG", "TZ")
 """Variables that count only for an interpreter that starts anew."""
 
@@ -33,7 +32,17 @@ OF_THE_INTERPRETER = ("PYTHON", "LC_", "LANG", "TZ")
 def run_forked(
     work: Callable[..., None], *arguments: str, folder: Path, environment: Mapping[str, str]
 ) -> subprocess.CompletedProcess[str]:
-    """Call `work`, a function of a module that imports nothing of ours, in a process; `sys.exit` in it sets its exit code."""
+    """Call `work`, a function of a module that imports nothing of ours, in a process; `sys.exit` in it sets its exit code.
+
+    Where a fork is not safe or would not do, as with variables of the interpreter, the process starts from nothing.
+    """
+    changed = {name for name, value in environment.items() if os.environ.get(name) != value}
+    if sys.platform != "linux" or any(name.startswith(OF_THE_INTERPRETER) for name in changed):
+        code = f"import sys; from {work.__module__} import {work.__name__} as work; work(*sys.argv[1:])"
+        command = [sys.executable, "-c", code, *arguments]
+        return subprocess.run(
+            command, cwd=folder, env=environment, capture_output=True, encoding="utf-8", timeout=240, check=False
+        )
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(LIBRARIES)
     (said, out), (complained, err) = (multiprocessing.Pipe(duplex=False) for _ in range(2))

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from era_dagster_tests.forking import CAN_FORK, OF_THE_INTERPRETER, run_forked
+from era_dagster_tests.forking import run_forked
 
 TEXT = "The keeper wrote the level down every morning. He said that a number without a date is a rumour. " * 3
 DOCTRINE = {
@@ -52,18 +52,7 @@ class Shell:
         self.environment = inherited | {"COLUMNS": "200"} | variables
 
     def era(self, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
-        environment = self.environment | variables
-        if CAN_FORK and not any(name.startswith(OF_THE_INTERPRETER) for name in variables):
-            return run_forked(run_era, *words, folder=self.folder, environment=environment)
-        return subprocess.run(
-            [sys.executable, "-m", "era_dagster.cli", *words],
-            cwd=self.folder,
-            env=environment,
-            capture_output=True,
-            encoding="utf-8",
-            timeout=120,
-            check=False,
-        )
+        return run_forked(run_era, *words, folder=self.folder, environment=self.environment | variables)
 
     def start(self, *words: str) -> subprocess.Popen[bytes]:
         return subprocess.Popen(

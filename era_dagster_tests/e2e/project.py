@@ -6,10 +6,13 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from era_dagster_tests.forking import run_forked
 
 REPOSITORY = Path(__file__).parents[2]
 SAMPLES = REPOSITORY / "era_dagster" / "samples"
@@ -43,16 +46,14 @@ class Project:
             check=False,
         )
 
+    def run_forked(self, work: Callable[..., None], *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        """The same for a function, in a process that need not import the large libraries."""
+        return run_forked(work, *words, folder=self.folder, environment=self.environment | variables)
+
     def materialize(self, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
         """`dagster asset materialize ...` in a shell that knows only the module's name."""
-        return self.run(
-            "dagster",
-            "asset",
-            "materialize",
-            *words,
-            DAGSTER_MODULE_NAME="era_dagster.definitions",
-            **variables,
-        )
+        module = variables | {"DAGSTER_MODULE_NAME": "era_dagster.definitions"}
+        return self.run_forked(run_dagster, "asset", "materialize", *words, **module)
 
     def era(self, *words: str) -> dict:
         """`era ... --json`."""
@@ -62,15 +63,7 @@ class Project:
 
     def materialized(self, asset: str) -> set[str]:
         """The partitions Dagster's own instance shows as materialized."""
-        code = (
-            "import sys, dagster as dg\n"
-            "from era_dagster.defs.instance import open_instance\n"
-            "from era_dagster.settings import load_settings\n"
-            "import os, json\n"
-            "with open_instance(load_settings(os.environ)) as instance:\n"
-            "    print(json.dumps(sorted(instance.get_materialized_partitions(dg.AssetKey(sys.argv[1])))))\n"
-        )
-        done = self.run(sys.executable, "-W", "ignore", "-c", code, asset)
+        done = self.run_forked(print_materialized, asset)
         assert done.returncode == 0, done.stderr
         return set(json.loads(done.stdout.splitlines()[-1]))
 
@@ -95,6 +88,25 @@ class Project:
                 except subprocess.TimeoutExpired:
                     os.killpg(process.pid, signal.SIGKILL)
                     process.wait(10)
+
+
+def run_dagster(*words: str) -> None:
+    """What the script `dagster` does."""
+    from dagster._cli import main
+
+    sys.argv[:] = ["dagster", *words]
+    main()
+
+
+def print_materialized(asset: str) -> None:
+    import dagster as dg
+
+    from era_dagster.defs.instance import open_instance
+    from era_dagster.settings import load_settings
+
+    warnings.simplefilter("ignore")
+    with open_instance(load_settings(os.environ)) as instance:
+        print(json.dumps(sorted(instance.get_materialized_partitions(dg.AssetKey(asset)))))  # noqa: T201
 
 
 # A test runner in the background may have SIGINT ignored; Dagster would then ignore SIGTERM too.

@@ -45,7 +45,8 @@ def test_the_literal_command_embeds_everything_pending_with_nothing_else_set(tmp
     bare = make_project(tmp_path, {})
     shutil.copytree(SAMPLES / "Letters of a Go-Between", bare.drop / "Letters of a Go-Between")
     try:
-        done = bare.materialize("--select", "embeddings")
+        command = ("dagster", "asset", "materialize", "--select", "embeddings")
+        done = bare.run(*command, DAGSTER_MODULE_NAME="era_dagster.definitions")
         assert done.returncode == 0, done.stderr
         url = bare.run("era", "db", "url").stdout.strip()
         with psycopg.connect(url) as connection:
