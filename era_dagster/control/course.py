@@ -14,7 +14,7 @@ from era_dagster.control.measure import Measurement, doubt, together
 from era_dagster.control.moves import TOLERANCE, Pace, on_target, probed, towards_target
 from era_dagster.control.point import Point
 from era_dagster.control.probes import Probe, ProbeSchedule, gain_wanted
-from era_dagster.control.rivals import Rivals
+from era_dagster.control.rivals import RESHAPED_GAIN, Rivals
 from era_dagster.control.startup import Landing, Wave
 from era_dagster.control.target import LatencyTarget
 from era_dagster.control.trail import Step
@@ -304,6 +304,9 @@ class Course:
                 self._most_work = at.point.work
         else:
             self._rivals.reshaped(gain)
+            if probe == "narrower" and gain > RESHAPED_GAIN:
+                # The work that did harm did it in requests of another size.
+                self._most_work = math.inf
             if probe == "wider" and gain > AT_THE_SAME_TIME * wider and not self._rivals.known:
                 self.target.waits_for_nothing(measured.latency / max(1.0, at.point.items(at.item_tokens)))
         self._held = [measured]

@@ -2,9 +2,9 @@
 
 Each seed is one server of one of ten kinds, with its speed, its fixed costs and its texts drawn over orders of magnitude; or,
 drawn as `slow`, one that takes as long for a text as is aimed at, varies much, and works on several at a time; as `rates`,
-one that refuses what is over a rate of which it says nothing; as `windows`, one that gives its rate by the window, of one
-to twenty seconds, and may say so; or, as `busy`, one that refuses what it has no room for, or says 503 and means a rate, or
-nothing.
+one that refuses what is over a rate of which it says nothing; as `costly`, one that spends 5 to 100 ms on a request whatever
+is in it; as `windows`, one that gives its rate by the window, of one to twenty seconds, and may say so; or, as `busy`, one
+that refuses what it has no room for, or says 503 and means a rate, or nothing.
 """
 
 from collections.abc import Callable, Mapping
@@ -72,6 +72,13 @@ def draw(seed: int) -> tuple[str, Course, Texts]:
         for name in TIMES:
             fields[name] = fields.get(name, 0.0) * limit / FASTEST
     return kind, Course(spec=ServerSpec(**fields), changes=changes), Texts(mean_tokens=mean, cv=cv)
+
+
+def draw_costly(seed: int) -> tuple[str, Course, Texts]:
+    """A server of any kind that spends 5 to 100 ms on a request, whatever is in it: few large ones are what it does best."""
+    kind, course, texts = draw(seed)
+    each = 10 ** Random(f"costly {seed}").uniform(-2.3, -1.0)
+    return kind, replace(course, spec=replace(course.spec, seconds_per_request=each)), texts
 
 
 def draw_slow(seed: int) -> tuple[str, Course, Texts]:
@@ -174,6 +181,7 @@ def draw_busy(seed: int) -> tuple[str, Course, Texts]:
 
 DRAWN: Mapping[str, Callable[[int], tuple[str, Course, Texts]]] = {
     "any": draw,
+    "costly": draw_costly,
     "slow": draw_slow,
     "rates": draw_rates,
     "windows": draw_windows,

@@ -314,6 +314,17 @@ def test_fewer_requests_that_were_kept_are_as_many_as_there_were() -> None:
         assert point.concurrency == requests
 
 
+@pytest.mark.parametrize(("gain", "grows"), [(0.3, True), (0.1, False)])
+def test_work_that_did_harm_may_do_none_in_fewer_requests_that_gained_much(gain: float, grows: bool) -> None:
+    course, wide = begun(), Point(8, 1_600.0)
+    less = tried(course, wide, "down")
+    assert ended(course, less, gain=0.1, reference=wide).reason == "probe down kept"
+    fewer = tried(course, less, "narrower")
+    assert ended(course, fewer, gain=gain, reference=less).reason == "probe narrower kept"
+    quick = judged(course, at(fewer, None), epoch(latency=0.05, throughput=fewer.work / 0.05))
+    assert (quick.point.work > fewer.work) is grows
+
+
 @pytest.mark.parametrize(("growth", "late"), [(1.0, 2.01), (1.3, 2.61)])
 def test_in_a_probe_a_request_is_late_when_it_takes_longer_than_the_work_it_has_more_explains(
     growth: float, late: float
