@@ -381,7 +381,7 @@ def test_a_server_that_comes_in_mid_run_with_another_model_stops_the_run_and_get
     bench.look()
     bench.server.seconds_per_text = 0.02
     other = OtherModel(dimension=16)
-    other.faults.extend([Fault(reset=True)] * 2)  # away when it is asked who it is
+    other.faults.extend([Fault(reset=True)] * 4)  # away when it is asked who it is, twice and each time once more
     with serving(bench.server) as url, serving(other) as other_url:
         bench.settings = replace(bench.settings, embedding_urls=(url, other_url))
         with pytest.raises(BadVectors, match=f"{other_url} answers other vectors"):
