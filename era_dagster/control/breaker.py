@@ -6,8 +6,8 @@ Pure: the caller passes its clock.
 
 FAILURES_TO_OPEN = 5
 FIRST_PROBE_SECONDS = 0.25
-PROBE_GROWTH = 1.3
-"""An outage is noticed to be over after at most three tenths of its length again."""
+PROBE_GROWTH = 1.5
+"""An outage is noticed to be over after at most half of its length again."""
 LONGEST_PROBE_SECONDS = 15.0
 
 
