@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
@@ -25,6 +26,8 @@ LIBRARIES = [
 ]
 """None of them starts a thread, which a fork would lose; numpy does."""
 
+LONGEST_SECONDS = 240
+
 OF_THE_INTERPRETER = ("PYTHON", "LC_", "LANG", "TZ")
 """Variables that count only for an interpreter that starts anew."""
 
@@ -41,7 +44,13 @@ def run_forked(
         code = f"import sys; from {work.__module__} import {work.__name__} as work; work(*sys.argv[1:])"
         command = [sys.executable, "-c", code, *arguments]
         return subprocess.run(
-            command, cwd=folder, env=environment, capture_output=True, encoding="utf-8", timeout=240, check=False
+            command,
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            encoding="utf-8",
+            timeout=LONGEST_SECONDS,
+            check=False,
         )
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(LIBRARIES)
@@ -50,10 +59,14 @@ def run_forked(
         with out, err:
             process = context.Process(target=_begin, args=(work, arguments, str(folder), dict(environment), out, err))
             process.start()
+        # One that hangs ends as a failure, and not with the whole run of the tests.
+        killing = threading.Timer(LONGEST_SECONDS, process.kill)
+        killing.start()
         with ThreadPoolExecutor(1) as beside:
             errors = beside.submit(_all, complained)
             output = _all(said)
     process.join()
+    killing.cancel()
     code = process.exitcode
     process.close()
     assert code is not None

@@ -38,7 +38,7 @@ class FileToWrite(click.Path):
         folder = Path(path).parent
         if not folder.is_dir():
             self.fail(f"There is no folder {folder}. Make it, or name another file.", param, ctx)
-        if path != "-" and not Path(path).exists() and not os.access(folder, os.W_OK):
+        if path != "-" and not os.access(path, os.F_OK) and not os.access(folder, os.W_OK | os.X_OK):
             self.fail(f"Nothing can be written into {folder}. Name another file.", param, ctx)
         return path
 

@@ -22,7 +22,7 @@ from era_dagster.settings import Settings, configured_model
 from era_dagster.storage.cache import PostgresVectorCache
 from era_dagster.storage.database import Database
 from era_dagster.storage.inspection import DatabaseFacts
-from era_dagster.storage.migrations import MAKE_UTF8, MOVE_VECTOR, UTF8, VECTOR_SCHEMAS
+from era_dagster.storage.migrations import unfit_encoding, unfit_vector_schema
 from era_dagster.storage.overview import overview
 from era_dagster.storage.spaces import check_configured, check_same_model
 
@@ -147,9 +147,9 @@ def judge_database(facts: DatabaseFacts, *, embedded: bool) -> list[Finding]:
 def _server(facts: DatabaseFacts, *, embedded: bool) -> Finding:
     new_enough = facts.server_number >= _LEAST_POSTGRES
     kind = "embedded" if embedded else "configured"
-    if facts.encoding != UTF8:
-        found = f"The database stores text as {facts.encoding}; it must be UTF8."
-        return Finding(name="database", level="failed", found=found, next_step=MAKE_UTF8)
+    unfit = unfit_encoding(facts.encoding)
+    if unfit is not None:
+        return Finding(name="database", level="failed", found=unfit.message, next_step=unfit.hint)
     return Finding(
         name="database",
         level="ok" if new_enough else "failed",
@@ -174,9 +174,9 @@ def _extension(facts: DatabaseFacts) -> Finding:
             found=f"pgvector {facts.vector_available} is on the server and not yet in this database.",
             next_step="`era db migrate` puts it there; where its user may not, a superuser says CREATE EXTENSION vector.",
         )
-    if facts.vector_schema not in VECTOR_SCHEMAS:
-        found = f"pgvector is in the schema {facts.vector_schema}, where nobody looks for it."
-        return Finding(name=name, level="failed", found=found, next_step=MOVE_VECTOR)
+    unfit = unfit_vector_schema(facts.vector_schema or "")
+    if unfit is not None:
+        return Finding(name=name, level="failed", found=unfit.message, next_step=unfit.hint)
     version = _numbers(facts.vector_installed)
     update = "Install a newer pgvector on the server, then say ALTER EXTENSION vector UPDATE."
     if version < _LEAST_VECTOR:

@@ -15,11 +15,6 @@ from era_dagster.domain.errors import ConfigurationError
 from era_dagster.storage.database import driver_errors
 
 _ADVISORY_LOCK = 0x65726164  # "erad"
-UTF8 = "UTF8"
-MAKE_UTF8 = "Make another one by CREATE DATABASE ... ENCODING 'UTF8' TEMPLATE template0, and name that."
-VECTOR_SCHEMAS = ("public", "pg_catalog")
-"""Where every session finds pgvector's types; an administrator may have installed it elsewhere."""
-MOVE_VECTOR = "Let a superuser say ALTER EXTENSION vector SET SCHEMA public in this database, then run again."
 
 
 def migrate(url: str) -> list[str]:
@@ -62,19 +57,43 @@ def migrate(url: str) -> list[str]:
         return done
 
 
+def unfit_encoding(encoding: str) -> ConfigurationError | None:
+    """Why a database with this encoding cannot hold our texts; None if it can.
+
+    SQL_ASCII, which a server set up without a locale makes, gives bytes back; others have no place for most signs.
+    """
+    if encoding == "UTF8":
+        return None
+    return ConfigurationError(
+        f"The database stores text as {encoding}; it must be UTF8.",
+        hint="Make another one by CREATE DATABASE ... ENCODING 'UTF8' TEMPLATE template0, and name that.",
+    )
+
+
+def unfit_vector_schema(schema: str) -> ConfigurationError | None:
+    """Why pgvector is of no use in this schema, where an administrator may have put it; None if every session finds it there."""
+    if schema in ("public", "pg_catalog"):
+        return None
+    return ConfigurationError(
+        f"pgvector is in the schema {schema}, where nobody looks for it.",
+        hint="Let a superuser say ALTER EXTENSION vector SET SCHEMA public in this database, then run again.",
+    )
+
+
 def _check_encoding(connection: psycopg.Connection) -> None:
-    """SQL_ASCII, which a server set up without a locale makes, gives bytes back; others have no place for most signs."""
-    encoding = connection.info.parameter_status("server_encoding") or UTF8
-    if encoding != UTF8:
-        raise ConfigurationError(f"The database stores text as {encoding}; it must be UTF8.", hint=MAKE_UTF8)
+    encoding = connection.info.parameter_status("server_encoding")
+    unfit = unfit_encoding(encoding) if encoding else None
+    if unfit is not None:
+        raise unfit
 
 
 def _check_vector_schema(connection: psycopg.Connection) -> None:
     row = connection.execute(
         "SELECT extnamespace::regnamespace::text FROM pg_extension WHERE extname = 'vector'"
     ).fetchone()
-    if row is not None and row[0] not in VECTOR_SCHEMAS:
-        raise ConfigurationError(f"pgvector is in the schema {row[0]}, where nobody looks for it.", hint=MOVE_VECTOR)
+    unfit = None if row is None else unfit_vector_schema(row[0])
+    if unfit is not None:
+        raise unfit
 
 
 @contextmanager
