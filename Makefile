@@ -1,8 +1,8 @@
 # Everything runs in .venv; nothing is installed outside this folder but the model in the user's cache folder.
 PYTHON ?= python3
 BIN := .venv/bin
-# Test processes, each with a database server of its own; the tests of one file stay together. Three on two cores: many tests wait.
-WORKERS ?= 3
+# Test processes, each with a database server of its own; the tests of one file stay together. Four on two cores: many tests wait.
+WORKERS ?= 4
 
 .DEFAULT_GOAL := help
 .PHONY: help run test dev check format bench clean

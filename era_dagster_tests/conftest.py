@@ -31,6 +31,11 @@ def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of database "era" on an embedded server of this session."""
     server = EmbeddedServer(tmp_path_factory.mktemp("pg") / "home")
     url = server.ensure_running()
+    with psycopg.connect(url, autocommit=True) as connection:
+        # What a test stores need not outlive the machine, and a thousand databases would be synced to its disk.
+        for setting in ("fsync = off", "full_page_writes = off", "max_wal_size = '128MB'"):
+            connection.execute(f"ALTER SYSTEM SET {setting}")
+        connection.execute("SELECT pg_reload_conf()")
     yield url
     pid = server.status().pid
     if pid is not None and hasattr(signal, "SIGQUIT"):
@@ -49,16 +54,20 @@ def database_template(postgres_server: str) -> str:
 
 
 @pytest.fixture
-def new_database_url(postgres_server: str, database_template: str) -> Callable[[], str]:
-    """Makes fresh, migrated databases."""
+def new_database_url(postgres_server: str, database_template: str) -> Iterator[Callable[[], str]]:
+    """Makes fresh, migrated databases, which go when the test ends."""
+    names: list[str] = []
 
     def make() -> str:
-        name = f"era_{os.getpid()}_{next(_numbers)}"
+        names.append(f"era_{os.getpid()}_{next(_numbers)}")
         with psycopg.connect(postgres_server, autocommit=True) as connection:
-            connection.execute(f'CREATE DATABASE "{name}" TEMPLATE "{database_template}"')
-        return with_database(postgres_server, name)
+            connection.execute(f'CREATE DATABASE "{names[-1]}" TEMPLATE "{database_template}"')
+        return with_database(postgres_server, names[-1])
 
-    return make
+    yield make
+    with psycopg.connect(postgres_server, autocommit=True) as connection:
+        for name in names:
+            connection.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
 
 
 @pytest.fixture
