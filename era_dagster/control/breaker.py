@@ -6,8 +6,9 @@ Pure: the caller passes its clock.
 
 FAILURES_TO_OPEN = 5
 FIRST_PROBE_SECONDS = 0.25
-PROBE_GROWTH = 1.5
-"""An outage is noticed to be over after at most half of its length again."""
+GROWTH, COSTLY_GROWTH = 1.3, 1.5
+"""An outage is noticed to be over after at most three tenths of its length again; half of it where a probe may be what keeps the
+server down: it costs a part of a rate (503), or is worked on still after its time-out."""
 LONGEST_PROBE_SECONDS = 15.0
 
 
@@ -31,9 +32,10 @@ class Breaker:
             return True
         return False
 
-    def probe_failed(self, now: float) -> None:
-        """A probe failed: the next one comes after a longer pause."""
-        self._pause_seconds = min(LONGEST_PROBE_SECONDS, PROBE_GROWTH * self._pause_seconds)
+    def probe_failed(self, now: float, *, costly: bool) -> None:
+        """A probe failed: the next one comes after a longer pause. `costly`: it may have cost the server something."""
+        growth = COSTLY_GROWTH if costly else GROWTH
+        self._pause_seconds = min(LONGEST_PROBE_SECONDS, growth * self._pause_seconds)
         self.probe_at = now + self._pause_seconds
 
     def succeeded(self) -> None:

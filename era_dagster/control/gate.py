@@ -222,7 +222,7 @@ class EndpointController:
         if outcome is Outcome.RATE_LIMITED:
             self._breaker.succeeded()  # a server that counts requests is up; the throttle holds it back
         elif ticket.probe and self._breaker.probe_at is not None:
-            self._breaker.probe_failed(now)
+            self._breaker.probe_failed(now, costly=outcome is not Outcome.FAILED)
             self._record(now, "still nothing answers")
         elif not late and not (outcome is Outcome.OVERLOADED and self._tickets):
             # A server that turns some away while it works on others is not down.

@@ -93,14 +93,17 @@ def test_refusals_of_one_flight_lengthen_the_pause_once_and_of_the_next_flight_d
     assert gate.admit(2.0, 100) == WaitUntil(3.0)
 
 
-def test_five_failures_in_a_row_leave_only_probes_at_growing_intervals() -> None:
+@pytest.mark.parametrize(
+    ("outcome", "growth"), [(Outcome.FAILED, 1.3), (Outcome.OVERLOADED, 1.5), (Outcome.TIMED_OUT, 1.5)]
+)
+def test_five_failures_in_a_row_leave_only_probes_at_growing_intervals(outcome: Outcome, growth: float) -> None:
     gate = controller(limit=5)
     for ticket in [send(gate, 0.0) for _ in range(4)]:
         gate.completed(1.0, ticket, Outcome.FAILED)
     gate.completed(1.0, send(gate, 1.0), Outcome.FAILED)
     assert gate.mode == "down"
     waits, now = [], 1.0
-    for _ in range(12):
+    for _ in range(18):
         decision = gate.admit(now, 100)
         assert isinstance(decision, WaitUntil)
         waits.append(decision.at - now)
@@ -108,8 +111,8 @@ def test_five_failures_in_a_row_leave_only_probes_at_growing_intervals() -> None
         probe = send(gate, now)
         assert probe.probe
         assert gate.admit(now, 100) == WaitUntil(math.inf)
-        gate.completed(now, probe, Outcome.FAILED)
-    assert waits[:4] == [0.25, 0.375, 0.5625, 0.84375]
+        gate.completed(now, probe, outcome)
+    assert waits[:4] == pytest.approx([0.25 * growth**number for number in range(4)])
     assert waits[-1] == 15.0
 
 
