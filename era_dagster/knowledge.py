@@ -12,7 +12,7 @@ import operator
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
@@ -285,7 +285,7 @@ class AsyncKnowledgeBase:
         self._use = _Use()
         self._threads = ThreadPoolExecutor(settings.database_pool, thread_name_prefix="era-lookup")
         self._lock = threading.Lock()
-        self._opened: KnowledgeBase | None = None
+        self._opening: Future[KnowledgeBase] | None = None
 
     @classmethod
     def open(cls, settings: Settings | None = None, *, url: str | None = None) -> Self:
@@ -351,20 +351,24 @@ class AsyncKnowledgeBase:
         import asyncio
 
         self._use.check()
-        return await asyncio.get_running_loop().run_in_executor(self._threads, lambda: work(self._base()))
+        # Waited for in a thread: the opening was handed to one before.
+        opening = self._latest_opening()
+        return await asyncio.get_running_loop().run_in_executor(self._threads, lambda: work(opening.result()))
 
-    def _base(self) -> KnowledgeBase:
+    def _latest_opening(self) -> Future[KnowledgeBase]:
+        """All who come while it is being opened share its failure: one after the other each would wait as long again."""
         with self._lock:
-            if self._opened is None:
-                self._opened = KnowledgeBase.open(self._settings, url=self._url)
-            return self._opened
+            opening = self._opening
+            if opening is None or (opening.done() and opening.exception() is not None):
+                opening = self._opening = self._threads.submit(KnowledgeBase.open, self._settings, url=self._url)
+            return opening
 
     def _close(self) -> None:
         if not self._use.is_ours:
             return
         self._threads.shutdown()
-        if self._opened is not None:
-            self._opened.close()
+        if self._opening is not None and self._opening.exception() is None:
+            self._opening.result().close()
 
 
 def semantic_similarity_lookup(query_embedding: Vector, domain: str | None, top_k: int = 5) -> list[SearchHit]:

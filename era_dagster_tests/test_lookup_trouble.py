@@ -6,8 +6,12 @@ The rows were ingested as any user's are, so that what other programs may send t
 import asyncio
 import os
 import signal
+import socket
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -236,6 +240,32 @@ def test_the_awaited_functions_answer_as_the_others_do_and_nothing_is_open_after
             base.lookup(query(), book="harbour", within="chunks"),
         )
     assert all(answers)
+
+
+def test_look_ups_that_wait_for_the_same_opening_share_its_failure(settings: Settings) -> None:
+    """Of a database that hangs the first was told after ten seconds, the second after twenty, the third after thirty."""
+    connected: list[socket.socket] = []
+    with socket.create_server(("127.0.0.1", 0)) as hanging:
+
+        def serve() -> None:
+            with suppress(OSError):  # closed
+                while True:
+                    connected.append(hanging.accept()[0])
+                    time.sleep(0.2)
+                    connected[-1].close()
+
+        threading.Thread(target=serve, daemon=True).start()
+
+        async def ask() -> None:
+            url = f"postgresql://era@127.0.0.1:{hanging.getsockname()[1]}/era?sslmode=disable&gssencmode=disable"
+            base = AsyncKnowledgeBase.open(settings, url=url)
+            for attempts in (1, 2):
+                answers = await asyncio.gather(*(base.lookup(query()) for _ in range(POOL)), return_exceptions=True)
+                assert [type(answer) for answer in answers] == [DatabaseUnavailable] * POOL
+                assert len(connected) == attempts
+            await base.close()
+
+        asyncio.run(ask())
 
 
 def test_the_options_in_the_url_of_the_database_hold_beside_ours(database_url: str) -> None:
