@@ -112,6 +112,7 @@ def search_entries(
             " SELECT n.doctrine_id::text, 1 - n.distance, n.text, coalesce(a.domains, n.domains), n.category,"
             " n.source_book, n.source_chapter, n.weight"
             " FROM nearest AS n LEFT JOIN doctrine_embeddings_all AS a USING (doctrine_id)"
+            " ORDER BY n.distance, n.doctrine_id"
         ).format(
             distance=_distance(exact=exact),
             domains=sql.SQL("domains" if domain is None else "ARRAY[domain]"),
@@ -145,7 +146,7 @@ def search_chunks(
     words: str | None = None,
     made_by: Space | None = None,
 ) -> list[SearchHit]:
-    """The `top_k` (at most 1,000; none below 1) chunks of chapter text nearest to `vector`, best first.
+    """The `top_k` (at most 1,000; none below 1) chunks of chapter text nearest to `vector`, best first, equal scores by place.
 
     A chunk belongs to the domains its chapter's entries belong to. Otherwise as `search_entries`.
     """
@@ -161,7 +162,8 @@ def search_chunks(
     nearest = sql.SQL(
         "WITH found AS MATERIALIZED ("
         " SELECT partition_key, position, {distance} AS distance FROM chunk_embeddings{where}"
-        " ORDER BY distance, partition_key, position LIMIT %(limit)s) {shown}"
+        " ORDER BY distance, partition_key, position LIMIT %(limit)s)"
+        " {shown} ORDER BY f.distance, f.partition_key, f.position"
     ).format(
         distance=_distance(exact=bool(conditions)),
         where=_where(map(sql.SQL, conditions)),
@@ -204,7 +206,7 @@ def _found(
         rows = connection.execute(statement, {**parameters, "limit": limit}, prepare=False).fetchall()
         if len(rows) == limit:
             break
-    near = sorted(map(hit, rows), key=lambda hit: (-hit.score, hit.doctrine_id))
+    near = list(map(hit, rows))
     asked = [] if words is None else question_words(connection, worded_table, words)
     if not asked:
         return near[:top_k]

@@ -342,14 +342,14 @@ def test_of_texts_equally_near_the_same_ones_are_found_wherever_their_rows_lie(d
     with database.connection() as connection:
         ids = sorted(add_entry(connection, vector, domains=["war"]) for _ in range(12))
         add_chapter(connection, "twin/0001", book="twin", domains=[])
-        for position in (3, 1, 2, 0):
+        for position in reversed(range(12)):
             add_chunk(connection, "twin/0001", position, "again", vector)
 
         def found() -> list[str]:
             entries = [search_entries(connection, vector, domain=domain, top_k=3) for domain in (None, "war")]
-            return [hit.doctrine_id for hits in (*entries, search_chunks(connection, vector, top_k=2)) for hit in hits]
+            return [hit.doctrine_id for hits in (*entries, search_chunks(connection, vector, top_k=11)) for hit in hits]
 
-        first = [*ids[:3], *ids[:3], "twin/0001#0", "twin/0001#1"]
+        first = [*ids[:3], *ids[:3], *(f"twin/0001#{position}" for position in range(11))]
         assert found() == first
         for table in ("doctrine_embeddings_all", "doctrine_embeddings"):
             # An update writes a row anew, behind the others.
