@@ -5,6 +5,7 @@ be read at all raises `CorruptInput`; a record that cannot is quarantined as a `
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,11 +153,11 @@ class _Shelf:
         self._chapters: dict[tuple[str, int], SourceChapter] = {}
         self._problems: list[Problem] = []
         self._left_out: set[str] = set()
-        self._reported: frozenset[str] = frozenset()
+        self._shared: Counter[str] = Counter()
 
     def turn_to(self, file: Path) -> None:
         """Problems found from now on are in `file`."""
-        self._reported = frozenset(problem.reason for problem in self._problems)
+        self._shared = Counter(problem.reason for problem in self._problems)
         self._file = file
 
     def index(self, record: Any, position: int, slug: str | None = None) -> int | None:
@@ -231,7 +232,9 @@ class _Shelf:
 
     def _index_problem(self, position: int, reason: str) -> None:
         # The text record and the doctrine record of one chapter share this fault: it is one chapter that is left out.
-        if reason not in self._reported:
+        if self._shared[reason]:
+            self._shared[reason] -= 1
+        else:
             self._problem(f"[{position}].chapter_index", reason)
 
     def _problem(self, location: str, reason: str, key: str | None = None) -> None:

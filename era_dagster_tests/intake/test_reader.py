@@ -67,6 +67,20 @@ def test_whole_numbers_in_other_clothes_are_read_and_others_left_out_once(write_
     assert "'appendix'" in book.problems[1].reason
 
 
+def test_doctrine_whose_fault_no_text_record_shares_is_named_too(write_book: WriteBook) -> None:
+    """One text without an index hid all doctrine without one: it was neither stored nor named."""
+    texts = [text_record(1), text_record(None), text_record(1)]
+    doctrine = [doctrine_record(index, "A.") for index in (1, None, None, 1, 1, None)]
+    book = read_one(write_book(chapters=texts, doctrine=doctrine))
+    assert [(p.path.name, p.location) for p in book.problems] == [
+        ("01_chapters.json", "[1].chapter_index"),
+        ("01_chapters.json", "[2].chapter_index"),
+        ("02_doctrine.json", "[2].chapter_index"),
+        ("02_doctrine.json", "[4].chapter_index"),
+        ("02_doctrine.json", "[5].chapter_index"),
+    ]
+
+
 @pytest.mark.parametrize("index", [None, True, -1, 10000, 1.5, "1.5", "", [], {}, float("nan"), float("inf"), 10**400])
 def test_an_index_that_is_none_quarantines_its_record_only(write_book: WriteBook, index: Any) -> None:
     book = read_one(write_book(chapters=[text_record(index), text_record(1)], doctrine=[]))
