@@ -14,14 +14,12 @@ from contextvars import copy_context
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import psycopg
-
 from era_dagster.domain.errors import EraError, PermanentError, StorageError
 from era_dagster.domain.identity import safe_name
 from era_dagster.settings import Settings
 from era_dagster.storage.database import driver_errors
 from era_dagster.storage.errors import ErrorGroup, ErrorNote, claim_untold, mark_told
-from era_dagster.storage.telemetry import FigureWrite, RunState, write_figures
+from era_dagster.storage.telemetry import FigureWrite, RunState, connect_to_tell, write_figures
 from era_dagster.telemetry.logs import RunLog, redactor
 from era_dagster.telemetry.tally import Tally
 from era_dagster.telemetry.webhook import post_json
@@ -163,7 +161,7 @@ class Recorder:
             return
         until = time.monotonic() + seconds
         try:
-            with driver_errors(), psycopg.connect(self._url, autocommit=True, connect_timeout=5) as connection:
+            with driver_errors(), connect_to_tell(self._url, autocommit=True) as connection:
                 for group in claim_untold(connection, most=_TOLD_AT_ONCE):
                     left = until - time.monotonic()
                     if left <= 0:

@@ -12,7 +12,7 @@ import psycopg
 from era_dagster.domain.errors import ConfigurationError, DatabaseUnavailable, EraError, StorageError
 from era_dagster.pipeline.ingest import stamp_rules
 from era_dagster.settings import Settings
-from era_dagster.storage.database import Database, checked_address, driver_errors, with_database
+from era_dagster.storage.database import Database, checked_address, driver_errors, options_beside, with_database
 from era_dagster.storage.migrations import migrate
 from era_dagster.storage.scrape import Gauge, build, dagster_gauges, read_figures, up
 from era_dagster.storage.telemetry import settle_killed
@@ -75,5 +75,8 @@ def _dagster(settings: Settings, url: str) -> list[Gauge]:
 
 def _connect(url: str) -> psycopg.Connection:
     return psycopg.connect(
-        url, connect_timeout=_CONNECT_SECONDS, options=_OPTIONS, application_name="era_dagster metrics"
+        url,
+        connect_timeout=_CONNECT_SECONDS,
+        options=options_beside(url, _OPTIONS),
+        application_name="era_dagster metrics",
     )

@@ -280,17 +280,22 @@ def set_lock_timeout(connection: psycopg.Connection, milliseconds: int) -> None:
     connection.execute("SELECT set_config('lock_timeout', %s, true)", (str(milliseconds),))
 
 
-def _session_options(url: str, *, lock_timeout_seconds: float | None) -> str:
-    """Ours beside those of the URL (a role, a time-out): given beside a URL, options would take the place of its own.
+def options_beside(url: str, ours: str) -> str:
+    """Session options for a connection to `url`: its own (a role, a time-out), and ours, which count where both set one.
 
-    The last one counts: a time-out of the URL's is kept, what our SQL relies on is not left to it.
+    Given beside a URL, options would take the place of its own.
     """
-    patience = "" if lock_timeout_seconds is None else f"-c lock_timeout={round(1000 * lock_timeout_seconds)}"
     try:
         theirs = conninfo_to_dict(url).get("options")
     except psycopg.ProgrammingError:
         theirs = None  # connecting says what is wrong with it
-    return f"{patience} {theirs or ''} {_SESSION_OPTIONS}"
+    return f"{theirs or ''} {ours}"
+
+
+def _session_options(url: str, *, lock_timeout_seconds: float | None) -> str:
+    """A time-out of the URL's is kept, what our SQL relies on is not left to it."""
+    patience = "" if lock_timeout_seconds is None else f"-c lock_timeout={round(1000 * lock_timeout_seconds)}"
+    return f"{patience} {options_beside(url, _SESSION_OPTIONS)}"
 
 
 def _check_answers(connection: psycopg.Connection, seconds: float) -> None:

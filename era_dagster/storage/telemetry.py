@@ -18,14 +18,14 @@ from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
 
 from era_dagster.domain.errors import PermanentError, StorageError
-from era_dagster.storage.database import Database, driver_errors, live_runs
+from era_dagster.storage.database import Database, driver_errors, live_runs, options_beside
 from era_dagster.storage.errors import ErrorNote, write_errors
 from era_dagster.telemetry.catalogue import RUNS_ENDED
 from era_dagster.telemetry.tally import Part
 
 RunState = Literal["running", "succeeded", "failed", "stopped", "killed"]
 # A write must not wait for a locked row or a sick server longer than this; it is sent again later.
-_PATIENCE = "-c statement_timeout=5000 -c lock_timeout=5000 -c timezone=UTC"
+_OPTIONS = "-c statement_timeout=5000 -c lock_timeout=5000 -c search_path=public -c timezone=UTC"
 _CONNECT_SECONDS = 5
 # A run that is alive writes every interval; this many without a sign of it, and no connection: its process is gone.
 STALE_INTERVALS = 3.0
@@ -70,19 +70,24 @@ class RunFigures:
     figures: dict[str, Any] = field(default_factory=dict[str, Any])
 
 
+def connect_to_tell(url: str, *, autocommit: bool = False) -> psycopg.Connection:
+    """A connection of its own, since the run's pool may be busy, or broken; for nothing on it is waited longer than 5 s."""
+    return psycopg.connect(
+        url,
+        autocommit=autocommit,
+        connect_timeout=_CONNECT_SECONDS,
+        options=options_beside(url, _OPTIONS),
+        application_name="era_dagster telemetry",
+    )
+
+
 def write_figures(url: str, write: FigureWrite) -> None:
-    """Count one write, on a connection of its own: the run's pool may be busy, or broken.
+    """Count one write.
 
     Sent twice it counts once. Raises `TransientError` or `StorageError` where the same write may be taken later, and
     `PermanentError` for a value that the database never takes. A figure that is not finite is stored as null.
     """
-    with (
-        _every_refusal(),
-        driver_errors(),
-        psycopg.connect(
-            url, connect_timeout=_CONNECT_SECONDS, options=_PATIENCE, application_name="era_dagster telemetry"
-        ) as connection,
-    ):
+    with _every_refusal(), driver_errors(), connect_to_tell(url) as connection:
         connection.execute(
             "INSERT INTO telemetry_runs (session_id, run_id, interval_seconds) VALUES (%s, %s, %s)"
             " ON CONFLICT (session_id) DO NOTHING",

@@ -5,11 +5,16 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict
 
 from era_dagster.domain.errors import DatabaseUnavailable
+from era_dagster.pipeline.scrape import scraper
+from era_dagster.settings import Settings
 from era_dagster.storage.database import Database
 from era_dagster.storage.errors import ErrorNote, claim_untold, error_groups, forget_errors, mark_told
 from era_dagster.storage.telemetry import FigureWrite, last_ends, read_runs, read_totals, settle_killed, write_figures
+from era_dagster.telemetry import catalogue
 from era_dagster.telemetry.tally import Part
 
 PART = Part("era_chapters_total", ("stored",))
@@ -125,3 +130,19 @@ def test_a_new_group_is_told_by_one_process_only_and_again_when_that_one_failed(
         mark_told(connection, ["f1"])
         connection.execute("UPDATE error_groups SET tell_after = now()")
         assert claim_untold(connection, most=5) == []
+
+
+def test_a_role_in_the_url_of_the_database_writes_the_figures_and_is_scraped(
+    database: Database, settings: Settings
+) -> None:
+    """Their connections dropped it: no figure was written, and the page said that the database is down."""
+    name = str(conninfo_to_dict(database.url)["dbname"])
+    with database.connection() as connection:
+        connection.execute(sql.SQL("CREATE ROLE {} LOGIN NOINHERIT IN ROLE postgres").format(sql.Identifier(name)))
+    theirs = (
+        f"{database.url.replace('postgres@', f'{name}@')}&options=-c%20role%3Dpostgres%20-c%20search_path%3Delsewhere"
+    )
+    write_figures(theirs, write(1))
+    found = scraper(settings, theirs)()
+    assert found.totals == {PART: 5.0}
+    assert (catalogue.DATABASE_UP, (), 1.0) in found.gauges
