@@ -81,9 +81,12 @@ def _files(settings: Settings, database: Database) -> Verdict:
         for fault in faults
     ]
     pending = sum(fault.pending for fault in faults)
+    foreign = sum(fault.kind == "foreign" for fault in faults)
     said: list[str] = []
-    if wrong := len(faults) - pending:
+    if wrong := len(faults) - pending - foreign:
         said.append(f"{wrong:,} files differ from the database; `era verify --fix` mends them.")
+    if foreign:
+        said.append(f"{foreign:,} files are not ours, and readers may take them for ours; move them out of there.")
     if pending:
         said.append(f"{pending:,} files are pending: their domains changed since; `era ingest` renders them.")
     verdict = _none_of(rows, "Every minister file is what the database would render.", " ".join(said))

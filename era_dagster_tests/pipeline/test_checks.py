@@ -216,6 +216,16 @@ def test_an_edited_file_turns_its_check_red_until_verify_mends_it(bench: Workben
     assert failing(bench) == set()
 
 
+def test_a_foreign_file_among_ours_is_named_with_who_can_mend_it(bench: Workbench) -> None:
+    """It was called different from the database, and `era verify --fix` was to mend it, which leaves it alone."""
+    sound(bench)
+    run(bench)
+    (bench.settings.ministers_dir / "risk" / "notes of mine.txt").write_text("keep", encoding="utf-8")
+    verdict = verdicts(bench)["files_agree_with_tables"]
+    assert "notes of mine.txt" in str(verdict.named)
+    assert verdict.said == "1 files are not ours, and readers may take them for ours; move them out of there."
+
+
 def test_files_that_no_run_was_to_render_yet_are_called_pending_and_the_damaged_ones_beside_them_are_not_hidden(
     bench: Workbench,
 ) -> None:
