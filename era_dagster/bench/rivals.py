@@ -60,7 +60,6 @@ class LangChain:
             def embed_query(self, text: str) -> list[float]:
                 raise NotImplementedError
 
-        self._options: Any = {}
         engine = PGEngine.from_connection_string(url=url.replace("postgresql://", "postgresql+psycopg://", 1))
         columns = [Column("domain", "TEXT")]
         engine.init_vectorstore_table(table_name=self.table, vector_size=dimension, metadata_columns=columns)

@@ -16,8 +16,8 @@ Methods", SIGIR 2009.
 T = TypeVar("T", bound=Hashable)
 
 
-def fuse_rankings(rankings: Sequence[Sequence[T]], *, rank_constant: int = RANK_CONSTANT) -> list[T]:
-    """All members of `rankings` (each best first, without repetition), by the sum of 1 / (rank_constant + rank).
+def fuse_rankings(rankings: Sequence[Sequence[T]]) -> list[T]:
+    """All members of `rankings` (each best first, without repetition), by the sum of 1 / (RANK_CONSTANT + rank).
 
     Ranks count from 1; a ranking adds nothing to what it does not hold. Members with equal sums keep the order in which
     they first appear, earlier rankings before later ones.
@@ -25,5 +25,5 @@ def fuse_rankings(rankings: Sequence[Sequence[T]], *, rank_constant: int = RANK_
     sums: dict[T, float] = {}
     for ranking in rankings:
         for rank, member in enumerate(ranking, start=1):
-            sums[member] = sums.get(member, 0.0) + 1.0 / (rank_constant + rank)
+            sums[member] = sums.get(member, 0.0) + 1.0 / (RANK_CONSTANT + rank)
     return sorted(sums, key=lambda member: -sums[member])

@@ -6,7 +6,7 @@ not touched. What a file says is `domain.ministers`; this module decides when an
 
 import os
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -49,7 +49,6 @@ class _Rendered:
     written: int = 0
     unchanged: int = 0
     removed: bool = False
-    foreign: tuple[str, ...] = ()
 
 
 def render_domain(database: Database, ministers_dir: Path, domain: str) -> bool:
@@ -62,16 +61,9 @@ def render_domain(database: Database, ministers_dir: Path, domain: str) -> bool:
     return rendered.written > 0 or rendered.removed
 
 
-def render_due(
-    database: Database,
-    ministers_dir: Path,
-    domains: Iterable[str] | None,
-    *,
-    report: Callable[[str], None] | None = None,
-) -> RenderReport:
+def render_due(database: Database, ministers_dir: Path, domains: Iterable[str] | None) -> RenderReport:
     """Render `domains`, each once; None means all whose entries changed since, or of whose files one is missing.
 
-    `report` is called with a sentence for each removed domain whose folder must stay because foreign files are in it.
     Raises as `render_domain`; the domains before the one that failed are done.
     """
     names = sorted(set(domains)) if domains is not None else _due(database, ministers_dir)
@@ -83,11 +75,6 @@ def render_due(
         unchanged += rendered.unchanged
         if rendered.removed:
             removed.append(domain)
-        if rendered.foreign and report is not None:
-            report(
-                f"The domain {domain} has no entries left, but its folder stays because of files that are not ours:"
-                f" {', '.join(rendered.foreign)}."
-            )
     return RenderReport(
         domains=tuple(names), files_written=written, files_unchanged=unchanged, domains_removed=tuple(removed)
     )
@@ -234,7 +221,7 @@ def _remove_files(folder: Path) -> _Rendered:
                 removed = True
         foreign = remove_empty(folder)
         sync_folder(folder if foreign else folder.parent)
-    return _Rendered(removed=removed or not foreign, foreign=foreign)
+    return _Rendered(removed=removed or not foreign)
 
 
 def strangers(folder: Path) -> tuple[str, ...]:

@@ -46,6 +46,7 @@ _NOT_FOR_IT = (
 )
 # A live server nobody can reach for so long has lost its socket (a cleaner of temporary folders) or is stopping anyway.
 _UNREACHABLE_SECONDS = 5.0
+_LONGEST_STOP_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,12 +121,12 @@ class EmbeddedServer:
                 version=self._cluster.version(),
             )
 
-    def stop(self, *, timeout_seconds: float = 30.0) -> bool:
+    def stop(self) -> bool:
         """Shut the server down (open transactions are rolled back) and wait for its end; True if it was running.
 
         Raises `DatabaseUnavailable` when it has not ended in time; it goes on shutting down then.
         """
-        deadline = time.monotonic() + timeout_seconds
+        deadline = time.monotonic() + _LONGEST_STOP_SECONDS
         with self._disk_errors():
             if not self._cluster.folder.exists():
                 return False

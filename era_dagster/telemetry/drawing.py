@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import ceil, log10
 
-BLUE, ORANGE, GREEN, GREY, INK, SHADE = "#1f6feb", "#d9730d", "#2da44e", "#8c959f", "#1f2328", "#f0f3f6"
+BLUE, ORANGE, GREY, INK, SHADE = "#1f6feb", "#d9730d", "#8c959f", "#1f2328", "#f0f3f6"
 
 Points = Sequence[tuple[float, float | None]]
 """(seconds, value); the line is broken where there is no value."""
