@@ -249,6 +249,9 @@ class EndpointController:
         self._unavailable.heard(now, refused=False, probe=ticket.probe)
 
     def _refused(self, now: float, ticket: Ticket, retry_after_seconds: float | None, *, limited: bool) -> None:
+        if limited and retry_after_seconds is None and self._only_full(now, ticket):
+            heapq.heappush(self._refused_places, now + self._limit.expected_latency)
+            return
         first = self._throttle.refused(now, sent_at=ticket.sent_at, retry_after_seconds=retry_after_seconds)
         if limited:
             known = self._pacer.learnt_rate is not None or self._pacer.is_used_up(now, tokens=ticket.tokens)
@@ -267,6 +270,13 @@ class EndpointController:
             self._limit.interrupted(now)
             pause = self._throttle.closed_until - now
             self._record(now, f"refused, nothing for {pause:.2f} s")
+
+    def _only_full(self, now: float, ticket: Ticket) -> bool:
+        """Whether a 429 is known to be no rate, so that nothing else has to wait for it."""
+        by_rate = self._pacer.learnt_rate is not None or self._unavailable.is_rate
+        if by_rate or ticket.probe or self._throttle.half_open or not self._limit.is_surely_full:
+            return False
+        return self._is_full(now, ticket, limited=True) is True
 
     def _is_full(self, now: float, ticket: Ticket, *, limited: bool) -> bool | None:
         """Whether a request was refused because too much is inside; None if that cannot be said yet."""

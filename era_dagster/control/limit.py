@@ -218,6 +218,11 @@ class AdaptiveLimit:
         """The texts that were taken while others were refused although the server was not full."""
         return self._room.items_per_second
 
+    @property
+    def is_surely_full(self) -> bool:
+        """Whether what is refused is too much inside, as was seen for a while."""
+        return self._room.is_sure
+
     def succeeded(self, now: float, number: int, *, items: int) -> Judgement | None:
         """A request of `items` texts was answered; a judgement if that ended an epoch."""
         known = self._flight.answered(now, number)

@@ -51,7 +51,8 @@ class _Full:
 class Room:
     """What a server was seen to take, and what it therefore gets.
 
-    `items_per_second`: the texts that it took while it refused others although it was not full.
+    `items_per_second`: the texts that it took while it refused others although it was not full. `is_sure`: it was seen to
+    refuse what is too much inside, and no less.
     """
 
     def __init__(self) -> None:
@@ -60,7 +61,7 @@ class Room:
         self._taken = self._taken_before = Inside(0, 0)
         self._full: dict[Bound, _Full] = {}
         self._known: Bound | None = None
-        self._is_sure = False
+        self.is_sure = False
         self._watched_since = -math.inf
         self._items = 0
 
@@ -86,7 +87,7 @@ class Room:
         self._taken = _most(self._taken, inside)
         for bound, full in self._full.items():
             full.holds = max(full.holds, min(inside.of(bound), full.refused - 1))
-            self._is_sure = self._is_sure or now >= full.tried_until
+            self.is_sure = self.is_sure or now >= full.tried_until
 
     def refused(self, now: float, inside: Inside, own: Inside, *, limited: bool) -> set[Bound] | None:
         """A request was refused, `own` of what was under way: of what the server may be full, so that less of it is sent from
@@ -104,7 +105,7 @@ class Room:
             for each in may_be:
                 # One that is refused although it is alone is too large by itself.
                 holds[each] = min(taken.of(each), inside.of(each) - 1) or own.of(each) // 2
-        elif self._is_sure or not limited:
+        elif self.is_sure or not limited:
             seconds = now - self._watched_since
             if seconds < WATCHED_SECONDS and not limited:
                 return None
@@ -115,7 +116,7 @@ class Room:
                 self._watched_since, self._items = now, 0
                 for each in (self._known,) if self._known else BOUNDS:
                     holds[each] = max(inside.of(each) - 1, int(LESS * taken.of(each)))
-        self._keep_to(now, holds, inside, tried=limited and not self._is_sure, either=either)
+        self._keep_to(now, holds, inside, tried=limited and not self.is_sure, either=either)
         return set(holds)
 
     def _keep_to(self, now: float, holds: dict[Bound, int], inside: Inside, *, tried: bool, either: bool) -> None:
@@ -123,7 +124,7 @@ class Room:
         self._full.pop("requests", None)
         if not holds:
             self._full.clear()
-            self._known, self._is_sure = None, False
+            self._known, self.is_sure = None, False
         for bound, much in holds.items():
             self._full[bound] = _Full(
                 holds=much,

@@ -382,6 +382,16 @@ def test_what_is_refused_though_the_server_tells_of_something_left_is_learnt(
         assert result.goodput >= least
 
 
+@pytest.mark.parametrize(("slots", "inside"), [(4, 48), (2, 16)])
+def test_nothing_else_waits_for_a_429_of_a_server_that_is_known_to_be_full(slots: int, inside: int) -> None:
+    """Before, everything paused for half a second each time that more was tried: .91 and .92 of what it can do."""
+    server = {"discipline": "requests", "slots": slots, "seconds_per_text": 0.005, "rtt_seconds": 0.002, "jitter": 0.05}
+    course = course_from({**server, "most_inside": inside, "full_status": 429})
+    for seed in (1, 2, 3):
+        result = alone(course, mean_tokens=60.0, seconds=9.0, warm_up=3.0, seed=seed)
+        assert result.goodput >= 0.97 * slots / 0.005
+
+
 @pytest.mark.parametrize(("step", "least", "late"), [(0.2, 400.0, 0.5), (0.3, 300.0, 0.75), (0.4, 180.0, 0.9)])
 def test_a_batching_server_with_slow_steps_gets_large_requests_one_at_a_time(
     step: float, least: float, late: float
