@@ -3,6 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Test processes, each with a database server of its own; the tests of one file stay together. Four on two cores: many tests wait.
 WORKERS ?= 4
+# Where Python is told to keep nothing compiled, each of the thousand processes of the tests would compile all of our code anew.
+export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
 .PHONY: help run test dev check format bench clean
