@@ -19,12 +19,15 @@ LIBRARIES = [
     "dagster",
     "dagster_postgres",
     "httpx",
+    "era_dagster_tests.single_threaded_numpy",
     "pgvector.psycopg",
     "psycopg",
     "psycopg_pool",
     "rich.progress",
+    "sqlalchemy.dialects.postgresql.psycopg2",
+    "psycopg2",
 ]
-"""None of them starts a thread, which a fork would lose; numpy does."""
+"""None of them starts a thread, which a fork would lose; numpy by itself does."""
 
 LONGEST_SECONDS = 240
 
