@@ -66,7 +66,7 @@ class Epoch:
         ordered = sorted(self.latencies)
         count = len(ordered)
         most = max(4.0 * ordered[count // 2], ordered[max(0, min(count - 2, int(0.95 * count)))])
-        capped = [min(each, most) for each in ordered]
+        capped = [each if each < most else most for each in ordered]
         # fsum, because sum() rounds otherwise since Python 3.12, and a law of thresholds goes another way for it.
         mean = math.fsum(capped) / count
         variance = math.fsum((each - mean) ** 2 for each in capped) / count

@@ -63,10 +63,10 @@ class Stuck:
             return found, again_at
         self._allowed = min(self._allowed, concurrency)
         wait = max(LATE_SECONDS, LATE_FACTOR * latency)
-        youngest = next(reversed(under_way), 0)
+        youngest, youngest_left = next(reversed(under_way), 0), self._youngest_left(under_way)
         for number, times in list(self._overtaken.items()):
             by_far = times >= OVERTAKEN_FLIGHTS * concurrency
-            if not by_far and number != youngest and any(n > number and n not in self._found for n in under_way):
+            if not by_far and number != youngest and number < youngest_left:
                 continue
             at = under_way[number].sent_at + (wait if by_far else 2.0 * wait)
             if now >= at and len(self._found) < concurrency and self._allowed >= 1.0:
@@ -74,6 +74,11 @@ class Stuck:
                 del self._overtaken[number]
                 self._found.add(number)
                 found.append(number)
+                youngest_left = self._youngest_left(under_way)
             elif now < at:
                 again_at = min(again_at, at)
         return found, again_at
+
+    def _youngest_left(self, under_way: dict[int, Request]) -> int:
+        """The youngest one that is not found to be stuck; 0 where all are."""
+        return next((number for number in reversed(under_way) if number > 0 and number not in self._found), 0)

@@ -237,6 +237,8 @@ class ServerPhysics:
 
     def _rate_refusal(self, at: float, request: _Request) -> Finished | None:
         spec = self.spec
+        if spec.requests_per_second is spec.texts_per_second is spec.tokens_per_second is None:
+            return None
         needs = {"requests": 1.0, "texts": float(len(request.tokens)), "tokens": float(sum(request.tokens))}
         rates = {
             "requests": spec.requests_per_second,
@@ -306,18 +308,19 @@ class ServerPhysics:
         if spec.discipline == "requests":
             works = [spec.seconds_per_request + spec.work_seconds(request.tokens)]
         else:
-            works = [
-                (0.0 if place else spec.seconds_per_request) + spec.seconds_per_text + tokens * spec.seconds_per_token
-                for place, tokens in enumerate(request.tokens)
-            ]
+            each, by_token, first = spec.seconds_per_text, spec.seconds_per_token, spec.seconds_per_request
+            works = [each + tokens * by_token for tokens in request.tokens]
+            works[:1] = [first + each + tokens * by_token for tokens in request.tokens[:1]]
+        last = max([end for _, end in pieces], default=ready)
         for work in works[len(pieces) :]:
-            start = max(ready, slots[0])
+            start = slots[0] if slots[0] > ready else ready
             end = start + slow * work
             heapq.heapreplace(slots, end)
             pieces.append((start, end))
+            last = max(last, end)
         if pieces and pieces[0][0] > at:
             heapq.heappush(self._starts, pieces[0][0])
-        self._push(max([end for _, end in pieces], default=ready), "worked", request)
+        self._push(last, "worked", request)
 
     def _worked(self, at: float, request: _Request) -> None:
         self._leave(request)

@@ -10,7 +10,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import count, islice
 from random import Random
 from typing import Any, Protocol
 
@@ -62,12 +62,13 @@ class Texts:
 
     def sizes(self, random: Random) -> Iterator[int]:
         """The tokens of one text after the other."""
+        numbers = count() if self.count is None else range(self.count)
+        if not self.cv:
+            size = max(self.shortest, min(self.longest, round(self.mean_tokens)))
+            return (size for _ in numbers)
         sigma = math.sqrt(math.log1p(self.cv**2))
-        number = 0
-        while self.count is None or number < self.count:
-            factor = random.lognormvariate(-sigma * sigma / 2, sigma) if self.cv else 1.0
-            yield max(self.shortest, min(self.longest, round(self.mean_tokens * factor)))
-            number += 1
+        factors = (random.lognormvariate(-sigma * sigma / 2, sigma) for _ in numbers)
+        return (max(self.shortest, min(self.longest, round(self.mean_tokens * factor))) for factor in factors)
 
 
 @dataclass(kw_only=True)
@@ -150,9 +151,10 @@ class _Wire:
 
     @property
     def next_event_at(self) -> float:
-        while self._deadlines and self._deadlines[0][1] not in self.owners:
-            self._deadlines.popleft()
-        return min(self.server.next_event_at, self._deadlines[0][0] if self._deadlines else math.inf)
+        deadlines, owners = self._deadlines, self.owners
+        while deadlines and deadlines[0][1] not in owners:
+            deadlines.popleft()
+        return min(self.server.next_event_at, deadlines[0][0]) if deadlines else self.server.next_event_at
 
     def ended(self, now: float) -> Iterator[tuple["_Client", Finished]]:
         while self._deadlines and self._deadlines[0][0] <= now:
@@ -244,10 +246,11 @@ class _Client:
         else:
             wanted = int((now - self.starts_at) * self._texts.per_second + 1e-6) - self._arrived
         if wanted > 0:
-            got = list(islice(self._source, wanted))
-            self._arrived += len(got)
-            self._exhausted = len(got) < wanted
-            self._fresh.extend(got)
+            before = len(self._fresh)
+            self._fresh.extend(islice(self._source, wanted))
+            got = len(self._fresh) - before
+            self._arrived += got
+            self._exhausted = got < wanted
 
     def _take(self, now: float, size: BatchSize) -> _Batch | None:
         while self._again and self._again[0][0] <= now:
@@ -376,6 +379,7 @@ def run(
         random = Random(1000 * seed + number + 1)
         clients.append(_Client(controller, texts, random, result, starts_at, warm_up))
     now = watch_at = 0.0
+    endless = texts.count is None
     while True:
         if told:
             present = sum(client.starts_at <= now for client in clients) > 1
@@ -386,12 +390,17 @@ def run(
         if watch is not None and now >= watch_at:
             watch(now, controllers)
             watch_at = now + WATCH_SECONDS
-        now = max(now, min(wire.next_event_at, *(client.wake_at for client in clients)))
+        next_at = wire.next_event_at
+        for client in clients:
+            if client.wake_at < next_at:
+                next_at = client.wake_at
+        if next_at > now:
+            now = next_at
         if now >= seconds:
             break
         for client, finished in wire.ended(now):
             client.ended(finished, now)
-        if all(client.finished for client in clients):
+        if not endless and all(client.finished for client in clients):
             break
     for client in clients:
         client.result.unsettled = client.unsettled
