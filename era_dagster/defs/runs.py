@@ -78,11 +78,13 @@ def settle_runs(instance: dg.DagsterInstance, database: Database, *, now: float)
     known = cache(
         lambda: list(instance.get_dynamic_partitions(BOOK_CHAPTERS))
     )  # once: a backfill may be hundreds of runs
+    # Each look is a connection, 7 ms; another project may have hundreds of runs of one job.
+    has_our_op = cache(lambda snapshot_id: instance.get_job_snapshot(snapshot_id).has_node_name(OP_NAME))
     chapters: set[str] = set()
     everything = False
     for record in records:
         run = record.dagster_run
-        if run.run_id not in alive and _is_gone(record, now, server_at) and _is_ours(instance, run):
+        if run.run_id not in alive and _is_gone(record, now, server_at) and _is_ours(run, has_our_op):
             again = instance.get_run_record_by_id(run.run_id)
             if again is not None and _is_gone(again, now, server_at):
                 instance.report_run_failed(
@@ -108,11 +110,11 @@ def _is_gone(record: dg.RunRecord, now: float, server_at: float) -> bool:
     return holds or now - (until or began) > _GRACE_SECONDS
 
 
-def _is_ours(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
+def _is_ours(run: dg.DagsterRun, has_our_op: Callable[[str], bool]) -> bool:
     """Whether the run takes chapters. Another project of the same Dagster may call a job `ingest` too."""
     if TAKES_TAG in run.tags:
         return True
-    return run.job_snapshot_id is not None and instance.get_job_snapshot(run.job_snapshot_id).has_node_name(OP_NAME)
+    return run.job_snapshot_id is not None and has_our_op(run.job_snapshot_id)
 
 
 def _held(run: dg.DagsterRun) -> tuple[bool, float | None]:
