@@ -30,6 +30,7 @@ from era_dagster.pipeline.receipt import Receipt
 from era_dagster.pipeline.runner import StageDone
 from era_dagster.pipeline.watch import RunReport
 from era_dagster.settings import Settings
+from era_dagster.storage.attempts import note_stopped
 from era_dagster.storage.database import Database
 from era_dagster.storage.drops import (
     KnownChapter,
@@ -242,6 +243,10 @@ def run_chapters(
             if listener.report is not None:
                 context.log.info("Receipt: %s", listener.report.receipt.as_json())
             record_checks(context, settings, database)
+        raise
+    except dg.DagsterExecutionInterruptedError:
+        # The sensor would start it again within seconds.
+        note_stopped(database, [chapter.partition_key for chapter in chapters])
         raise
     record_checks(context, settings, database)
     context.log.info("Receipt: %s", receipt.as_json())

@@ -18,6 +18,15 @@ def note_requested(database: Database, keys: Sequence[str]) -> None:
         )
 
 
+def note_stopped(database: Database, keys: Sequence[str]) -> None:
+    """Somebody stopped a run of these chapters: it has not failed, and what it left is wanted again only after the first wait."""
+    with database.connection() as connection:
+        _lock(connection, keys)
+        connection.execute(
+            "UPDATE drop_chapters SET attempts = 1, requested_at = now() WHERE partition_key = ANY(%s)", (list(keys),)
+        )
+
+
 def note_failures(
     database: Database,
     tried: Sequence[KnownChapter],

@@ -35,12 +35,8 @@ def failure_of(result: dg.ExecuteInProcessResult) -> str:
     return data.user_failure_data.description
 
 
-def test_an_interrupt_that_arrives_in_a_side_task_stops_the_run_and_what_is_done_is_kept(
-    desk: Desk, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Dagster's handler raises wherever the program is: in a callback of the event loop it was logged, and the run went on."""
-    desk.drop("level", range(1, 31))
-    desk.asked()
+def run_until_terminated(desk: Desk, keys: list[str]) -> dg.ExecuteInProcessResult:
+    """A run that hears of the stop once the first chapter is stored; in a callback of its event loop."""
     desk.server.seconds_per_text = 0.05
     heard: list[int] = []
 
@@ -50,10 +46,17 @@ def test_an_interrupt_that_arrives_in_a_side_task_stops_the_run_and_what_is_done
             asyncio.get_running_loop().call_soon(signal.raise_signal, signal.SIGINT)
 
     job = build_defs(on_progress=terminate).resolve_job_def(INGEST_JOB)
+    return job.execute_in_process(instance=desk.instance, run_config=run_config(keys), raise_on_error=False)
+
+
+def test_an_interrupt_that_arrives_in_a_side_task_stops_the_run_and_what_is_done_is_kept(
+    desk: Desk, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Dagster's handler raises wherever the program is: in a callback of the event loop it was logged, and the run went on."""
+    desk.drop("level", range(1, 31))
+    desk.asked()
     with caplog.at_level(logging.INFO, logger="era_dagster"):
-        result = job.execute_in_process(
-            instance=desk.instance, run_config=run_config(desk.partitions()), raise_on_error=False
-        )
+        result = run_until_terminated(desk, desk.partitions())
     (ended,) = [event for event in result.all_events if event.is_job_failure]
     assert ended.job_failure_data.error is not None
     assert ended.job_failure_data.error.cls_name == dg.DagsterExecutionInterruptedError.__name__
@@ -65,6 +68,15 @@ def test_an_interrupt_that_arrives_in_a_side_task_stops_the_run_and_what_is_done
         ('["stopped"]', 1.0)
     ]
     assert desk.marked("chapters") <= stored
+
+
+def test_what_a_person_stopped_the_sensor_leaves_alone_for_a_minute(desk: Desk) -> None:
+    """It started it again within seconds: what a person had launched, and whatever had gone on for longer than a minute."""
+    desk.drop("level", range(1, 31))
+    assert not run_until_terminated(desk, []).success
+    assert desk.asked() == []
+    desk.sql("UPDATE drop_chapters SET requested_at = requested_at - interval '61 seconds' RETURNING 1")
+    assert desk.asked() == [[f"level/{number:04}" for number in range(1, 31)]]
 
 
 def test_everything_pending_looks_at_the_drop_folder_first(desk: Desk) -> None:
