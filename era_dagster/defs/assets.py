@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import Any
 
 import dagster as dg
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from era_dagster.defs.checks import record_checks
 from era_dagster.defs.events import MaterializationLog
@@ -19,7 +19,7 @@ from era_dagster.defs.failures import as_dagster_failures
 from era_dagster.defs.metadata import chapter_metadata, run_metadata
 from era_dagster.defs.partitions import BOOK_CHAPTERS, add_missing, book_chapters, forget, left_out, with_unmarked
 from era_dagster.defs.pictures import domains_picture, knowledge_pictures
-from era_dagster.defs.resources import KnowledgeBaseResource
+from era_dagster.defs.resources import KnowledgeBaseResource, without_cleared
 from era_dagster.defs.runs import OP_NAME, settle_runs, taking
 from era_dagster.domain.errors import ConfigurationError, EraError
 from era_dagster.domain.stages import STAGES, UPSTREAM, with_upstream
@@ -81,6 +81,7 @@ class IngestConfig(dg.Config):
 
     chapters: list[str] = Field(default=[], description="Partition keys; empty: everything that is pending.")
     look: bool = Field(default=True, description="Look at the drop folder first.")
+    _cleared = model_validator(mode="before")(without_cleared)
 
 
 def build_assets(*, partitioned: bool, on_progress: Progress | None = None) -> list[dg.AssetsDefinition]:

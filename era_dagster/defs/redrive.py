@@ -6,11 +6,11 @@ A plain job, without partitions, so that it starts from a click; what it finishe
 import time
 
 import dagster as dg
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from era_dagster.defs.assets import run_chapters
 from era_dagster.defs.failures import as_dagster_failures
-from era_dagster.defs.resources import KnowledgeBaseResource
+from era_dagster.defs.resources import KnowledgeBaseResource, without_cleared
 from era_dagster.defs.runs import settle_runs, taking
 from era_dagster.domain.stages import STAGES
 from era_dagster.storage.dead_letters import ask_again, find_letters
@@ -26,6 +26,7 @@ class RedriveConfig(dg.Config):
     letters: list[str] = Field(
         default=[], description="Fingerprints, partition keys or ids of letters; empty: every open one."
     )
+    _cleared = model_validator(mode="before")(without_cleared)
 
 
 @dg.op(name=REDRIVE_OP, out=dg.Out(dg.Nothing))

@@ -11,11 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from era_dagster.settings import Settings, absolute, load_settings
 from era_dagster.storage.database import Database, database_url
 from era_dagster.storage.migrations import migrate
+
+
+def without_cleared(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a config but those that a person cleared in the launchpad (null, blank): they are as if never given.
+
+    Dagster's own check lets null pass for every field that has a default.
+    """
+    stripped = {name: value.strip() if isinstance(value, str) else value for name, value in fields.items()}
+    return {name: value for name, value in stripped.items() if value is not None and value != ""}
 
 
 class KnowledgeBaseResource(dg.ConfigurableResource):
@@ -26,6 +35,7 @@ class KnowledgeBaseResource(dg.ConfigurableResource):
     embedding_provider: str = Field(default="", description="ollama, openai or local (ERA_EMBEDDING_PROVIDER).")
     embedding_urls: list[str] = Field(default=[], description="Embedding servers (ERA_EMBEDDING_URLS).")
     embedding_model: str = Field(default="", description="Model name (ERA_EMBEDDING_MODEL).")
+    _cleared = model_validator(mode="before")(without_cleared)
 
     def settings(self) -> Settings:
         """The resolved settings. Raises `ConfigurationError` for a wrong value."""

@@ -16,7 +16,8 @@ from era_dagster.definitions import build_defs
 from era_dagster.defs.instance import open_instance
 from era_dagster.defs.jobs import run_config
 from era_dagster.defs.partitions import BOOK_CHAPTERS
-from era_dagster.defs.runs import EVERYTHING_PENDING, INGEST_JOB, TAKES_TAG
+from era_dagster.defs.redrive import REDRIVE_JOB, REDRIVE_OP
+from era_dagster.defs.runs import EVERYTHING_PENDING, INGEST_JOB, OP_NAME, TAKES_TAG
 from era_dagster.domain.errors import ConfigurationError
 from era_dagster.embedding.report import EmbedStats
 from era_dagster.pipeline.drop import look_at_drop
@@ -68,6 +69,37 @@ def test_an_interrupt_that_arrives_in_a_side_task_stops_the_run_and_what_is_done
         ('["stopped"]', 1.0)
     ]
     assert desk.marked("chapters") <= stored
+
+
+@pytest.mark.parametrize(
+    ("job", "op", "config"),
+    [(INGEST_JOB, OP_NAME, {"chapters": None, "look": None}), (REDRIVE_JOB, REDRIVE_OP, {"letters": None})],
+)
+def test_a_field_that_is_cleared_in_the_launchpad_is_as_if_never_given(
+    desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, job: str, op: str, config: dict[str, None]
+) -> None:
+    """Dagster's check let it pass, and the run ended with a stack trace; a blank folder was made, and files written there."""
+    monkeypatch.chdir(tmp_path)
+    desk.drop("level", [1])
+    cleared = {
+        "drop_dir": None,
+        "data_dir": " ",
+        "embedding_provider": "",
+        "embedding_urls": None,
+        "embedding_model": " ",
+    }
+    result = (
+        build_defs()
+        .resolve_job_def(job)
+        .execute_in_process(
+            instance=desk.instance,
+            run_config={"ops": {op: {"config": config}}, "resources": {"knowledge_base": {"config": cleared}}},
+            raise_on_error=False,
+        )
+    )
+    assert result.success
+    assert desk.partitions() == (["level/0001"] if job == INGEST_JOB else [])
+    assert not (tmp_path / " ").exists()
 
 
 def test_what_a_person_stopped_the_sensor_leaves_alone_for_a_minute(desk: Desk) -> None:
