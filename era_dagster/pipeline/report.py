@@ -159,7 +159,6 @@ def _request_numbers(report: EmbedReport | None) -> dict[str, Any]:
         "tokens": report.tokens,
         "retries": report.retries,
         "refusals": report.refusals,
-        "texts_per_second": round(len(report.vectors) / report.seconds, 1) if report.seconds else None,
         "request_p50_ms": _ms(latency.p50_seconds),
         "request_p95_ms": _ms(latency.p95_seconds),
         "request_p99_ms": _ms(latency.p99_seconds),
