@@ -246,8 +246,9 @@ def run_chapters(
             record_checks(context, settings, database)
         raise
     except dg.DagsterExecutionInterruptedError:
-        # The sensor would start it again within seconds.
-        note_stopped(database, [chapter.partition_key for chapter in chapters])
+        # The sensor would start it again within seconds. Where the database is away, the stop is what counts.
+        with suppress(EraError):
+            note_stopped(database, [chapter.partition_key for chapter in chapters])
         raise
     record_checks(context, settings, database)
     context.log.info("Receipt: %s", receipt.as_json())
