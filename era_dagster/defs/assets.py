@@ -212,6 +212,12 @@ def run_chapters(
     """
     log = MaterializationLog(context, ASSET_ORDER)
     listener = _DagsterListener(log, on_progress)
+
+    def tell_of_the_whole() -> None:
+        _forget_retired(context.instance, database, chapters)
+        if listener.whole is not None:
+            log.add(COMBINED_INDEX, None, _whole_metadata(listener.whole, listener.report, database))
+
     try:
         with log:
             try:
@@ -223,10 +229,18 @@ def run_chapters(
                     run_id=context.run.run_id,
                     listener=listener,
                 )
-            finally:
-                _forget_retired(context.instance, database, chapters)
-                if listener.whole is not None:
-                    log.add(COMBINED_INDEX, None, _whole_metadata(listener.whole, listener.report, database))
+            except dg.DagsterExecutionInterruptedError:
+                # Where the database is away, the stop is what counts.
+                with suppress(EraError):
+                    tell_of_the_whole()
+                    # The sensor would start it again within seconds.
+                    note_stopped(database, [chapter.partition_key for chapter in chapters])
+                raise
+            except EraError:
+                with suppress(EraError):
+                    tell_of_the_whole()
+                raise
+            tell_of_the_whole()
         set_recorded(database, sorted(listener.told))
     except EraError:
         # The trouble of the run is what counts, should the checks meet the same.
@@ -244,11 +258,6 @@ def run_chapters(
             if listener.report is not None:
                 context.log.info("Receipt: %s", listener.report.receipt.as_json())
             record_checks(context, settings, database)
-        raise
-    except dg.DagsterExecutionInterruptedError:
-        # The sensor would start it again within seconds. Where the database is away, the stop is what counts.
-        with suppress(EraError):
-            note_stopped(database, [chapter.partition_key for chapter in chapters])
         raise
     record_checks(context, settings, database)
     context.log.info("Receipt: %s", receipt.as_json())

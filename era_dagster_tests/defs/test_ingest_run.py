@@ -5,12 +5,15 @@ import logging
 import os
 import signal
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import dagster as dg
+import psycopg
 import pytest
 from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
+from psycopg.conninfo import conninfo_to_dict
 
 from era_dagster.definitions import build_defs
 from era_dagster.defs.instance import open_instance
@@ -36,14 +39,17 @@ def failure_of(result: dg.ExecuteInProcessResult) -> str:
     return data.user_failure_data.description
 
 
-def run_until_terminated(desk: Desk, keys: list[str]) -> dg.ExecuteInProcessResult:
-    """A run that hears of the stop once the first chapter is stored; in a callback of its event loop."""
+def run_until_terminated(
+    desk: Desk, keys: list[str], *, first: Callable[[], None] = lambda: None
+) -> dg.ExecuteInProcessResult:
+    """A run that hears of the stop once the first chapter is stored, and `first` is done; in a callback of its event loop."""
     desk.server.seconds_per_text = 0.05
     heard: list[int] = []
 
     def terminate(receipt: Receipt, total: int, stats: EmbedStats | None) -> None:
         if receipt.chapters_stored and not heard:
             heard.append(receipt.chapters_stored)
+            first()
             asyncio.get_running_loop().call_soon(signal.raise_signal, signal.SIGINT)
 
     job = build_defs(on_progress=terminate).resolve_job_def(INGEST_JOB)
@@ -109,6 +115,27 @@ def test_what_a_person_stopped_the_sensor_leaves_alone_for_a_minute(desk: Desk) 
     assert desk.asked() == []
     desk.sql("UPDATE drop_chapters SET requested_at = requested_at - interval '61 seconds' RETURNING 1")
     assert desk.asked() == [[f"level/{number:04}" for number in range(1, 31)]]
+
+
+def test_a_stop_stays_a_stop_where_the_database_is_away_at_its_end(
+    desk: Desk, postgres_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The look for partitions to remove met that it is away, and the run had failed, to be tried again."""
+    monkeypatch.setattr("era_dagster.storage.database._LONGEST_WAIT_SECONDS", 0.5)
+    desk.drop("level", range(1, 31))
+    name = conninfo_to_dict(desk.database.url)["dbname"]
+
+    def go_away() -> None:
+        with psycopg.connect(postgres_server, autocommit=True) as connection:
+            connection.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false'.encode())
+            connection.execute(
+                "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = %s", (name,)
+            )
+
+    result = run_until_terminated(desk, [], first=go_away)
+    (ended,) = [event for event in result.all_events if event.is_job_failure]
+    assert ended.job_failure_data.error is not None
+    assert ended.job_failure_data.error.cls_name == dg.DagsterExecutionInterruptedError.__name__
 
 
 def test_everything_pending_looks_at_the_drop_folder_first(desk: Desk) -> None:
