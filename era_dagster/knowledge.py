@@ -296,6 +296,7 @@ class AsyncKnowledgeBase:
         """Close all connections; the object cannot be used afterwards. Look-ups under way are waited for."""
         import asyncio
 
+        self._use.closed = True
         await asyncio.to_thread(self._close)
 
     async def __aenter__(self) -> Self:

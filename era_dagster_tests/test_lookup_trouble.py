@@ -226,7 +226,7 @@ def test_the_awaited_functions_answer_as_the_others_do_and_nothing_is_open_after
                 await base.lookup(query(), book="harbour", within="chunks"),
             )
         await base.close()  # a second time does no harm
-        with pytest.raises(RuntimeError):
+        with pytest.raises(ConfigurationError, match="is closed"):
             await base.lookup(query())
         return answers
 
