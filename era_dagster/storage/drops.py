@@ -23,7 +23,7 @@ SourceStateName = Literal["read", "waiting", "unreadable"]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KnownChapter:
     """A chapter of the register. `gone`: it left the input, its rows are to be removed; `attempts`: runs requested for
-    this content so far; `requested_at`: when the last was, in seconds since 1970."""
+    this content so far, one where somebody stopped one; `requested_at`: when the last was, or its stop, in seconds since 1970."""
 
     partition_key: str
     chapter: int
