@@ -249,15 +249,17 @@ class EndpointController:
         self._unavailable.heard(now, refused=False, probe=ticket.probe)
 
     def _refused(self, now: float, ticket: Ticket, retry_after_seconds: float | None, *, limited: bool) -> None:
-        if limited and retry_after_seconds is None and self._only_full(now, ticket):
-            heapq.heappush(self._refused_places, now + self._limit.expected_latency)
-            return
-        first = self._throttle.refused(now, sent_at=ticket.sent_at, retry_after_seconds=retry_after_seconds)
+        first = self._throttle.is_first(ticket.sent_at)
         if limited:
             known = self._pacer.learnt_rate is not None or self._pacer.is_used_up(now, tokens=ticket.tokens)
             by_rate = (retry_after_seconds or 0.0) > TRIED_SECONDS or ticket.probe or known or self._unavailable.is_rate
+            only_full = self._limit.is_surely_full and retry_after_seconds is None and not self._throttle.half_open
             full = first and not by_rate and self._is_full(now, ticket, limited=True) is True
             self._limit.turned_away(now, ticket.number)
+            if full and only_full:
+                # Known to be no rate: nothing else has to wait for it.
+                heapq.heappush(self._refused_places, now + self._limit.expected_latency)
+                return
             at, sent, sure = ticket.sent_at, ticket.sent, self._unavailable.is_sure
             items, tokens = ticket.items, ticket.tokens
             learnt = self._pacer.refused(
@@ -266,17 +268,11 @@ class EndpointController:
             if learnt and self._unavailable.learnt(now, self._pacer.learnt_rate):
                 self._pacer.forget()
                 self._tell(now, self._limit.was_never_full(now))
+        self._throttle.refused(now, sent_at=ticket.sent_at, retry_after_seconds=retry_after_seconds)
         if first:
             self._limit.interrupted(now)
             pause = self._throttle.closed_until - now
             self._record(now, f"refused, nothing for {pause:.2f} s")
-
-    def _only_full(self, now: float, ticket: Ticket) -> bool:
-        """Whether a 429 is known to be no rate, so that nothing else has to wait for it."""
-        by_rate = self._pacer.learnt_rate is not None or self._unavailable.is_rate
-        if by_rate or ticket.probe or self._throttle.half_open or not self._limit.is_surely_full:
-            return False
-        return self._is_full(now, ticket, limited=True) is True
 
     def _is_full(self, now: float, ticket: Ticket, *, limited: bool) -> bool | None:
         """Whether a request was refused because too much is inside; None if that cannot be said yet."""

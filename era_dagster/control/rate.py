@@ -53,21 +53,24 @@ class Throttle:
         self.half_open = False
         self._refusals = 0
 
-    def refused(self, now: float, *, sent_at: float, retry_after_seconds: float | None) -> bool:
-        """A request sent at `sent_at` was refused at `now`. Whether it is the first refusal of its flight."""
-        known = self.half_open and sent_at < self.closed_until
-        if not known:
+    def is_first(self, sent_at: float) -> bool:
+        """Whether a refusal of a request sent at `sent_at` is the first of its flight."""
+        return not self.half_open or sent_at >= self.closed_until
+
+    def refused(self, now: float, *, sent_at: float, retry_after_seconds: float | None) -> None:
+        """A request sent at `sent_at` was refused at `now`."""
+        first = self.is_first(sent_at)
+        if first:
             self._refusals += 1
         doublings = self._refusals - 1
         if retry_after_seconds is not None:
             doublings -= 1
             self.announced_until = now + retry_after_seconds
             self.closed_until = max(self.closed_until, self.announced_until)
-        if not known and doublings >= 0:
+        if first and doublings >= 0:
             pause = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2.0 ** min(doublings, 10))
             self.closed_until = max(self.closed_until, now + pause)
         self.half_open = True
-        return not known
 
     def succeeded(self, *, sent_at: float) -> bool:
         """A request was answered; whether that ends the pause: one that was sent before the refusal proves nothing."""

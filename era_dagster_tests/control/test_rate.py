@@ -58,7 +58,8 @@ def drive(
             throttle.succeeded(sent_at=now)
         else:
             refusals += 1
-            first = throttle.refused(now, sent_at=now, retry_after_seconds=None)
+            first = throttle.is_first(now)
+            throttle.refused(now, sent_at=now, retry_after_seconds=None)
             pacer.refused(now, sent_at=now, sent=sent, items=items, tokens=20.0 * items, first=first)
         now += 1e-3
     return accepted, refusals
