@@ -229,16 +229,13 @@ def run_chapters(
                     run_id=context.run.run_id,
                     listener=listener,
                 )
-            except dg.DagsterExecutionInterruptedError:
-                # Where the database is away, the stop is what counts.
+            except (dg.DagsterExecutionInterruptedError, EraError) as end:
+                # Where the database is away, what ended the run is what counts.
                 with suppress(EraError):
                     tell_of_the_whole()
-                    # The sensor would start it again within seconds.
-                    note_stopped(database, [chapter.partition_key for chapter in chapters])
-                raise
-            except EraError:
-                with suppress(EraError):
-                    tell_of_the_whole()
+                    if not isinstance(end, EraError):
+                        # Stopped; the sensor would start it again within seconds.
+                        note_stopped(database, [chapter.partition_key for chapter in chapters])
                 raise
             tell_of_the_whole()
         set_recorded(database, sorted(listener.told))
