@@ -37,10 +37,6 @@ class ModelProfile:
             character for character in unicodedata.normalize("NFD", lowered) if unicodedata.category(character) != "Mn"
         )
 
-    def prepared(self, text: str, role: Role) -> str:
-        """The text exactly as it is sent."""
-        return self.prefix(role) + self.normalised(text)
-
 
 def model_profile(model: str, *, document_prefix: str | None = None, query_prefix: str | None = None) -> ModelProfile:
     """The profile of a model by its name, in any registry's spelling; a prefix that is not None wins.

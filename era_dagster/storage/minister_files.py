@@ -51,20 +51,13 @@ class _Rendered:
     removed: bool = False
 
 
-def render_domain(database: Database, ministers_dir: Path, domain: str) -> bool:
-    """Make the five files of `domain` (a slug) agree with the database; True when something on disk changed.
+def render_due(database: Database, ministers_dir: Path, domains: Iterable[str] | None) -> RenderReport:
+    """Make the five files of each of `domains` (slugs) agree with the database; None means all whose entries changed since,
+    or of whose files one is missing.
 
     A domain without entries loses its files, and its folder unless foreign files are in it. A domain the database does
-    not know is left alone. Raises `StorageError` naming the file that cannot be written; no file is ever half-written.
-    """
-    rendered = _render(database, ministers_dir, domain)
-    return rendered.written > 0 or rendered.removed
-
-
-def render_due(database: Database, ministers_dir: Path, domains: Iterable[str] | None) -> RenderReport:
-    """Render `domains`, each once; None means all whose entries changed since, or of whose files one is missing.
-
-    Raises as `render_domain`; the domains before the one that failed are done.
+    not know is left alone. Raises `StorageError` naming the file that cannot be written: no file is ever half-written, and
+    the domains before that one are done.
     """
     names = sorted(set(domains)) if domains is not None else _due(database, ministers_dir)
     written = unchanged = 0

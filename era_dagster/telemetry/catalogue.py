@@ -4,7 +4,6 @@ The one list that counting, storing, exporting and the documentation (docs/metri
 Counters and histograms are added up over all runs in the database; gauges are read when somebody scrapes.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -273,5 +272,3 @@ GAUGES: tuple[Metric, ...] = (
     DATABASE_UP,
     BUILD_INFO,
 )
-
-BY_NAME: Mapping[str, Metric] = {metric.name: metric for metric in (*COUNTED, *GAUGES)}

@@ -104,9 +104,13 @@ def test_vectors_are_handed_over_in_the_order_of_their_keys() -> None:
 
 def test_nomic_texts_get_their_prefix_and_uncased_models_lower_case_without_accents() -> None:
     nomic = model_profile("hf.co/nomic-ai/nomic-embed-text-v1.5-GGUF:latest")
-    assert nomic.prepared("Élan VITAL", "document") == "search_document: elan vital"
-    assert nomic.prepared("Why?", "query") == "search_query: why?"
-    assert model_profile("all-minilm:33m").prepared("Élan", "query") == "elan"
-    assert model_profile("nomic-embed-text-v2-moe").prepared("Élan", "query") == "search_query: Élan"
-    assert model_profile("bge-m3").prepared("Élan", "document") == "Élan"
-    assert model_profile("nomic-embed-text", document_prefix="").prepared("A", "document") == "a"
+    assert (nomic.prefix("document"), nomic.normalised("Élan VITAL")) == ("search_document: ", "elan vital")
+    assert (nomic.prefix("query"), nomic.normalised("Why?")) == ("search_query: ", "why?")
+    minilm = model_profile("all-minilm:33m")
+    assert (minilm.prefix("query"), minilm.normalised("Élan")) == ("", "elan")
+    multilingual = model_profile("nomic-embed-text-v2-moe")
+    assert (multilingual.prefix("query"), multilingual.normalised("Élan")) == ("search_query: ", "Élan")
+    bge = model_profile("bge-m3")
+    assert (bge.prefix("document"), bge.normalised("Élan")) == ("", "Élan")
+    bare = model_profile("nomic-embed-text", document_prefix="")
+    assert (bare.prefix("document"), bare.normalised("A")) == ("", "a")

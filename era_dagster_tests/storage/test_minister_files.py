@@ -13,7 +13,7 @@ import pytest
 
 from era_dagster.domain.errors import StorageError
 from era_dagster.storage.database import Database
-from era_dagster.storage.minister_files import render_domain, render_due, write_combined_index
+from era_dagster.storage.minister_files import render_due, write_combined_index
 
 FILES = ("claims.json", "doctrine.json", "principles.json", "rules.json", "warnings.json")
 KILLED = -signal.SIGKILL if os.name != "nt" else 15
@@ -24,7 +24,7 @@ import os, signal, sys
 from pathlib import Path
 from era_dagster.domain.errors import StorageError
 from era_dagster.storage.database import Database
-from era_dagster.storage.minister_files import render_domain
+from era_dagster.storage.minister_files import render_due
 
 url, folder, domain, dies_at = sys.argv[1], Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
 sync, syncs = os.fsync, 0
@@ -42,7 +42,7 @@ with Database(url, pool_size=1) as database:
         import resource
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[5]), resource.RLIM_INFINITY))
     try:
-        render_domain(database, folder, domain)
+        render_due(database, folder, [domain])
     except StorageError as error:
         sys.exit(str(error))
 """
@@ -52,8 +52,7 @@ ADD_AND_RENDER = """
 import sys
 from pathlib import Path
 from era_dagster.storage.database import Database
-from era_dagster.storage.minister_files import render_domain
-from era_dagster_tests.storage.test_minister_files import put_entry
+from era_dagster_tests.storage.test_minister_files import put_entry, render_domain
 
 url, folder, domain, name = sys.argv[1], Path(sys.argv[2]), sys.argv[3], sys.argv[4]
 with Database(url, pool_size=1) as database:
@@ -61,6 +60,12 @@ with Database(url, pool_size=1) as database:
         put_entry(database, domain, text=f"{name} {number}")
         render_domain(database, folder, domain)
 """
+
+
+def render_domain(database: Database, ministers_dir: Path, domain: str) -> bool:
+    """Render one domain; whether something on disk changed."""
+    report = render_due(database, ministers_dir, [domain])
+    return report.files_written > 0 or bool(report.domains_removed)
 
 
 def put_entry(
