@@ -4,11 +4,13 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC
+from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
 LONGEST_RESET_SECONDS = 366 * 86400.0
 """A longer time is a moment, in seconds since 1970, and no duration."""
+_IN_MILLISECONDS = 1e11
+"""A later moment is in milliseconds since 1970: in seconds it would be in the year 5138."""
 NAMES = [
     (kind, [name.format(part) for part in ("limit", "remaining", "reset")])
     for kind, name in (
@@ -33,10 +35,10 @@ class Allowance:
 def announced_allowances(headers: Mapping[str, str]) -> dict[str, Allowance]:
     """The headers about limits by what they count, `requests` or `tokens`; those that cannot be read are left out.
 
-    Without a kind in their names they count requests; of several, as of a gateway and of the server behind it, that counts of
-    which least is left. Resets are seconds ("12", "0.5"), durations as in "6m0s", "1.5s", "20ms", or seconds since 1970 where
-    the server's own clock stands in `Date`. A limit may name its windows ("100, 100;w=60"). `RateLimit` as one field is read
-    as draft 7 of the IETF has it, and as draft 8 with `RateLimit-Policy`.
+    Without a kind in their names they count requests; of several, as of a gateway and of the server behind it, that
+    counts of which least is left. Resets are seconds ("12", "0.5"), durations as in "6m0s", "1.5s", "20ms", or seconds or
+    milliseconds since 1970 where the server's own clock stands in `Date`. A limit may name its windows ("100, 100;w=60").
+    `RateLimit` as one field is read as draft 7 of the IETF has it, and as draft 8 with `RateLimit-Policy`.
     """
     said: list[tuple[str, Allowance | None]] = []
     if "ratelimit" in headers:
@@ -50,6 +52,15 @@ def announced_allowances(headers: Mapping[str, str]) -> dict[str, Allowance]:
         if each is not None and (kind not in found or each.remaining < found[kind].remaining):
             found[kind] = each
     return found
+
+
+def seconds_until(moment: float, now: datetime) -> float | None:
+    """How long until a moment in seconds or milliseconds since 1970, negative where it is over; None for one that is further
+    from `now` than any pause."""
+    seconds = moment / 1000.0 if moment > _IN_MILLISECONDS else moment
+    # A date with the zone -0000 comes without one; it is UTC.
+    left = seconds - (now if now.tzinfo else now.replace(tzinfo=UTC)).timestamp()
+    return left if abs(left) <= LONGEST_RESET_SECONDS else None
 
 
 def _allowance(limit: str, remaining: str, reset: str, date: str = "") -> Allowance | None:
@@ -95,9 +106,8 @@ def _duration(text: str, date: str) -> float | None:
         now = parsedate_to_datetime(date)
     except (ValueError, OverflowError):
         return None
-    # A date with the zone -0000 comes without one; it is UTC.
-    until = seconds - (now if now.tzinfo else now.replace(tzinfo=UTC)).timestamp()
-    return until if 0.0 <= until <= LONGEST_RESET_SECONDS else None
+    left = seconds_until(seconds, now)
+    return left if left is not None and left >= 0.0 else None
 
 
 def _spelled_duration(text: str) -> float | None:

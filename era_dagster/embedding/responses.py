@@ -16,6 +16,7 @@ from typing import Any
 
 import orjson
 
+from era_dagster.control.allowances import LONGEST_RESET_SECONDS, seconds_until
 from era_dagster.control.outcome import Outcome
 from era_dagster.domain.errors import (
     BadVectors,
@@ -367,21 +368,20 @@ def excerpt(text: str, key: str = "") -> str:
 def retry_after_seconds(headers: Mapping[str, str], received_at: datetime | None = None) -> float | None:
     """How long the server asks to wait; None where it does not say, or not legibly.
 
-    Read from `retry-after-ms`, or from `Retry-After` as seconds or as an HTTP date. A date is taken relative to the
-    answer's own `Date`, so that the two machines may have different clocks; to `received_at` where it has none. Of a header
-    that came twice the first counts.
+    Read from `retry-after-ms`, or from `Retry-After` as seconds, an HTTP date, or seconds since 1970. A moment is taken
+    relative to the answer's own `Date`, so that the two machines may have different clocks; to `received_at` where it has
+    none. Of a header that came twice the first counts.
     """
-    milliseconds = _seconds(headers.get("retry-after-ms", ""))
-    if milliseconds is not None:
-        return milliseconds / 1000.0
-    value = headers.get("retry-after", "").strip()
-    seconds = _seconds(value)
-    if seconds is not None:
+    now = _date(headers.get("date", "")) or received_at
+    value, milliseconds = headers.get("retry-after", "").strip(), _seconds(headers.get("retry-after-ms", ""))
+    seconds = _seconds(value) if milliseconds is None else milliseconds / 1000.0
+    if seconds is not None and seconds <= LONGEST_RESET_SECONDS:
         return seconds
-    until, now = _date(value), _date(headers.get("date", "")) or received_at
-    if until is None or now is None:
+    if now is None:
         return None
-    return max(0.0, (until - now).total_seconds())
+    until = _date(value)
+    left = seconds_until(seconds, now) if seconds is not None else (until - now).total_seconds() if until else None
+    return None if left is None else max(0.0, left)
 
 
 def _seconds(value: str) -> float | None:

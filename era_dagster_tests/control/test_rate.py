@@ -513,6 +513,7 @@ NOON = 1795953600
             "x-ratelimit-reset": "12",
         },
         {"x-ratelimit-limit": "100", "x-ratelimit-remaining": "40", "x-ratelimit-reset": str(NOON + 12), **DATE},
+        {"x-ratelimit-limit": "100", "x-ratelimit-remaining": "40", "x-ratelimit-reset": f"{NOON + 12}000", **DATE},
         {"ratelimit": "limit=100, remaining=40, reset=12", "ratelimit-policy": "100;w=60"},
         {"ratelimit": '"default";r=40;t=12', "ratelimit-policy": '"default";q=100;w=60'},
         {
@@ -520,7 +521,16 @@ NOON = 1795953600
             "ratelimit-policy": '"minute"; q=100; w=60, "day"; q=1000; w=86400',
         },
     ],
-    ids=["IETF draft 6", "with its window", "Envoy", "express and flask", "draft 7", "draft 8", "two policies"],
+    ids=[
+        "IETF draft 6",
+        "with its window",
+        "Envoy",
+        "express and flask",
+        "Upstash",
+        "draft 7",
+        "draft 8",
+        "two policies",
+    ],
 )
 def test_limits_are_read_as_gateways_and_frameworks_tell_them(headers: dict[str, str]) -> None:
     said = {"requests": Allowance(limit=100.0, remaining=40.0, reset_seconds=12.0)}

@@ -411,6 +411,14 @@ def test_an_error_that_echoes_the_input_is_cut() -> None:
         ({"Retry-After": "Wed, 21 Oct 2026 07:28:10 GMT", "Date": "Wed, 21 Oct 2026 07:28:00 GMT"}, 10.0),
         ({"Retry-After": "Wed, 21 Oct 2026 07:27:00 GMT", "Date": "Wed, 21 Oct 2026 07:28:00 GMT"}, 0.0),
         ({"Retry-After": "Wed, 21 Oct 2026 07:28:10 GMT"}, None),
+        # Seconds and milliseconds since 1970, as of a gateway that has one number for this and for its resets.
+        ({"Retry-After": "1792567690", "Date": "Wed, 21 Oct 2026 07:28:00 GMT"}, 10.0),
+        ({"Retry-After": "1792567690000", "Date": "Wed, 21 Oct 2026 07:28:00 GMT"}, 10.0),
+        ({"retry-after-ms": "1792567690250", "Date": "Wed, 21 Oct 2026 07:28:00 GMT"}, 10.25),
+        ({"Retry-After": "1792567679", "Date": "Wed, 21 Oct 2026 07:28:00 GMT"}, 0.0),
+        ({"Retry-After": "1792567690"}, None),
+        ({"Retry-After": "99999999", "Date": "Wed, 21 Oct 2026 07:28:00 GMT"}, None),
+        ({"Retry-After": "86400", "Date": "Wed, 21 Oct 2026 07:28:00 GMT"}, 86400.0),
         ({"Retry-After": "-4"}, 0.0),
         ({"Retry-After": "nan"}, None),
         ({"Retry-After": "soon"}, None),
@@ -427,11 +435,14 @@ def test_the_wait_a_server_asks_for_is_read_in_every_form(headers: dict[str, str
     assert retry_after_seconds(httpx.Headers(headers)) == seconds
 
 
+@pytest.mark.parametrize("moment", ["Wed, 21 Oct 2026 07:28:10 GMT", "1792567690"])
 @pytest.mark.parametrize(
     ("date", "seconds"),
     [({}, 10.0), ({"Date": "soon"}, 10.0), ({"Date": "Wed, 21 Oct 2026 07:28:07 GMT"}, 3.0)],
 )
-def test_a_date_is_compared_with_our_clock_where_the_answer_has_none(date: dict[str, str], seconds: float) -> None:
-    headers = httpx.Headers({"Retry-After": "Wed, 21 Oct 2026 07:28:10 GMT", **date})
+def test_a_moment_is_compared_with_our_clock_where_the_answer_has_none(
+    moment: str, date: dict[str, str], seconds: float
+) -> None:
+    headers = httpx.Headers({"Retry-After": moment, **date})
     received_at = datetime(2026, 10, 21, 7, 28, 0, tzinfo=UTC)
     assert classify(ASKED, 429, headers, b"", received_at).retry_after_seconds == seconds
