@@ -131,6 +131,12 @@ def _look(
     if not known and root == settings.drop_dir and settings.sources["drop_dir"] == "default":
         with file_errors(root):
             root.mkdir(parents=True, exist_ok=True)
+    if root == settings.drop_dir and root.is_file():
+        # A source of its own to whoever names it, and to nobody who drops books.
+        raise ConfigurationError(
+            f"The drop folder {root} is a file.",
+            hint="Set ERA_DROP_DIR to the folder the books are dropped into; `era ingest FILE` brings in a single one.",
+        )
     directory = directory_of(root)
     snapshot = scan_drop(root)
     check_not_away(database, root)

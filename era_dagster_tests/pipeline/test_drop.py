@@ -54,6 +54,16 @@ def test_a_sentence_names_the_file_and_the_place_in_it_once(bench: Workbench) ->
     assert bench.look().problems() == [f"Cannot read {file} at line 1 column 2: it is not UTF-8: byte 0xc4."]
 
 
+def test_a_file_in_the_place_of_the_drop_folder_is_no_source(bench: Workbench) -> None:
+    """It was read, and stayed in quarantine when the setting was corrected; the doctor called it what it is."""
+    file = bench.write("notes.txt", b"Buy ink.")
+    settings = replace(bench.settings, drop_dir=file)
+    with pytest.raises(ConfigurationError, match=r"notes\.txt is a file\. Set ERA_DROP_DIR"):
+        look_at_drop(settings, bench.database, file)
+    assert health.drop_folder(file).level == "failed"
+    assert bench.rows("SELECT source_path FROM drop_sources") == []
+
+
 def test_a_repaired_file_is_picked_up_and_its_quarantine_ends(bench: Workbench) -> None:
     bench.write("harbour/01_chapters.json", [chapter(1)[0]])
     bench.write("harbour/02_doctrine.json", b'[{"chapter_index": 1,')
