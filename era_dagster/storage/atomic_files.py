@@ -184,7 +184,9 @@ def file_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise StorageError(
-            f"{path} cannot be written: {error.strerror or error}.",
-            hint="Free space or grant the rights, then run again.",
-        ) from error
+        hint = "Free space or grant the rights, then run again."
+        if isinstance(error, NotADirectoryError | FileExistsError | IsADirectoryError):
+            there = next(each for each in (path, *path.parents) if os.path.lexists(each))
+            kind = "a" if there.is_dir() else "no"
+            hint = f"{there} is {kind} folder: move it out of the way, or name another folder, then run again."
+        raise StorageError(f"{path} cannot be written: {error.strerror or error}.", hint=hint) from error

@@ -283,6 +283,26 @@ def test_what_cannot_be_written_is_named_and_nothing_is_left_behind(database: Da
         render_domain(database, ministers.parent / "full", "wealth")
 
 
+def test_what_is_in_the_way_of_a_file_or_folder_is_named(database: Database, ministers: Path) -> None:
+    """A data folder that is a file was to be helped by more space."""
+    put_entry(database, "wealth", text="Pay yourself first.")
+    (ministers / "wealth" / "rules.json").mkdir(parents=True)
+    for place in ("full", "away", "domain/wealth"):
+        (ministers.parent / place).parent.mkdir(exist_ok=True)
+    (ministers.parent / "full").touch()
+    (ministers.parent / "domain" / "wealth").touch()
+    (ministers.parent / "away").symlink_to(ministers.parent / "not mounted")
+    for folder, there, kind in (
+        (ministers, ministers / "wealth" / "rules.json", "a"),
+        (ministers.parent / "full" / "ministers", ministers.parent / "full", "no"),
+        (ministers.parent / "away", ministers.parent / "away", "no"),
+        (ministers.parent / "domain", ministers.parent / "domain" / "wealth", "no"),
+    ):
+        with pytest.raises(StorageError) as caught:
+            render_domain(database, folder, "wealth")
+        assert caught.value.hint.startswith(f"{there} is {kind} folder: move it")
+
+
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no limit on a file's size to stand for a full disk")
 def test_a_full_disk_leaves_the_old_files_whole(database: Database, database_url: str, ministers: Path) -> None:
     put_entry(database, "wealth", text="Pay yourself first.")
