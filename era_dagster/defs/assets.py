@@ -22,6 +22,7 @@ from era_dagster.defs.pictures import domains_picture, knowledge_pictures
 from era_dagster.defs.resources import KnowledgeBaseResource, without_cleared
 from era_dagster.defs.runs import OP_NAME, settle_runs, taking
 from era_dagster.domain.errors import ConfigurationError, EraError
+from era_dagster.domain.identity import parse_partition_key, partition_key
 from era_dagster.domain.stages import STAGES, UPSTREAM, with_upstream
 from era_dagster.embedding.report import EmbedStats
 from era_dagster.pipeline.drop import DropLook, look_at_drop
@@ -162,7 +163,7 @@ def _run(
 ) -> None:
     settle_runs(context.instance, database, now=time.time())
     selected = [key.to_user_string() for key in context.selected_asset_keys]
-    keys = list(config.chapters) or _partition_keys(context)
+    keys = [partition_key(*parse_partition_key(key.strip())) for key in config.chapters] or _partition_keys(context)
     with taking(context.instance, context.run.run_id, keys, everything=not keys):
         look, away = None, []
         try:

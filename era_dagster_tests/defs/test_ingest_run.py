@@ -108,6 +108,19 @@ def test_a_field_that_is_cleared_in_the_launchpad_is_as_if_never_given(
     assert not (tmp_path / " ").exists()
 
 
+@pytest.mark.parametrize("key", ["", " ", "level", "level/1"])
+def test_a_chapter_whose_key_is_none_is_named_before_anything_is_done(desk: Desk, key: str) -> None:
+    """ "Not in the drop folder: ; drop the book again, or remove the partition.", after all others were done."""
+    desk.drop("level", [1])
+    desk.asked()
+    result = desk.run(["level/0001", key])
+    (failed,) = [event for event in result.all_events if event.is_step_failure]
+    assert f"{key.strip()!r} is not a partition key. Keys look like" in str(failed.step_failure_data.user_failure_data)
+    assert desk.marked("chapters") == set()
+    assert desk.run([" level/0001 "]).success
+    assert desk.marked("chapters") == {"level/0001"}
+
+
 def test_what_a_person_stopped_the_sensor_leaves_alone_for_a_minute(desk: Desk) -> None:
     """It started it again within seconds: what a person had launched, and whatever had gone on for longer than a minute."""
     desk.drop("level", range(1, 31))
