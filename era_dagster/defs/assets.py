@@ -58,7 +58,8 @@ _DESCRIPTIONS = {
     "vector_tables": "The chapter's rows in `chunk_embeddings`, `doctrine_embeddings` and `doctrine_embeddings_all` are"
     " exactly its texts, written in one transaction: what left the chapter left the tables. From here it can be searched.",
     "minister_files": "Every file under `ministers/<domain>/` that the chapter touches agrees with the database. Files are"
-    " rendered whole and replaced atomically, each domain once a run; a damaged file is rebuilt.",
+    " rendered whole and replaced atomically, each domain once a run; a damaged file is rebuilt. The metadata tell in which"
+    " files the chapter stands, with how many of its entries in each domain.",
 }
 _KINDS = {
     "chapters": {"json", "postgres"},

@@ -17,6 +17,7 @@ from era_dagster.embedding.factory import open_embedder
 from era_dagster.embedding.vectors import ModelIdentity
 from era_dagster.intake.aliases import domain_aliases
 from era_dagster.pipeline.receipt import Receipt
+from era_dagster.pipeline.report import files_metadata
 from era_dagster.pipeline.rules import chunk_rules
 from era_dagster.pipeline.runner import (
     ChapterRunner,
@@ -41,7 +42,7 @@ from era_dagster.storage.indexes import (
     load_goes_on,
     tend_tables,
 )
-from era_dagster.storage.minister_files import render_due, write_combined_index
+from era_dagster.storage.minister_files import chapter_domains, render_due, write_combined_index
 from era_dagster.storage.spaces import check_configured, ensure_space, live_space, live_space_name
 from era_dagster.storage.stamps import set_stamp, stored_stamps
 
@@ -201,5 +202,7 @@ def _files(settings: Settings, database: Database, work: Work, outcome: Outcome,
     )
     set_stamp(database, "minister_files", outcome.files_due)
     if "minister_files" in work.selected:
+        found = chapter_domains(database, list(outcome.files_due))
         for key in sorted(outcome.files_due):
-            listener.stages_done([StageDone(stage="minister_files", partition_key=key, metadata={})])
+            metadata = files_metadata(settings.ministers_dir, found.get(key, {}))
+            listener.stages_done([StageDone(stage="minister_files", partition_key=key, metadata=metadata)])

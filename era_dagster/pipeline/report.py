@@ -2,8 +2,9 @@
 
 import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from era_dagster.embedding.report import EmbedReport
 from era_dagster.pipeline.receipt import Receipt
 from era_dagster.storage.chapters import ChapterWritten
 from era_dagster.storage.dead_letters import DeadText
+from era_dagster.storage.minister_files import DOMAIN_FILES
 from era_dagster.storage.spaces import numbered_name
 from era_dagster.storage.vectors import Difference
 
@@ -141,6 +143,15 @@ def stage_metadata(
             },
         }
     return found
+
+
+def files_metadata(folder: Path, domains: Mapping[str, int]) -> dict[str, Any]:
+    """Of the files that a chapter stands in: how many, its rows in them by domain, and where; each domain is a folder there."""
+    return {
+        "files": len(domains) * len(DOMAIN_FILES),
+        "entry_domain_rows": sum(domains.values()),
+        **({"domains": domains, "folder": folder} if domains else {}),
+    }
 
 
 def _domains(chapter: Chapter) -> dict[str, int]:

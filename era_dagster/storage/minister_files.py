@@ -6,7 +6,7 @@ not touched. What a file says is `domain.ministers`; this module decides when an
 
 import os
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -107,6 +107,19 @@ def combined_index_content(connection: psycopg.Connection) -> bytes | None:
         {domain: (count, _iso(changed_at)) for domain, changed_at, count in rows if count},
         created=_iso(max(changed_at for _, changed_at, _ in rows)),
     )
+
+
+def chapter_domains(database: Database, keys: Sequence[str]) -> dict[str, dict[str, int]]:
+    """How many entries of each of these chapters stand in the files of which domains, most first; none: absent."""
+    found: dict[str, dict[str, int]] = {}
+    with database.connection() as connection:
+        for key, domain, number in connection.execute(
+            "SELECT partition_key, domain, count(*) FROM minister_entries WHERE partition_key = ANY(%s)"
+            " GROUP BY 1, 2 ORDER BY 3 DESC, 2",
+            (list(keys),),
+        ):
+            found.setdefault(key, {})[domain] = number
+    return found
 
 
 def domain_content(connection: psycopg.Connection, domain: str) -> DomainContent | None:

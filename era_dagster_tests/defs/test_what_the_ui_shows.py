@@ -66,6 +66,25 @@ def test_a_chapter_shows_what_it_took_and_its_domains(desk: Desk) -> None:
     assert "| truth | 1 |" in found["domains"]
 
 
+def test_the_files_of_a_chapter_are_shown_with_their_folder_and_its_entries_in_each_domain(desk: Desk) -> None:
+    """The page of `minister_files` was the only one without a word of its own."""
+    desk.drop("level", [1], domains=["truth", "timing"], rules=["Ask twice."])
+    desk.drop("ferry", [1], principles=[])
+    assert desk.run([]).success
+    shown = {}
+    for record in desk.instance.fetch_materializations(dg.AssetKey("minister_files"), limit=10).records:
+        assert record.asset_materialization is not None
+        shown[record.partition_key] = values(record.asset_materialization.metadata)
+    ministers = Path(desk.variables["ERA_DATA_DIR"]) / "ministers"
+    domains = shown["level/0001"].pop("domains")
+    assert shown == {
+        "level/0001": {"files": 10, "entry_domain_rows": 4, "folder": str(ministers)},
+        "ferry/0001": {"files": 0, "entry_domain_rows": 0},
+    }
+    assert "| timing | 2 |" in domains
+    assert len(list(ministers.glob("*/*.json"))) == 10
+
+
 def test_a_run_that_fails_shows_its_figures_and_each_failed_chapter_its_reason_where_it_is_missing(desk: Desk) -> None:
     desk.server.poison.add("level 2")
     desk.drop("level", [1, 2])
