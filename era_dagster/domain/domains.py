@@ -56,6 +56,7 @@ _RESERVED = _WINDOWS_RESERVED | {"all"}
 # What PostgreSQL and we call the indexes of a domain's table: an index and a table cannot have one name.
 _INDEX_NAME = re.compile(r"(?:^|_)(?:pkey|idx[0-9]*|nn)$")
 _DOMAIN = "_domain"
+_LETTER_APOSTROPHE = "\u02bc"
 
 
 def fold_domain(raw: object) -> DomainName | None:
@@ -75,7 +76,8 @@ def fold_domain(raw: object) -> DomainName | None:
 
 def slugify_domain(name: str) -> str:
     """The slug of a domain name as in `fold_domain`; empty when no ASCII letter or digit is left. Idempotent."""
-    ascii_name = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode("ascii").lower()
+    decomposed = "".join(map(_in_ascii, unicodedata.normalize("NFKD", name)))
+    ascii_name = decomposed.encode("ascii", "ignore").decode("ascii").lower()
     slug = _NOT_SLUG.sub("_", ascii_name.replace("&", " and ")).strip("_")
     if slug in _RESERVED or (len(slug) <= _SLUG_CHARS and _INDEX_NAME.search(slug)):
         slug += _DOMAIN
@@ -133,6 +135,12 @@ def parsed_object(text: str) -> object:
 def looks_like_object(text: str) -> bool:
     """Whether a string is a written-out object (`{'a': ...`), whole or damaged, and so no name and no sentence."""
     return re.match(r"""\s*(?:\{\s*["']|\[\s*[{"'])""", text) is not None
+
+
+def _in_ascii(character: str) -> str:
+    """A dash, quote or other sign as the `-` that its twin on a keyboard counts for; all else as it is."""
+    is_sign = not character.isascii() and unicodedata.category(character)[0] in "PSZ"
+    return "-" if is_sign or character == _LETTER_APOSTROPHE else character
 
 
 def _name(raw: object) -> str | None:

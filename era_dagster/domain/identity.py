@@ -14,7 +14,7 @@ from era_dagster.domain.doctrine import CATEGORIES, SourceChapter
 from era_dagster.domain.errors import ConfigurationError
 
 # Raised when the same files must be read again because reading or cleaning changed.
-READER_VERSION = 1
+READER_VERSION = 2
 LAST_CHAPTER = 9999
 DOCTRINE_FIELDS = ("domains", *CATEGORIES)
 

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from era_dagster.domain.domains import CANONICAL_DOMAINS, fold_aliases, fold_domain, slugify_domain
 from era_dagster.domain.errors import ConfigurationError
+from era_dagster.domain.text import clean_line
 
 
 @pytest.mark.parametrize(
@@ -45,6 +46,28 @@ def test_a_name_folds_to_its_slug(raw: object, slug: str | None) -> None:
     if slug is None:
         found = found if found is None else found.slug in ("career",) and None
     assert (found.slug if found else None) == slug
+
+
+@pytest.mark.parametrize(
+    ("slug", "twins"),
+    [
+        ("devil_s_advocate", ("Devil's Advocate", "Devil’s Advocate", "Devil‘s Advocate", "devil\u02bcs advocate")),
+        (
+            "devil_s_advocate",
+            ("Devil\u2032s Advocate", "Devil´s Advocate", "Devil`s Advocate", "Devil\uff07s Advocate"),
+        ),
+        (
+            "decision_making",
+            ("decision-making", "decision\u2010making", "decision\u2011making", "decision\u2012making"),
+        ),
+        ("decision_making", ("decision–making", "decision—making", "decision\u2212making", "decision\uff0dmaking")),
+        ("risk_reward", ("risk/reward", "risk\u2215reward", "risk\u2044reward", "risk·reward", "risk…reward")),
+        ("risk", ("“risk”", '"risk"', "«risk»", "risk\u200e", "ri\u00adsk", "–risk–")),
+    ],
+)
+def test_typographic_twins_of_a_name_are_one_domain(slug: str, twins: tuple[str, ...]) -> None:
+    """A book that a word processor had touched got a second folder and table beside the first: `devils_advocate`."""
+    assert {name: slugify_domain(clean_line(name)) for name in twins} == dict.fromkeys(twins, slug)
 
 
 @pytest.mark.parametrize(
