@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 from era_dagster.domain.domains import fold_domain
 from era_dagster.domain.errors import ConfigurationError
 from era_dagster.domain.judgment import judgment_features
-from era_dagster.domain.text import clean_line
+from era_dagster.domain.text import clean_line, is_visible
 from era_dagster.settings import Settings, configured_model, load_settings
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ class KnowledgeBase:
 
         # As the texts that it is compared with were cleaned.
         text = clean_line(text)
-        if not text:
+        if not is_visible(text):
             raise ConfigurationError("The text to search for is blank.", hint="Pass a question or a sentence.")
         space = live_space(self._database)
         while space is not None:

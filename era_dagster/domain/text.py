@@ -7,6 +7,7 @@ stays as one empty line; a page break is a paragraph border only after a finishe
 
 import html
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -65,6 +66,11 @@ def clean_text(raw: str) -> CleanText:
 def clean_line(raw: str) -> str:
     """Clean a sentence, a title or a name: as `clean_text`, on one line."""
     return " ".join(clean_text(raw).text.split())
+
+
+def is_visible(text: str) -> bool:
+    """Whether anything can be seen of a text: letters, digits or signs, not only blanks, joiners and marks of direction."""
+    return any(unicodedata.category(character)[0] in "LNPS" for character in text)
 
 
 def _clean_once(text: str, repairs: Counter[str]) -> str:

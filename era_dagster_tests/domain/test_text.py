@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from era_dagster.domain.text import clean_line, clean_text
+from era_dagster.domain.text import clean_line, clean_text, is_visible
 
 ANY_TEXT = st.text(st.characters(exclude_categories=()), max_size=300)
 DAMAGE = st.lists(
@@ -141,3 +141,10 @@ def test_cleaning_twice_is_cleaning_once_and_nothing_harmful_is_left(raw: str) -
 @given(st.lists(st.text(st.characters(categories=["Ll"], max_codepoint=0x24F), min_size=2, max_size=12), max_size=30))
 def test_plain_words_are_never_lost(words: list[str]) -> None:
     assert clean_text("\n".join(words)).text.split() == words
+
+
+def test_a_text_of_which_nothing_can_be_seen_is_told_from_a_short_one() -> None:
+    for seen in ("a", "7", "?", "€", "粥", "🔥", "\u200e?\u200e"):
+        assert is_visible(seen), ascii(seen)
+    for unseen in ("", " \n", "\u200e", "\u200b\ufeff", "\u200c\u200d", "\ufe0f", "\u2066\u2069"):
+        assert not is_visible(unseen), ascii(unseen)
