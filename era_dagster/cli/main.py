@@ -52,7 +52,7 @@ def era(debug: bool) -> None:
 
 
 def main() -> None:
-    """Entry point of the console script."""
+    """Do what the command line says, and end the process."""
     open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):

@@ -182,6 +182,24 @@ main.main()
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for a single process")
+def test_ctrl_c_while_the_command_is_loaded_ends_it_without_a_word(tmp_path: Path) -> None:
+    """It printed a traceback through our imports, for about a second where they come from a cold disk."""
+    (tmp_path / "click.py").write_text(
+        "import signal, time\nsignal.raise_signal(signal.SIGINT)\ntime.sleep(20)\n", encoding="utf-8"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "era_dagster.cli", "status"],
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        encoding="utf-8",
+        timeout=60,
+        check=False,
+    )
+    # For a shell, which counts a signal from 128 on, that is 130.
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for a single process")
 @pytest.mark.parametrize("place", ["weakref.ref(thing, interrupted)", "weakref.finalize(thing, interrupted)"])
 def test_ctrl_c_in_what_lets_no_exception_out_stops_the_command_all_the_same(place: str) -> None:
     """An ingest that was stopped while Dagster was imported went on to its end, with exit code 0."""
