@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from era_dagster.domain.errors import StorageError
 from era_dagster.settings import Settings
 from era_dagster.storage import quality
 from era_dagster.storage.database import Database
@@ -71,7 +72,11 @@ def _vectors(settings: Settings, database: Database) -> Verdict:
 
 
 def _files(settings: Settings, database: Database) -> Verdict:
-    faults = sorted(compare_files(database, settings.data_dir), key=lambda fault: fault.pending)
+    try:
+        faults = sorted(compare_files(database, settings.data_dir), key=lambda fault: fault.pending)
+    except StorageError as error:
+        # One file that cannot be read keeps nobody from the rest: neither `era status` nor a run that is done.
+        return Verdict(passed=False, said=str(error), offenders=1)
     rows = [
         {
             "file": str(fault.path),

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 
@@ -274,3 +275,18 @@ def test_the_first_pass_share_is_of_the_last_run_and_a_hundredth_too_few_is_red(
 def test_every_check_has_a_name_of_its_own_and_says_what_it_claims() -> None:
     assert len({check.name for check in CHECKS}) == len(CHECKS)
     assert all(check.description.endswith(".") for check in CHECKS)
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs a file that nobody can read, root neither")
+def test_a_minister_file_that_cannot_be_read_is_named_and_keeps_no_other_claim_from_being_judged(
+    bench: Workbench,
+) -> None:
+    """`era status` showed nothing else, and a run that had done everything failed."""
+    sound(bench)
+    run(bench)
+    file = bench.settings.ministers_dir / "risk" / "rules.json"
+    file.unlink()
+    file.symlink_to("/proc/self/mem")
+    found = verdicts(bench)
+    assert [name for name, verdict in found.items() if not verdict.passed] == ["files_agree_with_tables"]
+    assert "cannot be read: Input/output error." in found["files_agree_with_tables"].said
