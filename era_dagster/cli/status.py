@@ -8,6 +8,7 @@ from era_dagster.cli.knowledge_base import open_knowledge_base
 from era_dagster.cli.options import Seconds
 from era_dagster.cli.output import print_json, print_table, settings_from_environment, stdout
 from era_dagster.pipeline.checks import Check, Verdict, run_checks
+from era_dagster.storage.drops import QuarantineRecord
 from era_dagster.storage.overview import Overview, overview
 from era_dagster.storage.spaces import live_space
 
@@ -65,14 +66,16 @@ def _print_books(found: Overview) -> None:
 
 def _print_attention(found: Overview) -> None:
     for source in found.sources:
-        if source["reason"]:
+        # Why a source is unreadable stands in the quarantine.
+        if source["reason"] and source["state"] != "unreadable":
             state = "hidden" if source["state"] == "read" else source["state"]
             stdout.print(f"{state}: {source['source_path']}: {source['reason']}", markup=False)
         for note in source["notes"]:
             stdout.print(f"note: {source['source_path']}: {note}", markup=False)
     for record in found.quarantine:
         place = f" {record['location']}" if record["location"] else ""
-        stdout.print(f"quarantined: {record['file']}{place}: {record['reason']}", markup=False)
+        cause = QuarantineRecord(**{name: record[name] for name in ("file", "location", "reason")}).cause
+        stdout.print(f"quarantined: {record['file']}{place}: {cause}", markup=False)
     for chapter in found.failed:
         stdout.print(f"failed: {chapter['partition_key']}: {chapter['failure']}", markup=False)
     for letter in found.dead_letters:

@@ -57,13 +57,20 @@ class QuarantineRecord:
     location: str
     reason: str
 
+    @property
+    def cause(self) -> str:
+        """The reason without file and place, which that of a whole file names too."""
+        if not self.reason.startswith(f"{self.file} "):
+            return self.reason
+        return f"it{self.reason.removeprefix(self.file).removesuffix(f'{self._at}.')}."
+
+    @property
+    def _at(self) -> str:
+        return f" at {self.location}" if self.location else ""
+
     def sentence(self) -> str:
-        """The three as one sentence. The reason of a whole file names both itself: they are told once."""
-        at = f" at {self.location}" if self.location else ""
-        reason = self.reason
-        if reason.startswith(f"{self.file} "):
-            reason = f"it{reason.removeprefix(self.file).removesuffix(f'{at}.')}."
-        return f"Cannot read {self.file}{at}: {reason}"
+        """The three as one sentence."""
+        return f"Cannot read {self.file}{self._at}: {self.cause}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

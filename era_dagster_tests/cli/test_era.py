@@ -97,6 +97,12 @@ def test_a_broken_file_is_named_and_the_other_book_goes_through(shell: Shell) ->
     assert "line 1" in done.stderr
     assert "Traceback" not in done.stderr
     assert "2 stored" in done.stdout
+    # It was told twice, each time with the name of the file and the place in it twice.
+    told = [line for line in shell.era("status").stdout.splitlines() if line.startswith(("unreadable", "quarantined"))]
+    file = broken / "02_doctrine.json"
+    assert len(told) == 1
+    assert told[0].startswith(f"quarantined: {file} line 1 column 22: it is not valid JSON: ")
+    assert told[0].count("column") == 1
 
 
 def test_a_path_that_does_not_exist_is_named_with_exit_code_2(shell: Shell) -> None:
