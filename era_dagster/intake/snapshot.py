@@ -73,9 +73,10 @@ def scan_drop(root: Path) -> tuple[SourceStat, ...]:
             path for path in root.iterdir() if path.name not in _NOT_BOOKS and not _TEMPORARY.search(path.name)
         )
     except OSError as error:
+        first = "Let this user read it" if isinstance(error, PermissionError) else "Make it"
         raise ConfigurationError(
             f"The drop folder {root} cannot be read: {error.strerror or error}.",
-            hint="Make it, or set ERA_DROP_DIR to the folder the books are dropped into.",
+            hint=f"{first}, or set ERA_DROP_DIR to the folder the books are dropped into.",
         ) from error
     found = [stat for stat in (_child(root, path) for path in paths) if stat is not None]
     if any((root / name).is_file() for name in INPUTS):

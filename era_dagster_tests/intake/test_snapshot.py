@@ -78,6 +78,15 @@ def test_a_root_that_cannot_be_listed_is_an_error_and_never_an_empty_set(tmp_pat
 
 
 @pytest.mark.skipif(os.name == "nt" or (hasattr(os, "geteuid") and os.geteuid() == 0), reason="root may read anything")
+def test_a_root_without_read_rights_wants_them_and_is_not_to_be_made(drop: Path) -> None:
+    drop.chmod(0)
+    with pytest.raises(ConfigurationError) as caught:
+        scan_drop(drop)
+    drop.chmod(0o700)
+    assert caught.value.hint.startswith("Let this user read it, or")
+
+
+@pytest.mark.skipif(os.name == "nt" or (hasattr(os, "geteuid") and os.geteuid() == 0), reason="root may read anything")
 def test_a_file_without_read_rights_waits_until_it_has_them(write_book: WriteBook) -> None:
     path = write_book("Ferry Notes", [], [])
     (path / "02_doctrine.json").chmod(0)
