@@ -11,7 +11,7 @@ from era_dagster.settings import Settings
 
 
 @click.command()
-@click.argument("text")
+@click.argument("text", nargs=-1, required=True)
 @click.option("--domain", "-d", help="Only this domain, in any spelling.")
 @click.option("--category", "-c", type=click.Choice(CATEGORIES), help="Only this category.")
 @click.option("--book", help="Only this book (its original name).")
@@ -22,7 +22,7 @@ from era_dagster.settings import Settings
 @click.option("-k", "top_k", type=click.IntRange(1, 1000), default=5, show_default=True, help="How many results.")
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
 def search(
-    text: str,
+    text: tuple[str, ...],
     domain: str | None,
     category: str | None,
     book: str | None,
@@ -31,11 +31,11 @@ def search(
     top_k: int,
     as_json: bool,
 ) -> int:
-    """Find what the books say about TEXT."""
+    """Find what the books say about TEXT, a question or a sentence."""
     settings = settings_from_environment()
     return show_results(
         settings,
-        text,
+        " ".join(text),
         domain=domain,
         category=category,
         book=book,

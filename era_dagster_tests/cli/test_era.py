@@ -218,6 +218,16 @@ def test_one_poisoned_text_is_a_dead_letter_and_the_numbers_add_up(
     assert status["totals"]["open_dead_letters"] == 1
 
 
+def test_a_question_need_not_be_in_quotes(shell: Shell) -> None:
+    """ "Got unexpected extra arguments (should I wait)" was the answer to the first question of many."""
+    write_book(shell.folder / "data" / "drop", "Level Book")
+    assert shell.era("ingest").returncode == 0
+    quoted = shell.json("search", "a dated record", "-k", "2")
+    assert shell.json("search", "a", "dated", "-k", "2", "record") == quoted
+    assert quoted["query"] == "a dated record"
+    assert shell.era("search").returncode == 2
+
+
 def test_an_unknown_domain_finds_nothing_and_is_no_error(shell: Shell) -> None:
     write_book(shell.folder / "data" / "drop", "Level Book")
     assert shell.era("ingest").returncode == 0
