@@ -55,7 +55,7 @@ def _look(settings: Settings) -> Iterator[Finding]:
     yield health.folder("data folder", settings.data_dir)
     yield health.folder("model folder", settings.model_dir, read_only_serves=True)
     if settings.log_file is not None:
-        yield health.folder("log folder", settings.log_file.parent)
+        yield health.log_file(settings.log_file)
     yield health.drop_folder(settings.drop_dir)
     yield from health.aliases(settings)
     try:

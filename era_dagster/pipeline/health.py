@@ -106,6 +106,14 @@ def folder(name: str, path: Path, *, read_only_serves: bool = False) -> Finding:
     )
 
 
+def log_file(path: Path) -> Finding:
+    """May this user write it? A run says on standard error that it cannot, and goes on without."""
+    if path.is_dir():
+        found = f"{path} is a folder, and ERA_LOG_FILE a file."
+        return Finding(name="log folder", level="failed", found=found, next_step="Name a file in it.")
+    return folder("log folder", path.parent)
+
+
 def drop_folder(path: Path) -> Finding:
     """Can the drop folder be read, and what lies in it?"""
     if not path.exists():

@@ -374,6 +374,9 @@ def test_the_doctor_names_an_alias_table_and_a_log_folder_that_no_command_could_
     named = {line.split(":")[0].split(maxsplit=1)[1]: line for line in done.stdout.splitlines() if "failed" in line[:7]}
     assert "torn.json is not valid JSON" in named["domain aliases"]
     assert "file is no folder. Move it" in named["log folder"]
+    (log,) = [line for line in shell.era("doctor", ERA_LOG_FILE="data").stdout.splitlines() if "log folder" in line]
+    assert log.startswith("failed")
+    assert log.endswith("data is a folder, and ERA_LOG_FILE a file. Name a file in it.")
 
 
 def test_the_doctor_notices_a_setting_that_is_written_wrongly(shell: Shell) -> None:
