@@ -52,6 +52,12 @@ def ingest_paths(settings: Settings, paths: list[Path], *, dry_run: bool = False
             raise ConfigurationError(
                 f"{root} is half of a book.", hint=f"Name its folder: era ingest {typed(root.parent)}."
             )
+        if root.is_file() and root.suffix.lower() != ".json":
+            # It would be in quarantine for as long as it is there.
+            raise ConfigurationError(
+                f"{root} is no book: its name does not end in .json.",
+                hint=f"A book is a folder with {' and '.join(INPUTS)}, or a .json file with both (docs/input.md).",
+            )
     # A wrong one is told now, and not only by the first call that finds something pending.
     dagster_home(os.environ)
     url = database_url(settings)

@@ -261,6 +261,18 @@ def test_half_of_a_book_is_no_book_of_that_name(shell: Shell, half: str) -> None
     assert shell.json("status")["books"] == []
 
 
+def test_a_file_that_is_no_json_by_its_name_is_refused_and_leaves_no_trace(shell: Shell) -> None:
+    """It was in quarantine for as long as it was there, and the doctor not content: of somebody's own text, for ever."""
+    for name in ("story.txt", "book.pdf", "story"):
+        (shell.folder / name).write_text("Once upon a time", encoding="utf-8")
+        done = shell.era("ingest", name)
+        assert done.returncode == 2
+        assert f"{name} is no book: its name does not end in .json. A book is a folder with" in done.stderr
+    assert shell.json("status")["quarantine"] == []
+    (shell.folder / "STORY.JSON").write_text('[{"chapter_index": 1, "text": "Once upon a time."}]', encoding="utf-8")
+    assert shell.json("ingest", "STORY.JSON")["chapters"]["stored"] == 1
+
+
 def test_doctor_is_content_when_all_is_there_and_names_what_is_not(shell: Shell) -> None:
     well = shell.json("doctor")
     assert well["ok"] is True
