@@ -20,6 +20,7 @@ from era_dagster.domain.errors import ConfigurationError
 from era_dagster.domain.judgment import judgment_features
 from era_dagster.domain.text import clean_line, is_visible
 from era_dagster.settings import Settings, configured_model, load_settings
+from era_dagster.storage.access import Opening, Use
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,7 +52,7 @@ class KnowledgeBase:
 
     def __init__(self, database: Database, settings: Settings, aliases: Mapping[str, str]) -> None:
         self._opened = database
-        self._use = _Use()
+        self._use = Use()
         self._settings = settings
         self._aliases = aliases
         self._queries: QueryEmbedder | None = None
@@ -248,28 +249,6 @@ class KnowledgeBase:
         return vector, identity.space
 
 
-class _Use:
-    """Whether a knowledge base may still be used: a forked process has connections that another one talks over, and no
-    threads."""
-
-    def __init__(self) -> None:
-        self.closed = False
-        self._process = os.getpid()
-
-    @property
-    def is_ours(self) -> bool:
-        return self._process == os.getpid()
-
-    def check(self) -> None:
-        if not self.is_ours:
-            raise ConfigurationError(
-                "This knowledge base was opened in another process, from which this one was forked.",
-                hint="Open one in each process.",
-            )
-        if self.closed:
-            raise ConfigurationError("This knowledge base is closed.", hint="Open another one.")
-
-
 class AsyncKnowledgeBase:
     """`KnowledgeBase` for event loops: `async with AsyncKnowledgeBase.open() as base: ...`; the same methods, awaited.
 
@@ -279,10 +258,9 @@ class AsyncKnowledgeBase:
     def __init__(self, settings: Settings, url: str | None) -> None:
         self._settings = settings
         self._url = url
-        self._use = _Use()
+        self._use = Use()
         self._threads = ThreadPoolExecutor(settings.database_pool, thread_name_prefix="era-lookup")
-        self._lock = threading.Lock()
-        self._opening: Future[KnowledgeBase] | None = None
+        self._opening = Opening(lambda: self._threads.submit(KnowledgeBase.open, self._settings, url=self._url))
 
     @classmethod
     def open(cls, settings: Settings | None = None, *, url: str | None = None) -> Self:
@@ -348,23 +326,15 @@ class AsyncKnowledgeBase:
 
         self._use.check()
         # Waited for in a thread: the opening was handed to one before.
-        opening = self._latest_opening()
+        opening = self._opening.latest()
         return await asyncio.get_running_loop().run_in_executor(self._threads, lambda: work(opening.result()))
-
-    def _latest_opening(self) -> Future[KnowledgeBase]:
-        """All who come while it is being opened share its failure: one after the other each would wait as long again."""
-        with self._lock:
-            opening = self._opening
-            if opening is None or (opening.done() and opening.exception() is not None):
-                opening = self._opening = self._threads.submit(KnowledgeBase.open, self._settings, url=self._url)
-            return opening
 
     def _close(self) -> None:
         if not self._use.is_ours:
             return
         self._threads.shutdown()
-        if self._opening is not None and self._opening.exception() is None:
-            self._opening.result().close()
+        if self._opening.begun is not None and self._opening.begun.exception() is None:
+            self._opening.begun.result().close()
 
 
 def semantic_similarity_lookup(query_embedding: Vector, domain: str | None, top_k: int = 5) -> list[SearchHit]:
@@ -385,14 +355,29 @@ def judgment_prior_features(query_embedding: Vector, domain: str | None) -> dict
     return _shared().judgment_prior_features(query_embedding, domain)
 
 
-_shared_lock = threading.Lock()
-_shared_base: KnowledgeBase | None = None
-
-
 def _shared() -> KnowledgeBase:
-    global _shared_base  # noqa: PLW0603
-    with _shared_lock:
-        if _shared_base is None or not _shared_base._use.is_ours:
-            _shared_base = KnowledgeBase.open()
-            atexit.register(_shared_base.close)
-        return _shared_base
+    return _shared_opening.latest().result()
+
+
+def _begin_shared() -> Future[KnowledgeBase]:
+    thread = ThreadPoolExecutor(1, thread_name_prefix="era-opening")
+    begun = thread.submit(_open_shared)
+    thread.shutdown(wait=False)
+    return begun
+
+
+def _open_shared() -> KnowledgeBase:
+    base = KnowledgeBase.open()
+    atexit.register(base.close)
+    return base
+
+
+def _forget_shared() -> None:
+    """A forked process has but copies of the connections, and not the thread that may just be opening them."""
+    global _shared_opening  # noqa: PLW0603
+    _shared_opening = Opening(_begin_shared)
+
+
+_shared_opening = Opening(_begin_shared)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_shared)

@@ -1,0 +1,121 @@
+"""Many look-ups at once while something does not answer: each is told in time, and what one gives up the next one has."""
+
+import os
+import signal
+import socket
+import threading
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+
+import pytest
+
+from era_dagster import knowledge
+from era_dagster.domain.errors import DatabaseUnavailable
+from era_dagster.settings import Settings
+from era_dagster.storage.access import Opening
+from era_dagster.storage.database import Database
+from era_dagster_tests.fakes.embedding_server import FakeEmbeddingServer, serving, vector_of
+from era_dagster_tests.pipeline.workbench import Workbench, chapter
+from era_dagster_tests.waiting import wait_until
+
+DIMENSION = 16
+POOL = 2
+RULES = ("Sound the bell in fog.", "Tie up before the tide turns.", "Count the crew at dusk.")
+
+
+@pytest.fixture
+def server() -> Iterator[FakeEmbeddingServer]:
+    yield FakeEmbeddingServer(dimension=DIMENSION)
+
+
+@pytest.fixture
+def asked(settings: Settings, database_url: str, server: FakeEmbeddingServer) -> Iterator[Settings]:
+    """Settings for a knowledge base that holds RULES; its embedding server is up."""
+    with serving(server) as url:
+        with Database(database_url, pool_size=2) as database:
+            bench = Workbench(settings, database, server)
+            bench.drop("harbour", chapter(1, domains=["boats"], rules=list(RULES)))
+            bench.look()
+            bench.run()
+        yield replace(bench.settings, embedding_urls=(url,), database_pool=POOL)
+
+
+@pytest.fixture
+def nothing_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a process that has not called one of the three functions yet."""
+    monkeypatch.setattr(knowledge, "_shared_opening", Opening(knowledge._begin_shared))
+
+
+@contextmanager
+def hanging_database(*, seconds: float) -> Iterator[tuple[str, list[socket.socket]]]:
+    """A URL where each connection is taken, and closed without a word after so long; and the connections so far."""
+    connected: list[socket.socket] = []
+    with socket.create_server(("127.0.0.1", 0)) as hanging:
+
+        def serve() -> None:
+            with suppress(OSError):  # closed
+                while True:
+                    connected.append(hanging.accept()[0])
+                    threading.Timer(seconds, connected[-1].close).start()
+
+        threading.Thread(target=serve, daemon=True).start()
+        port = hanging.getsockname()[1]
+        yield f"postgresql://era@127.0.0.1:{port}/era?sslmode=disable&gssencmode=disable", connected
+
+
+def query() -> list[float]:
+    return vector_of(RULES[0], DIMENSION).tolist()
+
+
+@pytest.mark.usefixtures("nothing_shared")
+def test_callers_of_the_functions_that_wait_for_the_same_opening_share_its_failure(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of a database that hangs the first was told after ten seconds, the fourth after forty."""
+
+    def ask() -> None:
+        with pytest.raises(DatabaseUnavailable):
+            knowledge.semantic_similarity_lookup(query(), None)
+
+    with hanging_database(seconds=0.3) as (url, connected), ThreadPoolExecutor(4) as threads:
+        monkeypatch.setenv("ERA_DATABASE_URL", url)
+        for attempts in (1, 2):
+            for told in [threads.submit(ask) for _ in range(4)]:
+                told.result(timeout=30)
+            assert len(connected) == attempts
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no process is forked here")
+@pytest.mark.usefixtures("nothing_shared")
+def test_a_process_forked_while_a_thread_opens_the_knowledge_base_opens_its_own(
+    asked: Settings, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waited for ever, for a thread that it does not have."""
+
+    def ask() -> None:
+        with suppress(DatabaseUnavailable):
+            knowledge.semantic_similarity_lookup(query(), None)
+
+    with hanging_database(seconds=3.0) as (url, connected), ThreadPoolExecutor(1) as threads:
+        monkeypatch.setenv("ERA_DATABASE_URL", url)
+        told = threads.submit(ask)
+        wait_until(lambda: len(connected) == 1)
+        reader, writer = os.pipe()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of threads that the child has not, which is what this is about
+            child = os.fork()
+        if child == 0:
+            try:
+                signal.alarm(20)
+                os.environ["ERA_DATABASE_URL"] = database_url
+                os.write(writer, f"{len(knowledge.semantic_similarity_lookup(query(), 'boats'))} found".encode())
+            finally:
+                os._exit(0)
+        os.close(writer)
+        with os.fdopen(reader, encoding="utf-8") as said:
+            assert said.read() == f"{len(RULES)} found"
+        assert os.waitpid(child, 0)[1] == 0
+        told.result(timeout=30)
