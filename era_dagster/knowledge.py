@@ -10,7 +10,6 @@ from __future__ import annotations
 import atexit
 import operator
 import os
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 from era_dagster.domain.domains import fold_domain
 from era_dagster.domain.errors import ConfigurationError
 from era_dagster.domain.judgment import judgment_features
-from era_dagster.domain.text import clean_line, is_visible
+from era_dagster.questions import Questions, answer_of, awaited_answer, next_step
 from era_dagster.settings import Settings, configured_model, load_settings
 from era_dagster.storage.access import Opening, Use
 
@@ -27,7 +26,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from era_dagster.domain.space import Space
-    from era_dagster.embedding.queries import QueryEmbedder
+    from era_dagster.embedding.queries import Answer
+    from era_dagster.questions import Steps
     from era_dagster.storage.database import Database
     from era_dagster.storage.search import SearchHit
 
@@ -55,8 +55,7 @@ class KnowledgeBase:
         self._use = Use()
         self._settings = settings
         self._aliases = aliases
-        self._queries: QueryEmbedder | None = None
-        self._lock = threading.Lock()
+        self._questions = Questions(database, settings, self._use)
         self._vectors_of: Space | None = None
 
     @classmethod
@@ -83,11 +82,8 @@ class KnowledgeBase:
         """Close all connections; the object cannot be used afterwards. Searches under way fail, look-ups end."""
         if not self._use.is_ours:
             return  # a forked process has but copies of the connections
-        with self._lock:
-            self._use.closed = True
-            queries, self._queries = self._queries, None
-        if queries is not None:
-            queries.close()
+        self._use.closed = True
+        self._questions.close()
         self._opened.close()
 
     @property
@@ -150,27 +146,27 @@ class KnowledgeBase:
         `ConfigurationError` for a blank text and when the settings name another model, and what the embedding server's
         trouble calls for (`EndpointUnavailable`, after 20 seconds at the latest, `EndpointRefused`, ...).
         """
-        from era_dagster.storage.search import OtherModel
-        from era_dagster.storage.spaces import ensure_space, live_space
+        steps = self._steps(text, domain, top_k, category, book, within, hybrid)
+        found = next_step(steps)
+        while isinstance(found, Future):
+            found = next_step(steps, answer_of(found))
+        return found
 
-        # As the texts that it is compared with were cleaned.
-        text = clean_line(text)
-        if not is_visible(text):
-            raise ConfigurationError("The text to search for is blank.", hint="Pass a question or a sentence.")
-        space = live_space(self._database)
-        while space is not None:
-            vector, made_by = self._embed(text, space)
-            try:
-                return self._look(
-                    vector, domain, top_k, category, book, within, words=text if hybrid else None, made_by=made_by
-                )
-            except OtherModel:
-                # The database may have switched to another model since the text was embedded.
-                asked, space = space, live_space(self._database)
-                if space == asked:
-                    # It has not: the server holds another model. This says which, and what to do.
-                    ensure_space(self._database, made_by)
-        return []
+    def _steps(
+        self,
+        text: str,
+        domain: str | None,
+        top_k: int,
+        category: str | None,
+        book: str | None,
+        within: Within,
+        hybrid: bool,
+    ) -> Steps:
+        def look(vector: Vector, made_by: Space, cleaned: str) -> list[SearchHit]:
+            words = cleaned if hybrid else None
+            return self._look(vector, domain, top_k, category, book, within, words=words, made_by=made_by)
+
+        return self._questions.steps(text, look)
 
     def semantic_similarity_lookup(
         self, query_embedding: Vector, domain: str | None, top_k: int = 5
@@ -183,7 +179,7 @@ class KnowledgeBase:
 
         A persona with a `domain` looks there alone; where that domain has no entries the context is an empty list.
         """
-        hits = self.search(query_text, getattr(persona, "domain", None) or None, top_k)
+        hits = self.search(query_text, _domain_of(persona), top_k)
         persona.doctrine_context = hits
         return hits
 
@@ -234,25 +230,16 @@ class KnowledgeBase:
         name = fold_domain(domain)
         return "" if name is None else self._aliases.get(name.slug, name.slug)
 
-    def _embed(self, text: str, space: Space) -> tuple[Vector, Space]:
-        from era_dagster.embedding.queries import QueryEmbedder
-        from era_dagster.storage.cache import PostgresVectorCache
-        from era_dagster.storage.spaces import check_configured
 
-        check_configured(space, model=configured_model(self._settings))
-        with self._lock:
-            self._use.check()
-            if self._queries is None:
-                self._queries = QueryEmbedder(self._settings, PostgresVectorCache(self._database, model=space.model))
-            queries = self._queries
-        vector, identity = queries.embed(text, space)
-        return vector, identity.space
+def _domain_of(persona: Any) -> str | None:
+    return getattr(persona, "domain", None) or None
 
 
 class AsyncKnowledgeBase:
     """`KnowledgeBase` for event loops: `async with AsyncKnowledgeBase.open() as base: ...`; the same methods, awaited.
 
-    The work is done in threads, as many as the pool has connections, so that the loop goes on (docs/adr/0012).
+    The database is asked in threads, as many as the pool has connections, so that the loop goes on (docs/adr/0012). A look-up
+    that is cancelled gives up its place: its question is dropped, and what the database is at ends in its thread.
     """
 
     def __init__(self, settings: Settings, url: str | None) -> None:
@@ -268,7 +255,7 @@ class AsyncKnowledgeBase:
         return cls(settings or load_settings(os.environ), url)
 
     async def close(self) -> None:
-        """Close all connections; the object cannot be used afterwards. Look-ups under way are waited for."""
+        """Close all connections; the object cannot be used afterwards. Searches under way fail, look-ups are waited for."""
         import asyncio
 
         self._use.closed = True
@@ -305,7 +292,16 @@ class AsyncKnowledgeBase:
         hybrid: bool = False,
     ) -> list[SearchHit]:
         """See `KnowledgeBase.search`."""
-        return await self._run(lambda base: base.search(text, domain, top_k, category, book, within, hybrid=hybrid))
+
+        def begun(base: KnowledgeBase) -> tuple[Steps, Future[Answer] | list[SearchHit]]:
+            steps = base._steps(text, domain, top_k, category, book, within, hybrid)
+            return steps, next_step(steps)
+
+        steps, found = await self._run(begun)
+        while isinstance(found, Future):
+            answer = await awaited_answer(found)  # in no thread, so that no other look-up waits for its end
+            found = await self._run(lambda _, answer=answer: next_step(steps, answer))
+        return found
 
     async def semantic_similarity_lookup(
         self, query_embedding: Vector, domain: str | None, top_k: int = 5
@@ -315,7 +311,9 @@ class AsyncKnowledgeBase:
 
     async def enrich_context_with_doctrine(self, persona: Any, query_text: str, top_k: int = 3) -> list[SearchHit]:
         """See `KnowledgeBase.enrich_context_with_doctrine`."""
-        return await self._run(lambda base: base.enrich_context_with_doctrine(persona, query_text, top_k))
+        hits = await self.search(query_text, _domain_of(persona), top_k)
+        persona.doctrine_context = hits
+        return hits
 
     async def judgment_prior_features(self, query_embedding: Vector, domain: str | None) -> dict[str, float]:
         """See `KnowledgeBase.judgment_prior_features`."""

@@ -300,7 +300,7 @@ def test_what_is_closed_says_so_and_starts_nothing_again(filled: Database, confi
     for ask in (
         lambda: base.search("easy gold"),
         lambda: base.lookup(vector_of("gold")),
-        lambda: base._embed("?", SPACE),
+        lambda: base._questions.ask("?", SPACE),
     ):
         with pytest.raises(ConfigurationError, match="is closed"):
             ask()

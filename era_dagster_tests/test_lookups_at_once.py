@@ -1,19 +1,24 @@
 """Many look-ups at once while something does not answer: each is told in time, and what one gives up the next one has."""
 
+import asyncio
 import os
 import signal
 import socket
 import threading
+import time
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
 from era_dagster import knowledge
-from era_dagster.domain.errors import DatabaseUnavailable
+from era_dagster.domain.errors import ConfigurationError, DatabaseUnavailable, EndpointUnavailable
+from era_dagster.embedding import queries
+from era_dagster.knowledge import AsyncKnowledgeBase
 from era_dagster.settings import Settings
 from era_dagster.storage.access import Opening
 from era_dagster.storage.database import Database
@@ -119,3 +124,67 @@ def test_a_process_forked_while_a_thread_opens_the_knowledge_base_opens_its_own(
             assert said.read() == f"{len(RULES)} found"
         assert os.waitpid(child, 0)[1] == 0
         told.result(timeout=30)
+
+
+def test_all_who_search_while_the_embedding_server_is_silent_are_told_at_the_same_time(
+    asked: Settings, server: FakeEmbeddingServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many as there are connections after twenty seconds, as many more after forty, and so on."""
+    monkeypatch.setattr(queries, "_LONGEST_ANSWER_SECONDS", 1.0)
+
+    async def ask() -> None:
+        async with AsyncKnowledgeBase.open(asked) as base:
+
+            async def told(number: int) -> float:
+                with pytest.raises(EndpointUnavailable):
+                    await base.search(f"Which bell is the {number}th?")
+                return time.monotonic()
+
+            await base.search(RULES[0])
+            server.stalled = True
+            at = await asyncio.gather(*map(told, range(3 * POOL)))
+            assert max(at) - min(at) < 1.0
+
+    asyncio.run(ask())
+
+
+def test_look_ups_go_on_while_searches_wait_for_the_embedding_server_and_closing_ends_those(
+    asked: Settings, server: FakeEmbeddingServer
+) -> None:
+    """They waited behind the searches, though a vector needs no embedding server."""
+
+    async def ask() -> None:
+        async with AsyncKnowledgeBase.open(asked) as base:
+            await base.search(RULES[0])
+            server.stalled = True
+            waiting = [asyncio.create_task(base.search(f"Which bell is the {number}th?")) for number in range(3 * POOL)]
+            await asyncio.sleep(0.1)
+            async with asyncio.timeout(10):
+                assert len(await base.lookup(query())) == len(RULES)
+            assert not any(task.done() for task in waiting)
+        for answer in await asyncio.gather(*waiting, return_exceptions=True):
+            assert isinstance(answer, ConfigurationError)
+            assert "closed before the question was answered" in answer.message
+
+    asyncio.run(ask())
+
+
+def test_a_search_that_is_cancelled_leaves_its_place_to_the_next_and_the_persona_as_it_is(
+    asked: Settings, server: FakeEmbeddingServer
+) -> None:
+    """Its thread waited on for twenty seconds, and whoever came meanwhile behind it."""
+
+    async def ask() -> None:
+        async with AsyncKnowledgeBase.open(asked) as base:
+            await base.search(RULES[0])
+            server.stalled = True
+            persona = SimpleNamespace()
+            for number in range(POOL + 1):
+                with pytest.raises(TimeoutError):
+                    await asyncio.wait_for(base.enrich_context_with_doctrine(persona, f"Bell {number}?"), 0.1)
+            server.stalled = False
+            async with asyncio.timeout(10):
+                assert len(await base.search("When does it ring?")) == len(RULES)
+            assert vars(persona) == {}
+
+    asyncio.run(ask())

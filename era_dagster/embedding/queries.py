@@ -5,13 +5,14 @@ connections anew each time, and cannot start inside another loop.
 """
 
 import asyncio
+import math
 import threading
 from collections.abc import Iterator
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import Future
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, replace
 
-from era_dagster.domain.errors import BadVectors, ConfigurationError, EndpointUnavailable
+from era_dagster.domain.errors import BadVectors, EndpointUnavailable
 from era_dagster.domain.space import Space
 from era_dagster.embedding.embedder import Embedder
 from era_dagster.embedding.factory import OLLAMA_URL, open_embedder
@@ -24,6 +25,10 @@ _LONGEST_RETRY_SECONDS = 10.0
 # And a silent one too, but a server that loads its model first takes 10 to 20 s. The request itself goes on: Ollama gives up
 # loading for somebody who hangs up, and would begin anew for each question.
 _LONGEST_ANSWER_SECONDS = 20.0
+# More at once are no faster, and had none of its own time left when its turn came: the others wait in line.
+_MOST_QUESTIONS = 64
+
+Answer = tuple[Vector, ModelIdentity]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -51,9 +56,13 @@ class QueryEmbedder:
         self._thread: threading.Thread | None = None
         # One for each model the database held in our time: questions may still be under way when it switches.
         self._opened: dict[Space, asyncio.Task[_OpenEmbedder]] = {}
+        self._line = asyncio.Semaphore(_MOST_QUESTIONS)
+        self._answered_at = -math.inf
 
-    def embed(self, text: str, known: Space) -> tuple[Vector, ModelIdentity]:
+    def ask(self, text: str, known: Space) -> Future[Answer]:
         """The normalised float32 vector of `text` as a query, shape (dimension,), and the model that made it.
+
+        Who cancels it gives up the question; closing cancels all.
 
         `known` is the model the database holds; each has its own embedder, which is opened anew for the next question when the
         server turned out to hold another model at its opening. Raises what `Embedder.embed` and `Embedder.identify` raise,
@@ -61,11 +70,7 @@ class QueryEmbedder:
         in this process is waited for: it may have to be fetched first.
         """
         with self._running_loop() as loop:
-            asked = asyncio.run_coroutine_threadsafe(self._answered(text, known), loop)
-        try:
-            return asked.result()
-        except CancelledError:
-            raise ConfigurationError("The knowledge base was closed before the question was answered.") from None
+            return asyncio.run_coroutine_threadsafe(self._answered(text, known), loop)
 
     def close(self) -> None:
         """Close the embedder and end the thread. A later `embed` opens both again."""
@@ -82,24 +87,52 @@ class QueryEmbedder:
         with self._lock:
             if self._loop is None:
                 started: Future[asyncio.AbstractEventLoop] = Future()
+                self._line = asyncio.Semaphore(_MOST_QUESTIONS)  # it belongs to the loop in which somebody waits for it
                 self._thread = threading.Thread(target=_run_loop, args=(started,), name="era-queries", daemon=True)
                 self._thread.start()
                 self._loop = started.result()
             yield self._loop
 
-    async def _answered(self, text: str, known: Space) -> tuple[Vector, ModelIdentity]:
-        here = (self._settings.embedding_provider or known.provider) == "local"
+    async def _answered(self, text: str, known: Space) -> Answer:
+        if (self._settings.embedding_provider or known.provider) == "local":
+            return await self._embed(text, known)
+        line, came = self._line, asyncio.get_running_loop().time()
+        await self._admitted(line, came)
         try:
-            async with asyncio.timeout(None if here else _LONGEST_ANSWER_SECONDS):
-                return await self._embed(text, known)
+            async with asyncio.timeout_at(self._patience_ends(came)):
+                answer = await self._embed(text, known)
         except TimeoutError:
-            urls = ", ".join(map(shown_url, self._settings.embedding_urls or (OLLAMA_URL,)))
-            raise EndpointUnavailable(
-                f"{urls} made no vector of the question within {_LONGEST_ANSWER_SECONDS:g} s.",
-                hint="It may be loading its model: `era doctor` waits longer for it, and tells what it answers.",
-            ) from None
+            raise self._silent() from None
+        finally:
+            line.release()
+        self._answered_at = asyncio.get_running_loop().time()
+        return answer
 
-    async def _embed(self, text: str, known: Space) -> tuple[Vector, ModelIdentity]:
+    async def _admitted(self, line: asyncio.Semaphore, came: float) -> None:
+        """Wait in line, as long as it moves."""
+        while True:
+            until = self._patience_ends(came)
+            try:
+                async with asyncio.timeout_at(until):
+                    await line.acquire()
+            except TimeoutError:
+                if self._patience_ends(came) <= until:
+                    raise self._silent() from None
+            else:
+                return
+
+    def _patience_ends(self, came: float) -> float:
+        """With a server that says nothing; for who came when it had answered somebody last, and who was in line by then."""
+        return max(came, self._answered_at) + _LONGEST_ANSWER_SECONDS
+
+    def _silent(self) -> EndpointUnavailable:
+        urls = ", ".join(map(shown_url, self._settings.embedding_urls or (OLLAMA_URL,)))
+        return EndpointUnavailable(
+            f"{urls} made no vector of the question within {_LONGEST_ANSWER_SECONDS:g} s.",
+            hint="It may be loading its model: `era doctor` waits longer for it, and tells what it answers.",
+        )
+
+    async def _embed(self, text: str, known: Space) -> Answer:
         opening = self._opened.get(known)
         # All who come while it is being opened share its failure: one after the other each would wait as long again.
         if opening is None or (opening.done() and opening.exception() is not None):

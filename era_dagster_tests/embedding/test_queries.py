@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 
 from era_dagster.domain.errors import BadVectors, ConfigurationError, EndpointUnavailable
+from era_dagster.domain.space import Space
 from era_dagster.embedding import endpoint
 from era_dagster.embedding import queries as queries_module
 from era_dagster.embedding.provider import CANARY
-from era_dagster.embedding.queries import QueryEmbedder
+from era_dagster.embedding.queries import Answer, QueryEmbedder
+from era_dagster.questions import answer_of
 from era_dagster.settings import load_settings
 from era_dagster_tests.fakes.embedding_server import FakeEmbeddingServer, Fault, serving
 from era_dagster_tests.storage.chapter_rows import SPACE
@@ -30,6 +32,10 @@ def asking(url: str, provider: str = "ollama") -> Iterator[QueryEmbedder]:
         yield questions
     finally:
         questions.close()
+
+
+def embed(questions: QueryEmbedder, text: str, known: Space) -> Answer:
+    return answer_of(questions.ask(text, known))
 
 
 def test_all_who_wait_for_a_server_that_does_not_answer_are_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,14 +68,14 @@ def test_a_server_that_falls_silent_is_said_and_answers_the_next_question_when_i
     """Each question waited for the time-out of a request, a minute."""
     server = FakeEmbeddingServer(dimension=16)
     with serving(server) as url, asking(url) as questions:
-        assert questions.embed("Who keeps the lock?", KNOWN)[0].shape == (16,)
+        assert embed(questions, "Who keeps the lock?", KNOWN)[0].shape == (16,)
         server.stalled = True
         with monkeypatch.context() as hasty:
             hasty.setattr(queries_module, "_LONGEST_ANSWER_SECONDS", 0.2)
             with pytest.raises(EndpointUnavailable, match=rf"{url} made no vector of the question within 0\.2 s"):
-                questions.embed("When does it open?", KNOWN)
+                embed(questions, "When does it open?", KNOWN)
         server.stalled = False
-        assert questions.embed("When does it open?", KNOWN)[0].shape == (16,)
+        assert embed(questions, "When does it open?", KNOWN)[0].shape == (16,)
 
 
 def test_a_server_that_loads_its_model_longer_than_a_question_waits_is_not_hung_up_on(
@@ -81,9 +87,9 @@ def test_a_server_that_loads_its_model_longer_than_a_question_waits_is_not_hung_
         with monkeypatch.context() as hasty:
             hasty.setattr(queries_module, "_LONGEST_ANSWER_SECONDS", 0.0)
             with pytest.raises(EndpointUnavailable, match="loading its model"):
-                questions.embed("Who keeps the lock?", KNOWN)
+                embed(questions, "Who keeps the lock?", KNOWN)
         wait_until(lambda: server.requests == 2)  # asked for its second vector after the first
-        assert questions.embed("Who keeps the lock?", KNOWN)[0].shape == (16,)
+        assert embed(questions, "Who keeps the lock?", KNOWN)[0].shape == (16,)
         assert server.texts.count("Who keeps the lock?") == 1
         assert server.requests == 3
 
@@ -93,10 +99,10 @@ def test_when_the_server_holds_the_model_of_before_again_the_next_question_gets_
     server = FakeEmbeddingServer(dimension=16)
     with serving(server) as url, asking(url) as questions:
         server.digest = "another"
-        assert questions.embed("Who keeps the lock?", KNOWN)[1].digest == "another"
+        assert embed(questions, "Who keeps the lock?", KNOWN)[1].digest == "another"
         server.digest = KNOWN.digest or ""
         for _ in range(3):
-            assert questions.embed("Who keeps the lock?", KNOWN)[1].space.same_model(KNOWN)
+            assert embed(questions, "Who keeps the lock?", KNOWN)[1].space.same_model(KNOWN)
     assert server.texts.count(CANARY) == 2 * 2
 
 
@@ -115,24 +121,24 @@ def test_a_model_that_is_exchanged_between_two_questions_gets_no_more_of_them_un
     server = Changeable(dimension=16)
     with serving(server) as url, asking(url, "openai") as questions:
         known = replace(KNOWN, provider="openai", digest=None)
-        first, _ = questions.embed("Who keeps the lock?", known)
+        first, _ = embed(questions, "Who keeps the lock?", known)
         server.weights = "others "
         time.sleep(0.25)
         for _ in range(3):
             with pytest.raises(BadVectors, match=f"{url} answers other vectors than test-model"):
-                questions.embed("When does it open?", known)
+                embed(questions, "When does it open?", known)
         assert "When does it open?" not in server.texts
         server.weights = ""
-        assert np.array_equal(questions.embed("Who keeps the lock?", known)[0], first)
+        assert np.array_equal(embed(questions, "Who keeps the lock?", known)[0], first)
 
 
 def test_a_question_that_is_under_way_when_all_is_closed_says_so() -> None:
     """It ended with a bare CancelledError."""
     server = FakeEmbeddingServer(dimension=16)
     with serving(server) as url, asking(url) as questions, ThreadPoolExecutor(1) as threads:
-        questions.embed("Who keeps the lock?", KNOWN)
+        embed(questions, "Who keeps the lock?", KNOWN)
         server.always = Fault(stall=True)
-        asked = threads.submit(questions.embed, "When does it open?", KNOWN)
+        asked = threads.submit(embed, questions, "When does it open?", KNOWN)
         wait_until(lambda: server.texts[-1] == "When does it open?")
         questions.close()
         with pytest.raises(ConfigurationError, match="closed before the question was answered"):
@@ -153,6 +159,35 @@ def test_the_model_in_this_process_is_waited_for(monkeypatch: pytest.MonkeyPatch
     questions = QueryEmbedder(load_settings({}))
     try:
         with pytest.raises(EndpointUnavailable, match="Fetched"):
-            questions.embed("?", replace(SPACE, provider="local"))
+            embed(questions, "?", replace(SPACE, provider="local"))
     finally:
         questions.close()
+
+
+def test_questions_wait_in_line_as_long_as_it_moves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All at once each had the same seconds for what the server did in turn, and those at its end went without."""
+    monkeypatch.setattr(queries_module, "_MOST_QUESTIONS", 4)
+    monkeypatch.setattr(queries_module, "_LONGEST_ANSWER_SECONDS", 1.0)
+    server = FakeEmbeddingServer(dimension=16)
+    with serving(server) as url, asking(url) as questions:
+        embed(questions, "Who keeps the lock?", KNOWN)
+        server.seconds_per_text = 0.05
+        asked = [questions.ask(f"Which lock is the {number}th?", KNOWN) for number in range(60)]
+        assert {answer_of(each)[0].shape for each in asked} == {(16,)}
+
+
+def test_those_in_line_for_a_server_that_falls_silent_are_told_with_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(queries_module, "_MOST_QUESTIONS", 2)
+    monkeypatch.setattr(queries_module, "_LONGEST_ANSWER_SECONDS", 1.0)
+    server = FakeEmbeddingServer(dimension=16)
+    with serving(server) as url, asking(url) as questions, ThreadPoolExecutor(6) as threads:
+
+        def told(text: str) -> float:
+            with pytest.raises(EndpointUnavailable, match="no vector of the question within"):
+                embed(questions, text, KNOWN)
+            return time.monotonic()
+
+        embed(questions, "Who keeps the lock?", KNOWN)
+        server.stalled = True
+        at = list(threads.map(told, (f"Which lock is the {number}th?" for number in range(6))))
+        assert max(at) - min(at) < 1.0
