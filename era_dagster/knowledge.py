@@ -45,9 +45,9 @@ class KnowledgeBase:
     """Look-ups in one database; `with KnowledgeBase.open() as base: ...`, or `open()` and `close()`.
 
     Safe to use from several threads, and inside a running event loop (which it blocks: there use `AsyncKnowledgeBase`).
-    All methods raise `DatabaseUnavailable` while the database is away or somebody keeps a table locked, after 5 seconds, and
-    work again when that is over; and `ConfigurationError` once it is closed, and in a process forked from the one that
-    opened it, which must open its own.
+    All methods raise `DatabaseUnavailable` while the database is away or somebody keeps a table locked, after 5 seconds (20 where
+    it falls silent in the middle of one), and work again when that is over; and `ConfigurationError` once it is closed, and in a
+    process forked from the one that opened it, which must open its own.
     """
 
     def __init__(self, database: Database, settings: Settings, aliases: Mapping[str, str]) -> None:

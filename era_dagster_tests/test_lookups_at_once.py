@@ -13,13 +13,15 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from types import SimpleNamespace
 
+import psycopg
 import pytest
 
 from era_dagster import knowledge
 from era_dagster.domain.errors import ConfigurationError, DatabaseUnavailable, EndpointUnavailable
 from era_dagster.embedding import queries
-from era_dagster.knowledge import AsyncKnowledgeBase
+from era_dagster.knowledge import AsyncKnowledgeBase, KnowledgeBase
 from era_dagster.settings import Settings
+from era_dagster.storage import database
 from era_dagster.storage.access import Opening
 from era_dagster.storage.database import Database
 from era_dagster_tests.fakes.embedding_server import FakeEmbeddingServer, serving, vector_of
@@ -40,8 +42,8 @@ def server() -> Iterator[FakeEmbeddingServer]:
 def asked(settings: Settings, database_url: str, server: FakeEmbeddingServer) -> Iterator[Settings]:
     """Settings for a knowledge base that holds RULES; its embedding server is up."""
     with serving(server) as url:
-        with Database(database_url, pool_size=2) as database:
-            bench = Workbench(settings, database, server)
+        with Database(database_url, pool_size=2) as opened:
+            bench = Workbench(settings, opened, server)
             bench.drop("harbour", chapter(1, domains=["boats"], rules=list(RULES)))
             bench.look()
             bench.run()
@@ -188,3 +190,35 @@ def test_a_search_that_is_cancelled_leaves_its_place_to_the_next_and_the_persona
             assert vars(persona) == {}
 
     asyncio.run(ask())
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="a process is made to hang by a signal")
+def test_look_ups_that_the_database_was_at_when_it_hung_are_told_and_the_pool_is_whole_again(
+    asked: Settings, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They waited for ever: a pool of connections later no look-up was answered any more."""
+    monkeypatch.setattr(knowledge, "_LONGEST_WAIT_SECONDS", 2.0)
+    monkeypatch.setattr(database, "_WAITS_FOR_A_STATEMENT", 1.5)
+    waiting = "FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    with (
+        KnowledgeBase.open(asked) as base,
+        ThreadPoolExecutor(POOL) as threads,
+        psycopg.connect(database_url, autocommit=True) as admin,
+    ):
+        assert [len(found) for found in threads.map(base.lookup, [query()] * POOL)] == [len(RULES)] * POOL
+        hung: list[int] = []
+        try:
+            with psycopg.connect(database_url) as locking:
+                locking.execute("LOCK TABLE vectors.doctrine_embeddings_all IN ACCESS EXCLUSIVE MODE")
+                asking = [threads.submit(base.lookup, query()) for _ in range(POOL)]
+                wait_until(lambda: len(admin.execute(f"SELECT pid {waiting}").fetchall()) == POOL)
+                hung = [pid for (pid,) in admin.execute(f"SELECT pid {waiting}")]
+                for pid in hung:
+                    os.kill(pid, signal.SIGSTOP)
+            for lookup in asking:
+                with pytest.raises(DatabaseUnavailable, match="it has not answered for 3 s"):
+                    lookup.result(timeout=30)
+            assert len(base.lookup(query())) == len(RULES)
+        finally:
+            for pid in hung:
+                os.kill(pid, signal.SIGCONT)

@@ -12,11 +12,12 @@ import urllib.parse
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import TracebackType
-from typing import Self
+from typing import Any, Self, TypeVar
 
 import psycopg
 from pgvector.psycopg import register_vector
 from psycopg import errors as pg_errors
+from psycopg.abc import PQGen
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq import ExecStatus
 from psycopg_pool import ConnectionPool, PoolTimeout
@@ -42,6 +43,8 @@ _SESSION_OPTIONS = " ".join(
         {"search_path": "public,vectors", "timezone": "UTC", "random_page_cost": "1.1"} | SEARCH_SETTINGS
     ).items()
 )
+T = TypeVar("T")
+
 _LONGEST_WAIT_SECONDS = 30.0
 _FIRST_CONNECT_SECONDS = 10
 _RUN_PREFIX = "era_dagster run "
@@ -51,6 +54,9 @@ _LEAVING_SECONDS = 1.0
 logging.getLogger("psycopg.pool").addHandler(logging.NullHandler())
 # A pooled connection that is silent for this share of the longest wait is given up: there is time left for a new one.
 _SHARE_OF_SILENCE = 1 / 5
+# And one that is silent for so many longest waits in the middle of a statement. The longest wait alone would end what a cold disk
+# makes slow.
+_WAITS_FOR_A_STATEMENT = 4
 
 
 def database_url(settings: Settings) -> str:
@@ -155,26 +161,51 @@ def _first_line(error: BaseException) -> str:
     return lines[0].rstrip(".") if lines else type(error).__name__
 
 
+class _Connection(psycopg.Connection):
+    """Gives up a server that says nothing to a statement for `patience_seconds`, if it is not None: of one that hangs, or that a
+    network has lost, nothing ever comes, and whoever asked would wait for ever."""
+
+    patience_seconds: float | None = None
+
+    def wait(self, gen: PQGen[T], *arguments: Any, **options: Any) -> T:
+        return super().wait(gen if self.patience_seconds is None else self._patient(gen), *arguments, **options)
+
+    def _patient(self, gen: PQGen[T]) -> PQGen[T]:
+        until = time.monotonic() + (self.patience_seconds or 0)
+        try:
+            waiting_for = next(gen)
+            while True:
+                ready = yield waiting_for
+                if not ready and time.monotonic() > until:
+                    self.close()
+                    raise psycopg.OperationalError(f"it has not answered for {self.patience_seconds:g} s")
+                waiting_for = gen.send(ready)
+        except StopIteration as ended:
+            return ended.value
+
+
 class Database:
     """A pool of connections to the knowledge base; `with Database(url, pool_size=5) as database: ...`.
 
     `connection()` lends one connection inside one transaction (commit on success, rollback on error), with the vector
     types registered. With a `run_id` the connections carry it, and one that is lost is soon replaced, so that `live_runs`
     can tell a running run from a killed one. Raises `DatabaseUnavailable` when the server is away, or no connection is
-    free, for 30 s or for `longest_wait_seconds`, which then bound each wait for a lock too; `StorageError` when it cannot
-    write.
+    free, for 30 s or for `longest_wait_seconds`, which then bound each wait for a lock too, and four times as long each
+    statement; `StorageError` when it cannot write.
     """
 
     def __init__(
         self, url: str, *, pool_size: int, run_id: str | None = None, longest_wait_seconds: float | None = None
     ) -> None:
         options = _session_options(url, lock_timeout_seconds=longest_wait_seconds)
+        self._patience_seconds = longest_wait_seconds and longest_wait_seconds * _WAITS_FOR_A_STATEMENT
         longest_wait_seconds = longest_wait_seconds or _LONGEST_WAIT_SECONDS
         connect_seconds = max(2, round(longest_wait_seconds))
         self._first_connect_seconds = min(connect_seconds, _FIRST_CONNECT_SECONDS)
         self._longest_silence_seconds = longest_wait_seconds * _SHARE_OF_SILENCE
         self._pool = ConnectionPool(
             url,
+            connection_class=_Connection,
             min_size=1,
             max_size=pool_size,
             open=False,
@@ -187,7 +218,7 @@ class Database:
                 "application_name": _RUN_PREFIX + run_id if run_id else "era_dagster",
                 "connect_timeout": connect_seconds,
             },
-            configure=_configure,
+            configure=self._configure,
             check=self._check,
         )
         self._lent: set[psycopg.Connection] = set()
@@ -225,6 +256,15 @@ class Database:
         while not self._closed.wait(_PRESENT_SECONDS):
             with suppress(EraError), self.connection():
                 pass
+
+    def _configure(self, connection: _Connection) -> None:
+        connection.patience_seconds = self._patience_seconds
+        connection.autocommit = True
+        installed = connection.execute("SELECT 1 FROM pg_extension WHERE extname = 'vector'").fetchone()
+        if installed is None:
+            raise psycopg.OperationalError("the vector extension is missing; run `era db migrate`")
+        register_vector(connection)
+        connection.autocommit = False
 
     def _check(self, connection: psycopg.Connection) -> None:
         try:
@@ -315,12 +355,3 @@ def _check_answers(connection: psycopg.Connection, seconds: float) -> None:
     while (result := server.get_result()) is not None:
         if result.status != ExecStatus.EMPTY_QUERY:
             raise psycopg.OperationalError("the server has ended the connection")
-
-
-def _configure(connection: psycopg.Connection) -> None:
-    connection.autocommit = True
-    installed = connection.execute("SELECT 1 FROM pg_extension WHERE extname = 'vector'").fetchone()
-    if installed is None:
-        raise psycopg.OperationalError("the vector extension is missing; run `era db migrate`")
-    register_vector(connection)
-    connection.autocommit = False
