@@ -56,8 +56,11 @@ class QueryEmbedder:
         self._thread: threading.Thread | None = None
         # One for each model the database held in our time: questions may still be under way when it switches.
         self._opened: dict[Space, asyncio.Task[_OpenEmbedder]] = {}
+        # What a silent server was asked is not taken back, it may be loading; it fills all its room: the next go beside it.
+        self._left: list[asyncio.Task[_OpenEmbedder]] = []
         self._line = asyncio.Semaphore(_MOST_QUESTIONS)
         self._answered_at = -math.inf
+        self._unanswered_since: float | None = None
 
     def ask(self, text: str, known: Space) -> Future[Answer]:
         """The normalised float32 vector of `text` as a query, shape (dimension,), and the model that made it.
@@ -97,6 +100,8 @@ class QueryEmbedder:
         if (self._settings.embedding_provider or known.provider) == "local":
             return await self._embed(text, known)
         line, came = self._line, asyncio.get_running_loop().time()
+        if self._unanswered_since is None:
+            self._unanswered_since = came
         await self._admitted(line, came)
         try:
             async with asyncio.timeout_at(self._patience_ends(came)):
@@ -105,7 +110,8 @@ class QueryEmbedder:
             raise self._silent() from None
         finally:
             line.release()
-        self._answered_at = asyncio.get_running_loop().time()
+        self._answered_at, self._unanswered_since = asyncio.get_running_loop().time(), None
+        await self._close_left()
         return answer
 
     async def _admitted(self, line: asyncio.Semaphore, came: float) -> None:
@@ -145,9 +151,13 @@ class QueryEmbedder:
         opened.questions += 1
         try:
             report = await opened.embedder.embed([text], role="query")
+        except asyncio.CancelledError:
+            if self._has_fallen_silent() and self._opened.get(known) is opening:
+                self._left.append(self._opened.pop(known))
+            raise
         finally:
             opened.questions -= 1
-            if not opened.questions and self._opened.get(known) is not opening:
+            if not opened.questions and self._opened.get(known) is not opening and opening not in self._left:
                 await opened.stack.aclose()
         vector = report.vectors[0]
         if vector is None:
@@ -156,6 +166,17 @@ class QueryEmbedder:
                 hint="Search for a shorter or simpler text.",
             )
         return vector, opened.identity
+
+    def _has_fallen_silent(self) -> bool:
+        now, since = asyncio.get_running_loop().time(), self._unanswered_since
+        return since is not None and now - since >= _LONGEST_ANSWER_SECONDS
+
+    async def _close_left(self) -> None:
+        """The server answers again: of what it was asked before nothing is waited for."""
+        over = [left for left in self._left if not left.result().questions]
+        self._left = [left for left in self._left if left not in over]
+        for left in over:
+            await left.result().stack.aclose()
 
     async def _open(self, known: Space) -> _OpenEmbedder:
         async with AsyncExitStack() as stack:
@@ -166,9 +187,9 @@ class QueryEmbedder:
             return _OpenEmbedder(embedder=embedder, identity=identity, stack=stack.pop_all())
 
     async def _close_embedders(self) -> None:
-        opened, self._opened = self._opened, {}
+        opened, self._opened, self._left = [*self._opened.values(), *self._left], {}, []
         async with AsyncExitStack() as stack:
-            for opening in opened.values():
+            for opening in opened:
                 if opening.done() and opening.exception() is None:
                     stack.push_async_callback(opening.result().stack.aclose)
                 else:

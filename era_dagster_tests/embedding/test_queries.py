@@ -191,3 +191,26 @@ def test_those_in_line_for_a_server_that_falls_silent_are_told_with_the_others(m
         server.stalled = True
         at = list(threads.map(told, (f"Which lock is the {number}th?" for number in range(6))))
         assert max(at) - min(at) < 1.0
+
+
+def test_questions_that_a_server_lost_do_not_hold_up_those_that_come_when_it_is_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As behind a proxy whose server was exchanged: the lost ones took all of its room for a minute, and all others failed."""
+    server = FakeEmbeddingServer(dimension=16)
+    with serving(server) as url, asking(url) as questions, ThreadPoolExecutor(8) as threads:
+
+        def lost(text: str) -> None:
+            with pytest.raises(EndpointUnavailable, match="no vector of the question within"):
+                embed(questions, text, KNOWN)
+
+        embed(questions, "Who keeps the lock?", KNOWN)
+        for _ in range(2):
+            server.stalled = True
+            with monkeypatch.context() as hasty:
+                hasty.setattr(queries_module, "_LONGEST_ANSWER_SECONDS", 0.5)
+                list(threads.map(lost, (f"Which lock is the {number}th?" for number in range(8))))
+            assert len(questions._left) == 1
+            server.stalled = False
+            assert embed(questions, "When does it open?", KNOWN)[0].shape == (16,)
+            assert questions._left == []
