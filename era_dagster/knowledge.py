@@ -19,7 +19,7 @@ from era_dagster.domain.errors import ConfigurationError
 from era_dagster.domain.judgment import judgment_features
 from era_dagster.questions import Questions, answer_of, awaited_answer, next_step
 from era_dagster.settings import Settings, configured_model, load_settings
-from era_dagster.storage.access import Opening, Use
+from era_dagster.storage.access import Line, Opening, Use
 
 if TYPE_CHECKING:
     import numpy as np
@@ -246,8 +246,8 @@ class AsyncKnowledgeBase:
         self._settings = settings
         self._url = url
         self._use = Use()
-        self._threads = ThreadPoolExecutor(settings.database_pool, thread_name_prefix="era-lookup")
-        self._opening = Opening(lambda: self._threads.submit(KnowledgeBase.open, self._settings, url=self._url))
+        self._line = Line(settings.database_pool, patience_seconds=_LONGEST_WAIT_SECONDS)
+        self._opening = Opening(lambda: self._line.threads.submit(KnowledgeBase.open, self._settings, url=self._url))
 
     @classmethod
     def open(cls, settings: Settings | None = None, *, url: str | None = None) -> Self:
@@ -325,12 +325,12 @@ class AsyncKnowledgeBase:
         self._use.check()
         # Waited for in a thread: the opening was handed to one before.
         opening = self._opening.latest()
-        return await asyncio.get_running_loop().run_in_executor(self._threads, lambda: work(opening.result()))
+        return await asyncio.wrap_future(self._line.submit(lambda: work(opening.result())))
 
     def _close(self) -> None:
         if not self._use.is_ours:
             return
-        self._threads.shutdown()
+        self._line.threads.shutdown()
         if self._opening.begun is not None and self._opening.begun.exception() is None:
             self._opening.begun.result().close()
 

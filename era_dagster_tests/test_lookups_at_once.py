@@ -222,3 +222,29 @@ def test_look_ups_that_the_database_was_at_when_it_hung_are_told_and_the_pool_is
         finally:
             for pid in hung:
                 os.kill(pid, signal.SIGCONT)
+
+
+def test_look_ups_in_line_behind_those_that_find_the_database_away_are_told_with_them(
+    asked: Settings, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many as there are connections after five seconds, as many more after ten, and so on."""
+    monkeypatch.setattr(knowledge, "_LONGEST_WAIT_SECONDS", 2.0)
+
+    async def ask() -> None:
+        async with AsyncKnowledgeBase.open(asked) as base:
+
+            async def told() -> float:
+                with pytest.raises(DatabaseUnavailable, match="gave no lock in time"):
+                    await base.lookup(query())
+                return time.monotonic()
+
+            await asyncio.gather(*(base.lookup(query()) for _ in range(POOL)))
+            with psycopg.connect(database_url) as locking:
+                locking.execute("LOCK TABLE vectors.doctrine_embeddings_all IN ACCESS EXCLUSIVE MODE")
+                at = await asyncio.gather(*(told() for _ in range(6 * POOL)))
+                assert max(at) - min(at) < 2 * 2.0
+            assert [len(found) for found in await asyncio.gather(*(base.lookup(query()) for _ in range(50)))] == [
+                3
+            ] * 50
+
+    asyncio.run(ask())

@@ -5,11 +5,12 @@ Standard library only, so that importing it costs a program next to nothing.
 
 import os
 import threading
+import time
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
 
-from era_dagster.domain.errors import ConfigurationError
+from era_dagster.domain.errors import ConfigurationError, DatabaseUnavailable
 
 T = TypeVar("T")
 
@@ -53,3 +54,31 @@ class Opening(Generic[T]):
             if self.begun is None or (self.begun.done() and self.begun.exception() is not None):
                 self.begun = self._begin()
             return self.begun
+
+
+class Line:
+    """Threads that ask the database, one for each connection; who comes while all are at it waits, as long as they get answers.
+
+    Who has waited for `patience_seconds` behind one that found the database away is told the same: one row after the other
+    each would wait as long again to find it out.
+    """
+
+    def __init__(self, threads: int, *, patience_seconds: float) -> None:
+        self.threads = ThreadPoolExecutor(threads, thread_name_prefix="era-lookup")
+        self._patience_seconds = patience_seconds
+        self._away: DatabaseUnavailable | None = None
+
+    def submit(self, work: Callable[[], T]) -> Future[T]:
+        return self.threads.submit(self._in_turn, time.monotonic(), work)
+
+    def _in_turn(self, came: float, work: Callable[[], T]) -> T:
+        away = self._away
+        if away is not None and time.monotonic() - came >= self._patience_seconds:
+            raise away.with_traceback(None)
+        try:
+            answer = work()
+        except DatabaseUnavailable as error:
+            self._away = error
+            raise
+        self._away = None
+        return answer
