@@ -112,7 +112,8 @@ def search_entries(
             " SELECT n.doctrine_id::text, 1 - n.distance, n.text, coalesce(a.domains, n.domains), n.category,"
             " n.source_book, n.source_chapter, n.weight"
             " FROM nearest AS n LEFT JOIN doctrine_embeddings_all AS a USING (doctrine_id)"
-            " ORDER BY n.distance, n.doctrine_id"
+            # A sum, that they are sorted anew: the index, which the order was taken from, rounds otherwise.
+            " ORDER BY n.distance + 0, n.doctrine_id"
         ).format(
             distance=_distance(exact=exact),
             domains=sql.SQL("domains" if domain is None else "ARRAY[domain]"),
