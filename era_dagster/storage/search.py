@@ -20,12 +20,16 @@ from era_dagster.domain.errors import ConfigurationError
 from era_dagster.domain.fusion import fuse_rankings
 from era_dagster.domain.identity import safe_name
 from era_dagster.domain.space import Space
+from era_dagster.storage.database import SEARCH_SETTINGS
 from era_dagster.storage.full_text import question_words, words_match
 from era_dagster.storage.spaces import live_space_in, space_name
 
 LARGEST_TOP_K = 1000
 # How far down each of the two rankings of a hybrid search counts.
 _FUSED_FROM = 50
+# Of the rows an HNSW index looks at (`hnsw.ef_search`, 100 by itself), those found last are the doubtful ones; 1,000 is its most.
+_LOOKED_AT_FOR_EACH = 4
+_MOST_LOOKED_AT = 1000
 _HINT = "Pass one vector made by the model whose vectors the database holds."
 _CHUNK_SHOWN = (
     "SELECT f.partition_key || '#' || f.position, 1 - f.distance, c.text,"
@@ -201,6 +205,9 @@ def _found(
     """
     top_k = min(top_k, LARGEST_TOP_K)
     limit = top_k if words is None else max(top_k, _FUSED_FROM)
+    if top_k * _LOOKED_AT_FOR_EACH > int(SEARCH_SETTINGS["hnsw.ef_search"]):
+        looked_at = min(top_k * _LOOKED_AT_FOR_EACH, _MOST_LOOKED_AT)
+        connection.execute("SELECT set_config('hnsw.ef_search', %s, true)", (str(looked_at),))
     # Planned with these values each time: of the 150 domain tables the planner opens the one that is asked for.
     rows: list[tuple[Any, ...]] = []
     for statement in nearest:

@@ -1,10 +1,11 @@
-"""Look-up through an HNSW index."""
+"""Look-up through an HNSW index against exact distances by numpy: how much it finds, and in which order."""
 
 import uuid
 from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 from pgvector import HalfVector
 
 from era_dagster.storage.database import Database
@@ -13,11 +14,22 @@ from era_dagster.storage.search import search_entries
 from era_dagster.storage.spaces import ensure_space
 from era_dagster_tests.storage.chapter_rows import SPACE
 
+DIMENSION = 64
 ROWS = 5000
+QUESTIONS = 20
 
 
 def unit(vectors: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+@pytest.fixture
+def drawn() -> npt.NDArray[np.float64]:
+    """Rows, and after them questions, around forty topics; as they are stored."""
+    random = np.random.default_rng(1)
+    topics = unit(random.normal(size=(40, DIMENSION)))
+    near = topics[random.integers(0, 40, ROWS + QUESTIONS)] + 0.225 * random.normal(size=(ROWS + QUESTIONS, DIMENSION))
+    return unit(near).astype(np.float16).astype(np.float64)
 
 
 def store_indexed(database: Database, vectors: npt.NDArray[np.float64]) -> None:
@@ -30,6 +42,25 @@ def store_indexed(database: Database, vectors: npt.NDArray[np.float64]) -> None:
             [(uuid.UUID(int=number), HalfVector(vector)) for number, vector in enumerate(vectors)],
         )
     assert build_vector_index(database, "doctrine_embeddings_all")
+
+
+@pytest.mark.parametrize("top_k", [10, 50, 100, 500])
+def test_an_index_finds_nearly_all_of_the_nearest_however_many_are_asked_for(
+    database: Database, drawn: npt.NDArray[np.float64], top_k: int
+) -> None:
+    """Of a hundred it missed five: it looked at a hundred rows whatever the number asked for."""
+    store_indexed(database, drawn[:ROWS])
+    lengths = np.linalg.norm(drawn, axis=1)
+    shares: list[float] = []
+    with database.connection() as connection:
+        for question in range(ROWS, ROWS + QUESTIONS):
+            cosines = drawn[:ROWS] @ drawn[question] / lengths[:ROWS] / lengths[question]
+            hits = search_entries(connection, drawn[question], top_k=top_k)
+            nearest = np.argsort(-cosines)[:top_k]
+            shares.append(
+                len({hit.doctrine_id for hit in hits} & {str(uuid.UUID(int=int(row))) for row in nearest}) / top_k
+            )
+    assert np.mean(shares) >= 0.98
 
 
 def test_hits_through_an_index_are_best_first_to_the_last_digit(database: Database) -> None:
