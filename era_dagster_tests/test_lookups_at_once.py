@@ -21,7 +21,7 @@ from era_dagster.domain.errors import ConfigurationError, DatabaseUnavailable, E
 from era_dagster.embedding import queries
 from era_dagster.knowledge import AsyncKnowledgeBase, KnowledgeBase
 from era_dagster.settings import Settings
-from era_dagster.storage import database
+from era_dagster.storage import database, migrations
 from era_dagster.storage.access import Opening
 from era_dagster.storage.database import Database
 from era_dagster_tests.fakes.embedding_server import FakeEmbeddingServer, serving, vector_of
@@ -248,3 +248,18 @@ def test_look_ups_in_line_behind_those_that_find_the_database_away_are_told_with
             ] * 50
 
     asyncio.run(ask())
+
+
+def test_an_opening_that_waits_for_a_lock_says_so(
+    asked: Settings, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waited for as long as somebody's restore held the table that tells which migrations were applied."""
+    monkeypatch.setattr(migrations, "_LONGEST_WAIT_MS", 500)
+    with ThreadPoolExecutor(1) as threads:
+        with psycopg.connect(database_url) as locking:
+            locking.execute("LOCK TABLE schema_migrations IN ACCESS EXCLUSIVE MODE")
+            opening = threads.submit(KnowledgeBase.open, asked)
+            with suppress(TimeoutError):
+                opening.exception(timeout=20)
+        with pytest.raises(DatabaseUnavailable, match="gave no lock in time"):
+            opening.result()

@@ -12,9 +12,11 @@ import psycopg
 from psycopg import sql
 
 from era_dagster.domain.errors import ConfigurationError
-from era_dagster.storage.database import driver_errors
+from era_dagster.storage.database import driver_errors, set_lock_timeout
 
 _ADVISORY_LOCK = 0x65726164  # "erad"
+# For somebody's VACUUM FULL or restore; another process that migrates is waited for to its end.
+_LONGEST_WAIT_MS = 10_000
 
 
 def migrate(url: str) -> list[str]:
@@ -29,11 +31,13 @@ def migrate(url: str) -> list[str]:
         _check_encoding(connection)
         # A schema of the user's name, or a path that somebody set, would take our tables in: everything else looks in public.
         connection.execute("SET LOCAL search_path = public")
+        set_lock_timeout(connection, _LONGEST_WAIT_MS)
         applied = _applied(connection)
         if applied is not None and all(name in applied for name, _ in files):
             _check_unchanged(files, applied)
             return []
         _check_vector_schema(connection)
+        connection.execute("SET LOCAL lock_timeout TO DEFAULT")
         connection.execute("SELECT pg_advisory_xact_lock(%s)", (_ADVISORY_LOCK,))
         connection.execute(
             "CREATE TABLE IF NOT EXISTS schema_migrations"
