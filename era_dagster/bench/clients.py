@@ -17,13 +17,13 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from era_dagster.bench.scenario import Scenario
 from era_dagster.bench.source import Source
 from era_dagster.control.outcome import Outcome
 from era_dagster.domain.errors import ConfigurationError
 from era_dagster.embedding.config import EmbedderConfig
 from era_dagster.embedding.embedder import Embedder
 from era_dagster.embedding.observer import RequestRecord
+from era_dagster.embedding.openai import address
 
 CALL_TEXTS = 20
 """Texts of one `embed` call: small, so that a text that is late holds few others back."""
@@ -88,10 +88,9 @@ class Client(Protocol):
 
 
 class EraClient:
-    """The project's own embedder with nothing but an address, or with ceilings; `backlog` texts wait at any time."""
+    """The project's own embedder, as configured, or with ceilings; `backlog` texts wait at any time."""
 
-    def __init__(self, url: str, scenario: Scenario, *, backlog: int, ceilings: "Setting | None" = None) -> None:
-        config = EmbedderConfig(provider=scenario.provider, urls=(url,), model="simulated")
+    def __init__(self, config: EmbedderConfig, *, backlog: int, ceilings: "Setting | None" = None) -> None:
         if ceilings is not None:
             config = replace(config, concurrency=ceilings.concurrency, batch_items=ceilings.batch)
         self.tape = Tape()
@@ -152,11 +151,11 @@ class Setting:
     def __str__(self) -> str:
         return f"{self.kind}:{self.concurrency}x{self.batch}"
 
-    def client(self, url: str, scenario: Scenario, *, backlog: int) -> Client:
-        """It, for the server at `url`."""
+    def client(self, config: EmbedderConfig, *, backlog: int) -> Client:
+        """It, for the first server of `config`."""
         if self.kind == "era":
-            return EraClient(url, scenario, backlog=backlog, ceilings=self)
-        return FixedClient(url, scenario, self)
+            return EraClient(config, backlog=backlog, ceilings=self)
+        return FixedClient(config, self)
 
 
 def setting_from(words: str) -> Setting:
@@ -171,8 +170,13 @@ def setting_from(words: str) -> Setting:
 class FixedClient:
     """As many loops as requests in flight, each sending the next batch; after trouble again, up to six times in all."""
 
-    def __init__(self, url: str, scenario: Scenario, setting: Setting) -> None:
-        self._path = f"{url}/api/embed" if scenario.provider == "ollama" else f"{url}/v1/embeddings"
+    def __init__(self, config: EmbedderConfig, setting: Setting) -> None:
+        url = config.urls[0]
+        self._url = f"{url.rstrip('/')}/api/embed" if config.provider == "ollama" else "".join(address(url))
+        self._model = config.model
+        self._headers = {"Content-Type": "application/json"}
+        if config.api_key:
+            self._headers["Authorization"] = f"Bearer {config.api_key}"
         self._setting = setting
         self._random = Random(1)
         self._clients: list[httpx.AsyncClient] = []
@@ -183,7 +187,10 @@ class FixedClient:
         for _ in range(self._setting.concurrency):
             # One client for each connection: a shared one costs seven times the processor time at 64 of them.
             limits = httpx.Limits(max_connections=1, max_keepalive_connections=1)
-            client = httpx.AsyncClient(timeout=FIXED_TIMEOUT_SECONDS, limits=limits, trust_env=False, verify=False)
+            secure = self._url.startswith("https:")
+            client = httpx.AsyncClient(
+                timeout=FIXED_TIMEOUT_SECONDS, limits=limits, trust_env=secure, verify=secure, headers=self._headers
+            )
             self._clients.append(client)
         return self
 
@@ -222,8 +229,8 @@ class FixedClient:
         self._in_flight += 1
         started = loop.time()
         try:
-            payload = orjson.dumps({"model": "simulated", "input": texts})
-            response = await client.post(self._path, content=payload, headers={"Content-Type": "application/json"})
+            payload = orjson.dumps({"model": self._model, "input": texts})
+            response = await client.post(self._url, content=payload)
         except httpx.RequestError:
             return None
         finally:

@@ -1,12 +1,13 @@
-"""One client on one simulated server: warm-up, measurement, cool-down, and the account of it.
+"""One client on one server, simulated or not: warm-up, measurement, cool-down, and the account of it.
 
 Everything runs in the event loop of the client, whose processor time is measured; the server is another process.
 """
 
 import asyncio
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from typing import Any
 
 import psutil
 
@@ -16,6 +17,7 @@ from era_dagster.bench.scenario import Scenario
 from era_dagster.bench.simulated import SimulatedProcess
 from era_dagster.bench.source import Source
 from era_dagster.domain.errors import EraError
+from era_dagster.embedding.config import EmbedderConfig
 from era_dagster.embedding.report import latency
 from era_dagster.simulation.spec import course_from
 
@@ -40,51 +42,98 @@ class Timing:
 
 def backlog_of(scenario: Scenario) -> int:
     """Texts that wait at any time: a second of the server's work, so that the client is never short of them."""
-    return int(min(max(scenario.most_texts_per_second(), LEAST_BACKLOG), MOST_BACKLOG))
+    return backlog_for(scenario.most_texts_per_second())
+
+
+def backlog_for(texts_per_second: float) -> int:
+    """The same for a server of which that was seen."""
+    return int(min(max(texts_per_second, LEAST_BACKLOG), MOST_BACKLOG))
 
 
 async def measure(
-    scenario: Scenario, server: SimulatedProcess, make: Callable[[str], Client], *, label: str, timing: Timing
+    scenario: Scenario,
+    server: SimulatedProcess,
+    make: Callable[[EmbedderConfig], Client],
+    *,
+    label: str,
+    timing: Timing,
 ) -> Run:
-    """Run `make(url)` on a fresh server of the scenario. A client that gives up ends the run; `Run.error` says why."""
-    loop = asyncio.get_running_loop()
+    """Run `make(config)` on a fresh server of the scenario. A client that gives up ends the run; `Run.error` says why."""
     course = scenario.course(warm_up_seconds=timing.warm_up_seconds, seconds=timing.seconds)
-    source = Source(scenario)
-    client = make(server.url)
-    async with client:
+    source = Source(scenario.characters, poison_every=scenario.poison_every)
+    async with make(scenario.config(server.url)) as client:
         await server.start_anew(course)
-        watch = _Watch(client)
-        watching = asyncio.create_task(watch.forever())
-        driving = asyncio.create_task(_drive(client, source))
-        await _until(driving, loop.time() + timing.warm_up_seconds)
-        before = await server.account()
-        first = _Mark.of(client)
-        await _measured(driving, client, first, timing)
-        after = await server.account()
-        last = _Mark.of(client)
-        source.closed = True
-        done, _ = await asyncio.wait([driving], timeout=timing.cool_down_seconds)
-        drained = loop.time() - last.at
-        error = driving.result() if done else f"It had not finished {timing.cool_down_seconds:g} s after the last text."
-        for task in (watching, driving):
-            task.cancel()
-        await asyncio.gather(watching, driving, return_exceptions=True)
+        run, before, after = await _measured(scenario.name, label, client, source, timing, look=server.account)
     account = await server.account(start=before["elapsed_seconds"], end=after["elapsed_seconds"])
     window = account["window"]
-    texts = last.reading.embedded - first.reading.embedded
     # By the server's clock, as both are counted: on a busy machine ours is read some milliseconds later.
     limit, seconds = window["texts_limit"], window["end_seconds"] - window["start_seconds"]
-    took = latency(client.tape.between(first.at, last.at))
     answered = after["texts_answered"] - before["texts_answered"]
-    end = last.at - watch.started_at
-    return Run(
-        scenario=scenario.name,
-        client=label,
+    end = run.warm_up_seconds + run.window_seconds
+    return replace(
+        run,
         ratio=window["texts_delivered"] / limit if limit else None,
-        texts=texts,
-        window_seconds=last.at - first.at,
         texts_per_second=window["texts_delivered"] / seconds,
         limit_texts_per_second=limit / seconds if limit is not None else None,
+        server_cpu_ms_per_text=(after["cpu_seconds"] - before["cpu_seconds"]) / answered * 1000.0 if answered else None,
+        most_in_flight=account["most_requests_in_flight"],
+        limits=tuple(
+            Stretch(start=begin, end=min(stop, end), texts_per_second=_finite(spec.texts_per_second_limit(tokens)))
+            for tokens in (max(account["mean_tokens"], 1.0),)
+            for begin, stop, spec in course_from(course).phases(end)
+        ),
+    )
+
+
+async def measure_own(client: Client, *, server: str, label: str, characters: tuple[int, int], timing: Timing) -> Run:
+    """Run `client` on a `server` of which nothing is known but what it answers: no limit, no ratio, no vector to compare."""
+
+    async def nothing() -> dict[str, Any]:
+        return {}
+
+    source = Source(characters, simulated=False)
+    async with client:
+        run, _, _ = await _measured(server, label, client, source, timing, look=nothing)
+    return run
+
+
+async def _measured(
+    server: str,
+    label: str,
+    client: Client,
+    source: Source,
+    timing: Timing,
+    *,
+    look: Callable[[], Awaitable[dict[str, Any]]],
+) -> tuple[Run, dict[str, Any], dict[str, Any]]:
+    """The phases of one run as the client saw them, and what `look` told at both ends of the measurement."""
+    loop = asyncio.get_running_loop()
+    watch = _Watch(client)
+    watching = asyncio.create_task(watch.forever())
+    driving = asyncio.create_task(_drive(client, source))
+    await _until(driving, loop.time() + timing.warm_up_seconds)
+    before = await look()
+    first = _Mark.of(client)
+    await _as_long_as_asked(driving, client, first, timing)
+    after = await look()
+    last = _Mark.of(client)
+    source.closed = True
+    done, _ = await asyncio.wait([driving], timeout=timing.cool_down_seconds)
+    drained = loop.time() - last.at
+    error = driving.result() if done else f"It had not finished {timing.cool_down_seconds:g} s after the last text."
+    for task in (watching, driving):
+        task.cancel()
+    await asyncio.gather(watching, driving, return_exceptions=True)
+    texts, seconds = last.reading.embedded - first.reading.embedded, last.at - first.at
+    took = latency(client.tape.between(first.at, last.at))
+    run = Run(
+        scenario=server,
+        client=label,
+        ratio=None,
+        texts=texts,
+        window_seconds=seconds,
+        texts_per_second=texts / max(seconds, 1e-9),
+        limit_texts_per_second=None,
         p50_seconds=took.p50_seconds,
         p95_seconds=took.p95_seconds,
         p99_seconds=took.p99_seconds,
@@ -98,8 +147,8 @@ async def measure(
         vectors_checked=source.checked,
         wrong_vectors=source.wrong_vectors,
         cpu_ms_per_text=(last.cpu - first.cpu) / texts * 1000.0 if texts else None,
-        server_cpu_ms_per_text=(after["cpu_seconds"] - before["cpu_seconds"]) / answered * 1000.0 if answered else None,
-        most_in_flight=account["most_requests_in_flight"],
+        server_cpu_ms_per_text=None,
+        most_in_flight=max((sample.in_flight for sample in watch.samples), default=0),
         drain_seconds=drained,
         memory_mb_start=first.memory_mb,
         memory_mb_end=last.memory_mb,
@@ -107,12 +156,9 @@ async def measure(
         warm_up_seconds=first.at - watch.started_at,
         samples=tuple(watch.samples),
         latencies=_binned(client.tape, watch.started_at, last.at),
-        limits=tuple(
-            Stretch(start=begin, end=min(stop, end), texts_per_second=_finite(spec.texts_per_second_limit(tokens)))
-            for tokens in (max(account["mean_tokens"], 1.0),)
-            for begin, stop, spec in course_from(course).phases(end)
-        ),
+        limits=(),
     )
+    return run, before, after
 
 
 async def _drive(client: Client, source: Source) -> str | None:
@@ -132,7 +178,7 @@ async def _until(driving: asyncio.Task[str | None], at: float) -> None:
         await asyncio.wait([driving], timeout=wait)
 
 
-async def _measured(driving: asyncio.Task[str | None], client: Client, first: "_Mark", timing: Timing) -> None:
+async def _as_long_as_asked(driving: asyncio.Task[str | None], client: Client, first: "_Mark", timing: Timing) -> None:
     loop = asyncio.get_running_loop()
     if timing.texts is None:
         await _until(driving, first.at + timing.seconds)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from era_dagster.domain.errors import ConfigurationError
+from era_dagster.embedding.config import EmbedderConfig
 from era_dagster.simulation.dialects import CHARACTERS_A_TOKEN
 from era_dagster.simulation.spec import Course, course_from
 
@@ -45,6 +46,10 @@ class Scenario:
         """The server with its changes at the times of a run, as `era simulate` reads it."""
         changes = [[warm_up_seconds + share * seconds + plus, fields] for share, plus, fields in self.changes]
         return {**self.server, "changes": changes}
+
+    def config(self, url: str) -> EmbedderConfig:
+        """A client that is told nothing but the address of the simulated server."""
+        return EmbedderConfig(provider=self.provider, urls=(url,), model="simulated")
 
     def most_texts_per_second(self) -> float:
         """The server's own limit in its best stretch, for texts of the mean length."""

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from era_dagster.bench.scenario import Scenario
 from era_dagster.simulation.vectors import vector_of
 
 POISON = "POISON"
@@ -30,11 +29,15 @@ class Numbered:
 
 
 class Source:
-    """Hands out numbered texts until it is closed, and takes vectors (float32, shape (dimension,)) or None back."""
+    """Hands out numbered texts until it is closed, and takes vectors (float32, shape (dimension,)) or None back.
 
-    def __init__(self, scenario: Scenario) -> None:
-        self._scenario = scenario
-        low, high = scenario.characters
+    `characters`: the shortest and the longest; every `poison_every`-th is poison, 0 for none. `simulated`: the vectors are
+    those of the simulated server, and compared.
+    """
+
+    def __init__(self, characters: tuple[int, int], *, poison_every: int = 0, simulated: bool = True) -> None:
+        self._poison_every, self._simulated = poison_every, simulated
+        low, high = characters
         self._low, self._spread = low, high - low + 1
         self._words = _WORDS * (high // len(_WORDS) + 2)
         self.closed = False
@@ -55,7 +58,7 @@ class Source:
         return [self._make(number) for number in range(first, first + count)]
 
     def _make(self, number: int) -> Numbered:
-        every = self._scenario.poison_every
+        every = self._poison_every
         poison = every > 0 and number % every == every // 2
         self.poison_handed_out += poison
         # A multiplicative hash: lengths and beginnings are scattered, and the same in every run.
@@ -74,7 +77,7 @@ class Source:
                 self.failed += not text.poison
                 continue
             self.delivered += 1
-            if text.number % CHECKED_EVERY == 0:
+            if self._simulated and text.number % CHECKED_EVERY == 0:
                 self.checked += 1
                 expected = np.frombuffer(vector_of(text.text, len(vector)), dtype=np.float32)
                 self.wrong_vectors += not np.allclose(vector, expected, atol=_TOLERANCE)

@@ -59,5 +59,5 @@ def ranked(runs: Sequence[tuple[Run, Setting]]) -> list[tuple[Run, Setting]]:
 
 async def _run(scenario: Scenario, server: SimulatedProcess, setting: Setting, timing: Timing) -> Run:
     return await measure(
-        scenario, server, lambda url: setting.client(url, scenario, backlog=0), label=str(setting), timing=timing
+        scenario, server, lambda config: setting.client(config, backlog=0), label=str(setting), timing=timing
     )

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from era_dagster.cli.bench_search import bench_search
+from era_dagster.cli.bench_server import bench_server
 from era_dagster.cli.options import FileToWrite, Seconds, json_file
 from era_dagster.cli.output import FAILED, INTERRUPTED, print_json, stderr, stdout
 
@@ -54,7 +55,8 @@ def bench(
     json_to: str | None,
     plot: str | None,
 ) -> int:
-    """Measure the embedding client on simulated servers over HTTP, told nothing about them; or `search`: look-ups.
+    """Measure the embedding client on simulated servers over HTTP, told nothing about them; `server`: on yours; or `search`:
+    look-ups.
 
     Exit code 1 when a text was lost or got the vector of another. Speed below what a scenario expects is shown only:
     it depends on the machine, which should be idle.
@@ -121,7 +123,7 @@ async def _run_all(
             run = await measure(
                 scenario,
                 server,
-                lambda url, s=scenario, b=backlog: EraClient(url, s, backlog=b),
+                lambda config, b=backlog: EraClient(config, backlog=b),
                 label="era",
                 timing=timing,
             )
@@ -131,7 +133,7 @@ async def _run_all(
                 run = await measure(
                     scenario,
                     server,
-                    lambda url, s=scenario, b=backlog, f=setting: f.client(url, s, backlog=b),
+                    lambda config, b=backlog, f=setting: f.client(config, backlog=b),
                     label=str(setting),
                     timing=timing,
                 )
@@ -201,3 +203,4 @@ def _lost(run: "Run") -> str:
 
 
 bench.add_command(bench_search)
+bench.add_command(bench_server)

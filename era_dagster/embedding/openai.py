@@ -32,9 +32,7 @@ class OpenAIProvider:
         self, url: str, model: str, *, api_key: str | None = None, transport: httpx.AsyncBaseTransport | None = None
     ) -> None:
         self._model = model
-        base, self._path = url.rstrip("/").removesuffix("/embeddings"), "/embeddings"
-        if base == url.rstrip("/"):
-            base, self._path = base.removesuffix("/v1"), "/v1/embeddings"
+        base, self._path = address(url)
         self._endpoint = HttpEndpoint(
             Asked(url=shown_url(url), model=model), base, api_key=api_key, transport=transport
         )
@@ -68,6 +66,12 @@ class OpenAIProvider:
     async def close(self) -> None:
         """Close the connections."""
         await self._endpoint.close()
+
+
+def address(url: str) -> tuple[str, str]:
+    """The base and the path of what is asked, where a server is named by `url`."""
+    base = url.rstrip("/").removesuffix("/embeddings")
+    return (base.removesuffix("/v1"), "/v1/embeddings") if base == url.rstrip("/") else (base, "/embeddings")
 
 
 def _rows(data: Any) -> list[Any] | None:

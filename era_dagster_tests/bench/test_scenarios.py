@@ -34,15 +34,14 @@ def test_without_names_all_run_but_those_on_request() -> None:
 
 
 def test_texts_have_the_lengths_asked_for_and_no_two_are_equal() -> None:
-    scenario = scenario_from({"name": "x", "intent": "y", "server": {}, "characters": [100, 300], "poison_every": 50})
-    texts = Source(scenario).take(1000)
+    texts = Source((100, 300), poison_every=50).take(1000)
     assert len({text.text for text in texts}) == 1000
     assert {len(text.text) for text in texts} == set(range(100, 301))
     assert [text.number for text in texts if "POISON" in text.text] == [n for n in range(1000) if n % 50 == 25]
 
 
 def test_lost_poisoned_and_mixed_up_texts_are_told_apart() -> None:
-    source = Source(scenario_from({"name": "x", "intent": "y", "server": {}, "poison_every": 100}))
+    source = Source((200, 200), poison_every=100)
     texts = source.take(200)
     vectors = [np.frombuffer(vector_of(text.text), dtype=np.float32) for text in texts]
     given = [None if text.poison or text.number == 3 else vectors[text.number] for text in texts]
