@@ -209,6 +209,8 @@ class EndpointController:
             if math.isfinite(self._limit.expected_latency):
                 heapq.heappush(self._refused_places, now + self._limit.expected_latency)
         if outcome is Outcome.OVERLOADED:
+            if not limited:
+                self._pacer.turned_away(items=ticket.items)
             self._unavailable.heard(now, refused=True)
             self._limit.turned_away(now, ticket.number)
         elif not limited:

@@ -109,6 +109,7 @@ class Pacer:
         self._too_many, self._too_many_until = 0, -math.inf
         self._fitted = NOTHING
         self._accepted_at = -math.inf
+        self._began_at: float = math.inf
         self._burst = Burst()
         self._base = self._explains = 0.0
         self._seen_at = self._held_until = -math.inf
@@ -197,6 +198,7 @@ class Pacer:
     def sent(self, now: float, *, items: int, tokens: float, alone: bool = False) -> Sent:
         """Charge a request; returns what `announced` and `refused` want back. `alone`: the first one after a pause."""
         self._last = Sent(requests=1, items=items, tokens=tokens * self._token_scale)
+        self._began_at = min(self._began_at, now)
         if self._decided is not None:
             self._decided.take(now, items)
         if self._learnt is not None:
@@ -259,6 +261,10 @@ class Pacer:
         too_many = now < self._too_many_until and 2 * items >= self._too_many
         self._most_items = max(self._most_items, items if too_many else 2 * items)
 
+    def turned_away(self, *, items: int) -> None:
+        """A request was refused for another reason than a rate, as far as that is known: it was not accepted either."""
+        self._refused += Sent(requests=1, items=items, tokens=0.0)
+
     def is_used_up(self, now: float, *, tokens: float) -> bool:
         """Whether what is announced does not give another request, or one of so many tokens."""
         needs = {"requests": 1.0, "tokens": tokens * self._token_scale}
@@ -292,8 +298,8 @@ class Pacer:
             return False
         barren = last is not None and accepted.requests <= last.accepted.requests
         took_nothing = self._barren >= BARREN
-        if not (barren and self._barren):
-            # Nothing comes in little by little where it refuses again and again: that is a window, and no bucket.
+        if not barren or (not self._barren and self._to_come_in_by(sent_at) < 1.0):
+            # A window was used up at the refusal before this one: the pause that was in vain is not when it came in.
             self._emptied.append(Empty(at=sent_at, number=sent.requests, accepted=accepted, refused=this))
         if barren:
             self._nothing_fits(now, items, tokens)
@@ -316,6 +322,14 @@ class Pacer:
             )
         self._learn(now, known)
         return not took_nothing
+
+    def _to_come_in_by(self, now: float) -> float:
+        """Requests that a bucket would have brought since the last refusal, by what it brought up to that."""
+        last = self._emptied[-1]
+        at, accepted = self._began_at, 0
+        if len(self._emptied) > 1:
+            at, accepted = self._emptied[-2].at, self._emptied[-2].accepted.requests
+        return (last.accepted.requests - accepted - 1) / max(last.at - at, 1e-9) * (now - last.at)
 
     def _nothing_fits(self, now: float, items: int, tokens: float) -> None:
         """Refused again, after a pause, and nothing accepted meanwhile: such a request may be larger than all it gives, or it

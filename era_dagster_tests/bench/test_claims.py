@@ -21,7 +21,17 @@ from era_dagster_tests.bench.engine import Result, Texts, run
 from era_dagster_tests.bench.oracle import known, remembered
 from era_dagster_tests.bench.scenarios import FOLDER, Scenario, all_scenarios
 from era_dagster_tests.bench.score import OURS, PATIENCE_SECONDS, Score, controllers_for, measured
-from era_dagster_tests.bench.table import CONTROLLERS, mean_ratios, of, rendered, shortfalls, summary, timely, worth
+from era_dagster_tests.bench.table import (
+    CONTROLLERS,
+    held_out,
+    mean_ratios,
+    of,
+    rendered,
+    shortfalls,
+    summary,
+    timely,
+    worth,
+)
 
 BEST = remembered()
 SCENARIOS = all_scenarios()
@@ -354,6 +364,18 @@ def test_a_number_of_requests_by_the_window_is_used_for_large_ones(
         course = course_from({**BY_THE_WINDOW, **rate, **told})
         result = alone(course, mean_tokens=20.0, seconds=300.0, warm_up=150.0, seed=seed)
         assert result.goodput >= least
+
+
+@pytest.mark.parametrize(("drawn", "least"), [(298, 280.0), (293, 33.0), (171, 20.0)])
+def test_a_window_is_used_up_at_its_first_refusal_and_not_when_the_pause_after_it_was_in_vain(
+    drawn: int, least: float
+) -> None:
+    """Before, its allowance was thought to have come in without that pause: a pace that is refused in every window, and
+    smaller requests each time, down to a nineteenth of what the first of these gives."""
+    server = held_out(drawn, "windows")
+    for seed in (1, 2, 3):
+        score = measured(server, controllers_for(server, OURS), name=OURS, seed=seed, oracle_goodput=1.0)
+        assert score.goodput >= least, f"{server.intent}, seed {seed}"
 
 
 def test_a_few_requests_and_their_tokens_by_the_minute_are_used_up_where_the_server_tells_of_them() -> None:

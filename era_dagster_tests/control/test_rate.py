@@ -9,7 +9,7 @@ import pytest
 from era_dagster.control.allowances import Allowance, announced_allowances
 from era_dagster.control.evidence import Sent
 from era_dagster.control.load import Load
-from era_dagster.control.rate import Pacer, Throttle
+from era_dagster.control.rate import SLOWEST_PER_SECOND, Pacer, Throttle
 
 
 class Refusing:
@@ -209,7 +209,24 @@ def test_that_a_refusal_was_no_matter_of_room_may_be_told_by_the_next_one() -> N
     refuse(pacer, 2.0, items=4, full=True)
     assert pacer.rate is None
     refuse(pacer, 2.5, items=4)
-    assert pacer.rate is not None and pacer.rate / 4 == pytest.approx(9 / 1.5, rel=0.1)
+    assert pacer.rate is not None and pacer.rate / 4 == pytest.approx(
+        9, rel=0.1
+    )  # the pause that was in vain is no part
+
+
+@pytest.mark.parametrize(("accepted", "seconds"), [(20, 4.0), (12, 4.0), (2, 3.5), (1, 3.5)])
+def test_a_pause_in_vain_is_part_of_the_time_in_which_an_allowance_came_in_unless_another_one_had_come_in_by_then(
+    accepted: int, seconds: float
+) -> None:
+    """A window is used up at its first refusal; of a slow bucket half a second in vain is to be expected."""
+    pacer = Pacer(None)
+    for start in (0.0, 4.0, 8.0):
+        for number in range(accepted):
+            accept(pacer, start + 2.0 * number / accepted, items=1)
+        refuse(pacer, start + 2.0, items=1)
+        refuse(pacer, start + 2.5, items=1)
+        refuse(pacer, start + 3.5, items=1)
+    assert pacer.rate == pytest.approx(max(accepted / seconds, SLOWEST_PER_SECOND), rel=0.04)
 
 
 def test_what_may_have_been_refused_for_another_reason_teaches_no_rate_but_is_remembered_where_it_was_none() -> None:
