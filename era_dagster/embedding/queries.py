@@ -25,6 +25,8 @@ _LONGEST_RETRY_SECONDS = 10.0
 # And a silent one too, but a server that loads its model first takes 10 to 20 s. The request itself goes on: Ollama gives up
 # loading for somebody who hangs up, and would begin anew for each question.
 _LONGEST_ANSWER_SECONDS = 20.0
+# Half of it, so that who comes when the server is back has an answer in time.
+_ASKED_ANEW_SECONDS = 10.0
 # More at once are no faster, and had none of its own time left when its turn came: the others wait in line.
 _MOST_QUESTIONS = 64
 
@@ -76,7 +78,7 @@ class QueryEmbedder:
             return asyncio.run_coroutine_threadsafe(self._answered(text, known), loop)
 
     def close(self) -> None:
-        """Close the embedder and end the thread. A later `embed` opens both again."""
+        """Close the embedder and end the thread. A later `ask` opens both again."""
         with self._lock:
             loop, thread, self._loop, self._thread = self._loop, self._thread, None, None
         if loop is not None and thread is not None:
@@ -97,7 +99,7 @@ class QueryEmbedder:
             yield self._loop
 
     async def _answered(self, text: str, known: Space) -> Answer:
-        if (self._settings.embedding_provider or known.provider) == "local":
+        if self._is_here(known):
             return await self._embed(text, known)
         line, came = self._line, asyncio.get_running_loop().time()
         if self._unanswered_since is None:
@@ -113,6 +115,9 @@ class QueryEmbedder:
         self._answered_at, self._unanswered_since = asyncio.get_running_loop().time(), None
         await self._close_left()
         return answer
+
+    def _is_here(self, known: Space) -> bool:
+        return (self._settings.embedding_provider or known.provider) == "local"
 
     async def _admitted(self, line: asyncio.Semaphore, came: float) -> None:
         """Wait in line, as long as it moves."""
@@ -179,11 +184,33 @@ class QueryEmbedder:
             await left.result().stack.aclose()
 
     async def _open(self, known: Space) -> _OpenEmbedder:
+        """Where it takes long, what was asked may be lost: it is asked anew beside that, and the first answer counts."""
+        patience = None if self._is_here(known) else _ASKED_ANEW_SECONDS
+        begun: set[asyncio.Task[_OpenEmbedder]] = set()
+        try:
+            while True:
+                begun.add(asyncio.create_task(self._open_once(known)))
+                done, _ = await asyncio.wait(begun, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
+                if done:
+                    first = done.pop()
+                    begun.remove(first)
+                    return first.result()
+        finally:
+            for other in begun:
+                other.cancel()
+            for end in await asyncio.gather(*begun, return_exceptions=True):
+                if isinstance(end, _OpenEmbedder):
+                    await end.stack.aclose()
+
+    async def _open_once(self, known: Space) -> _OpenEmbedder:
         async with AsyncExitStack() as stack:
             embedder = await stack.enter_async_context(
                 open_embedder(self._settings, known=known, recalled_from=self._recalled_from)
             )
             identity = await embedder.identify()
+            if self._unanswered_since is not None:
+                self._unanswered_since = asyncio.get_running_loop().time()
+            await self._close_left()
             return _OpenEmbedder(embedder=embedder, identity=identity, stack=stack.pop_all())
 
     async def _close_embedders(self) -> None:

@@ -214,3 +214,35 @@ def test_questions_that_a_server_lost_do_not_hold_up_those_that_come_when_it_is_
             server.stalled = False
             assert embed(questions, "When does it open?", KNOWN)[0].shape == (16,)
             assert questions._left == []
+
+
+def test_an_opening_that_a_server_lost_does_not_hold_up_the_questions_that_come_when_it_is_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Who asked while it was silent had it opened: all who came in the minute after it was back waited for that, and failed."""
+    monkeypatch.setattr(queries_module, "_ASKED_ANEW_SECONDS", 0.5)
+    server = FakeEmbeddingServer(dimension=16)
+    server.stalled = True
+    with serving(server) as url, asking(url) as questions:
+        with monkeypatch.context() as hasty:
+            hasty.setattr(queries_module, "_LONGEST_ANSWER_SECONDS", 0.2)
+            with pytest.raises(EndpointUnavailable, match="no vector of the question within"):
+                embed(questions, "Who keeps the lock?", KNOWN)
+        server.stalled = False
+        assert embed(questions, "When does it open?", KNOWN)[0].shape == (16,)
+
+
+def test_those_who_never_wait_for_a_slow_server_do_not_leave_one_embedder_after_the_other_open(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each kept its connections, and had asked the slow server for two more vectors."""
+    monkeypatch.setattr(queries_module, "_LONGEST_ANSWER_SECONDS", 0.2)
+    server = FakeEmbeddingServer(dimension=16)
+    with serving(server) as url, asking(url) as questions:
+        embed(questions, "Who keeps the lock?", KNOWN)
+        server.seconds_per_text, server.slots = 0.15, 8
+        for number in range(30):
+            asked = questions.ask(f"Which lock is the {number}th?", KNOWN)
+            time.sleep(0.1)
+            asked.cancel()
+            assert len(questions._left) <= 1
