@@ -168,7 +168,8 @@ def search_chunks(
         "WITH found AS MATERIALIZED ("
         " SELECT partition_key, position, {distance} AS distance FROM chunk_embeddings{where}"
         " ORDER BY distance, partition_key, position LIMIT %(limit)s)"
-        " {shown} ORDER BY f.distance, f.partition_key, f.position"
+        # A sum, as in `search_entries`.
+        " {shown} ORDER BY f.distance + 0, f.partition_key, f.position"
     ).format(
         distance=_distance(exact=bool(conditions)),
         where=_where(map(sql.SQL, conditions)),

@@ -10,7 +10,7 @@ from pgvector import HalfVector
 
 from era_dagster.storage.database import Database
 from era_dagster.storage.indexes import build_vector_index
-from era_dagster.storage.search import search_entries
+from era_dagster.storage.search import search_chunks, search_entries
 from era_dagster.storage.spaces import ensure_space
 from era_dagster_tests.storage.chapter_rows import SPACE
 
@@ -71,4 +71,30 @@ def test_hits_through_an_index_are_best_first_to_the_last_digit(database: Databa
         connection.execute("SET LOCAL enable_seqscan = off")  # of so small a table a scan of 100 costs no more
         for question in drawn[::100]:
             scores = [hit.score for hit in search_entries(connection, question, top_k=100)]
+            assert scores == sorted(scores, reverse=True)
+
+
+def test_chunks_through_an_index_are_best_first_to_the_last_digit_too(database: Database) -> None:
+    drawn = unit(np.random.default_rng(7).normal(size=(ROWS, 16)))
+    ensure_space(database, replace(SPACE, dimension=drawn.shape[1]))
+    with database.connection() as connection:
+        connection.execute(
+            "INSERT INTO doctrine_sources (partition_key, book, book_slug, chapter, path, text, content_hash, entry_count,"
+            " pair_count, run_id) VALUES ('book/0001', 'Book', 'book', 1, '/drop/book', '', '', 0, 0, 'run')"
+        )
+        connection.execute(
+            "INSERT INTO chapter_chunks (partition_key, position, start_offset, end_offset, text, text_hash)"
+            " SELECT 'book/0001', position, 0, 0, '', '' FROM generate_series(0, %s) AS position",
+            (ROWS - 1,),
+        )
+        connection.cursor().executemany(
+            "INSERT INTO chunk_embeddings (partition_key, position, embedding) VALUES ('book/0001', %s, %s)",
+            [(position, HalfVector(vector)) for position, vector in enumerate(drawn)],
+        )
+        connection.execute("ANALYZE chapter_chunks")
+    assert build_vector_index(database, "chunk_embeddings")
+    with database.connection() as connection:
+        connection.execute("SET LOCAL enable_seqscan = off")
+        for question in drawn[::50]:
+            scores = [hit.score for hit in search_chunks(connection, question, top_k=100)]
             assert scores == sorted(scores, reverse=True)
