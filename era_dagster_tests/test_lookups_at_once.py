@@ -263,3 +263,26 @@ def test_an_opening_that_waits_for_a_lock_says_so(
                 opening.exception(timeout=20)
         with pytest.raises(DatabaseUnavailable, match="gave no lock in time"):
             opening.result()
+
+
+def test_look_ups_behind_an_opening_that_takes_its_time_are_not_told_of_an_outage_that_is_over(
+    asked: Settings, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They were told what the last one before it had found, be it an hour ago."""
+    monkeypatch.setattr(knowledge, "_LONGEST_WAIT_SECONDS", 1.0)
+
+    async def ask() -> None:
+        base = AsyncKnowledgeBase.open(asked)
+        with psycopg.connect(database_url) as locking, monkeypatch.context() as hasty:
+            locking.execute("LOCK TABLE schema_migrations IN ACCESS EXCLUSIVE MODE")
+            hasty.setattr(migrations, "_LONGEST_WAIT_MS", 200)
+            with pytest.raises(DatabaseUnavailable):
+                await base.lookup(query())
+        with psycopg.connect(database_url) as locking:
+            locking.execute("LOCK TABLE schema_migrations IN ACCESS EXCLUSIVE MODE")
+            asking = [asyncio.create_task(base.lookup(query())) for _ in range(3 * POOL)]
+            await asyncio.sleep(1.5)
+        assert [len(found) for found in await asyncio.gather(*asking)] == [len(RULES)] * (3 * POOL)
+        await base.close()
+
+    asyncio.run(ask())

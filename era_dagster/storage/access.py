@@ -66,19 +66,20 @@ class Line:
     def __init__(self, threads: int, *, patience_seconds: float) -> None:
         self.threads = ThreadPoolExecutor(threads, thread_name_prefix="era-lookup")
         self._patience_seconds = patience_seconds
-        self._away: DatabaseUnavailable | None = None
+        self._away: tuple[float, DatabaseUnavailable] | None = None
 
     def submit(self, work: Callable[[], T]) -> Future[T]:
         return self.threads.submit(self._in_turn, time.monotonic(), work)
 
     def _in_turn(self, came: float, work: Callable[[], T]) -> T:
         away = self._away
-        if away is not None and time.monotonic() - came >= self._patience_seconds:
-            raise away.with_traceback(None)
+        # What was found before he came may be over: he waits behind others, or for the opening.
+        if away is not None and came <= away[0] and time.monotonic() - came >= self._patience_seconds:
+            raise away[1].with_traceback(None)
         try:
             answer = work()
         except DatabaseUnavailable as error:
-            self._away = error
+            self._away = time.monotonic(), error
             raise
         self._away = None
         return answer
