@@ -113,7 +113,6 @@ class QueryEmbedder:
         finally:
             line.release()
         self._answered_at, self._unanswered_since = asyncio.get_running_loop().time(), None
-        await self._close_left()
         return answer
 
     def _is_here(self, known: Space) -> bool:
@@ -177,11 +176,11 @@ class QueryEmbedder:
         return since is not None and now - since >= _LONGEST_ANSWER_SECONDS
 
     async def _close_left(self) -> None:
-        """The server answers again: of what it was asked before nothing is waited for."""
-        over = [left for left in self._left if not left.result().questions]
-        self._left = [left for left in self._left if left not in over]
-        for left in over:
-            await left.result().stack.aclose()
+        """The server answers again: of what it was asked before nothing is waited for, but by those who still do."""
+        while self._left:
+            left = self._left.pop().result()
+            if not left.questions:
+                await left.stack.aclose()
 
     async def _open(self, known: Space) -> _OpenEmbedder:
         """Where it takes long, what was asked may be lost: it is asked anew beside that, and the first answer counts."""
