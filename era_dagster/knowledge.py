@@ -10,8 +10,9 @@ from __future__ import annotations
 import atexit
 import operator
 import os
+import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 from era_dagster.domain.domains import fold_domain
@@ -358,16 +359,20 @@ def _shared() -> KnowledgeBase:
 
 
 def _begin_shared() -> Future[KnowledgeBase]:
-    thread = ThreadPoolExecutor(1, thread_name_prefix="era-opening")
-    begun = thread.submit(_open_shared)
-    thread.shutdown(wait=False)
+    begun: Future[KnowledgeBase] = Future()
+    # No pool of threads: it takes nothing more once the main thread has ended, and others may ask then.
+    threading.Thread(target=_open_shared, args=(begun,), name="era-opening", daemon=True).start()
     return begun
 
 
-def _open_shared() -> KnowledgeBase:
-    base = KnowledgeBase.open()
-    atexit.register(base.close)
-    return base
+def _open_shared(begun: Future[KnowledgeBase]) -> None:
+    try:
+        base = KnowledgeBase.open()
+    except BaseException as error:  # noqa: BLE001 - whatever it is, it is raised to all who wait
+        begun.set_exception(error)
+    else:
+        atexit.register(base.close)
+        begun.set_result(base)
 
 
 def _forget_shared() -> None:

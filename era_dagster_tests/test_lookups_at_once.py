@@ -4,6 +4,8 @@ import asyncio
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 import warnings
@@ -126,6 +128,33 @@ def test_a_process_forked_while_a_thread_opens_the_knowledge_base_opens_its_own(
             assert said.read() == f"{len(RULES)} found"
         assert os.waitpid(child, 0)[1] == 0
         told.result(timeout=30)
+
+
+LATE = """
+import sys, threading, time
+from era_dagster.knowledge import semantic_similarity_lookup
+from era_dagster_tests.fakes.embedding_server import vector_of
+
+def look():
+    threading.main_thread().join()
+    print(len(semantic_similarity_lookup(vector_of(sys.argv[1], int(sys.argv[2])), "boats")), "found")
+
+threading.Thread(target=look).start()
+"""
+
+
+@pytest.mark.usefixtures("asked")
+def test_a_thread_that_outlives_the_main_thread_opens_the_knowledge_base(database_url: str) -> None:
+    """ "cannot schedule new futures after interpreter shutdown" was what it got."""
+    done = subprocess.run(
+        [sys.executable, "-c", LATE, RULES[0], str(DIMENSION)],
+        env=os.environ | {"ERA_DATABASE_URL": database_url},
+        capture_output=True,
+        encoding="utf-8",
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{len(RULES)} found\n", "")
 
 
 def test_all_who_search_while_the_embedding_server_is_silent_are_told_at_the_same_time(
