@@ -9,7 +9,7 @@ import click
 import orjson
 
 from era_dagster.cli.options import Seconds, json_file
-from era_dagster.cli.output import FAILED, print_json, print_table, settings_from_environment, stderr
+from era_dagster.cli.output import FAILED, INTERRUPTED, print_json, print_table, settings_from_environment, stderr
 from era_dagster.domain.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ def bench_server(seconds: float, warm_up: float, rounds: int, clients: tuple[str
     """
     from era_dagster.bench.clients import setting_from
     from era_dagster.bench.measure import Timing
+    from era_dagster.bench.result import Run
     from era_dagster.embedding.factory import choose_config
 
     settings = settings_from_environment()
@@ -59,7 +60,14 @@ def bench_server(seconds: float, warm_up: float, rounds: int, clients: tuple[str
     named = [setting_from(words) for words in clients]
     characters = settings.chunk_min_chars, settings.chunk_max_chars
     timing = Timing(warm_up_seconds=warm_up, seconds=seconds, cool_down_seconds=_COOL_DOWN_SECONDS)
-    runs = asyncio.run(_run_all(config, named, characters, timing, rounds))
+    runs: list[Run] = []
+    stopped = False
+    try:
+        asyncio.run(_run_all(config, named, characters, timing, rounds, runs))
+    except KeyboardInterrupt:  # minutes of measuring: what was finished is told
+        stopped = True
+        if not runs:
+            raise
     if json_to == "-":
         print_json(_document(runs))
     else:
@@ -69,6 +77,9 @@ def bench_server(seconds: float, warm_up: float, rounds: int, clients: tuple[str
     for run in runs:
         if run.error is not None:
             stderr.print(f"{run.client}: {run.error}", markup=False)
+    if stopped:
+        stderr.print("Stopped. The runs that were finished are told.")
+        return INTERRUPTED
     return 0 if all(run.clean and run.error is None for run in runs if run.client == "era") else FAILED
 
 
@@ -78,7 +89,9 @@ async def _run_all(
     characters: tuple[int, int],
     timing: "Timing",
     rounds: int,
-) -> "list[Run]":
+    runs: "list[Run]",
+) -> None:
+    """Measure one after the other; each that is finished is added to `runs`."""
     from era_dagster.bench.clients import EraClient
     from era_dagster.bench.measure import LEAST_BACKLOG, Timing, backlog_for, measure_own
     from era_dagster.embedding.provider import shown_url
@@ -93,9 +106,9 @@ async def _run_all(
         timing=Timing(warm_up_seconds=0.0, seconds=_FIRST_LOOK_SECONDS, cool_down_seconds=_COOL_DOWN_SECONDS),
     )
     if first.error is not None:
-        return [first]
+        runs.append(first)
+        return
     backlog = backlog_for(first.texts_per_second)
-    runs: list[Run] = []
     for _ in range(rounds):
         for client in (None, *clients):
             made = EraClient(config, backlog=backlog) if client is None else client.client(config, backlog=backlog)
@@ -103,7 +116,6 @@ async def _run_all(
             run = await measure_own(made, server=server, label=label, characters=characters, timing=timing)
             stderr.print(f"  {label}: {run.texts_per_second:,.1f} texts/s", markup=False)
             runs.append(run)
-    return runs
 
 
 def _tell(runs: "Sequence[Run]") -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,11 +22,19 @@ def server() -> Iterator[Simulation]:
     assert simulation.close() == 0
 
 
-def bench_server(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "era_dagster.cli", "bench", "server", *words]
+BENCH_SERVER = [sys.executable, "-m", "era_dagster.cli", "bench", "server"]
+
+
+def environment(**variables: str) -> dict[str, str]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("ERA_EMBEDDING")}
-    environment = clean | variables
-    return subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", timeout=120, check=False)
+    return clean | variables
+
+
+def bench_server(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    variables = environment(**variables)
+    return subprocess.run(
+        [*BENCH_SERVER, *words], env=variables, capture_output=True, encoding="utf-8", timeout=120, check=False
+    )
 
 
 @pytest.mark.parametrize(("provider", "path"), [("ollama", ""), ("openai", ""), ("openai", "/v1/embeddings")])
@@ -68,6 +77,27 @@ def test_a_server_that_wants_another_key_is_told_once_with_exit_code_1(server: S
     assert done.stderr.count("ERA_EMBEDDING_API_KEY") == 1
     assert "fixed:1x1" not in done.stdout
     assert "Traceback" not in done.stderr
+
+
+def test_what_was_finished_is_told_by_a_measurement_that_is_stopped(server: Simulation, tmp_path: Path) -> None:
+    figures = tmp_path / "own.json"
+    variables = environment(
+        ERA_EMBEDDING_PROVIDER="openai",
+        ERA_EMBEDDING_URLS=server.url,
+        ERA_EMBEDDING_MODEL="simulated",
+        ERA_EMBEDDING_API_KEY="open",
+    )
+    command = [*BENCH_SERVER, *SHORT, "--rounds", "9", "--json", str(figures)]
+    run = subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8")
+    assert run.stderr is not None
+    while "  era: " not in (line := run.stderr.readline()):
+        assert line, "it ended by itself"
+    run.send_signal(signal.SIGINT)
+    said, complained = run.communicate(timeout=60)
+    assert run.returncode == 130
+    assert complained.endswith("Stopped. The runs that were finished are told.\n")
+    assert [each["client"] for each in json.loads(figures.read_bytes())["runs"]] == ["era"]
+    assert "era" in said
 
 
 @pytest.mark.parametrize(
