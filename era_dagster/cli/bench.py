@@ -1,15 +1,14 @@
 """`era bench`: how close a client comes to what simulated servers can give, and what it costs and loses on the way."""
 
-import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-import orjson
 from rich.console import Console
 from rich.table import Table
 
+from era_dagster.cli.bench_figures import document, is_stopped, milliseconds, write_figures
 from era_dagster.cli.bench_search import bench_search
 from era_dagster.cli.bench_server import bench_server
 from era_dagster.cli.options import FileToWrite, Seconds, json_file
@@ -78,21 +77,13 @@ def bench(
     settings = [setting_from(words) for words in clients]
     timing = Timing(warm_up_seconds=warm_up, seconds=seconds, texts=texts)
     runs: list[Run] = []
-    stopped = False
-    try:
-        asyncio.run(_run_all(scenarios, settings, timing, runs, sweep=sweep))
-    except KeyboardInterrupt:  # minutes of measuring: what was finished is told
-        stopped = True
-        if not runs:
-            raise
+    stopped = is_stopped(_run_all(scenarios, settings, timing, runs, sweep=sweep), runs)
     _tell(scenarios, runs, json_to)
     ours = [run for run in runs if run.client == "era"]
     for run in ours:
         if run.error is not None:
             stderr.print(f"{run.scenario}: {run.error}", markup=False)
-    # Last: minutes of measuring are told by now, if a disk is full.
-    if json_to not in (None, "-"):
-        Path(json_to).write_bytes(orjson.dumps(_document(runs), option=orjson.OPT_INDENT_2))
+    write_figures(runs, json_to)
     if plot is not None:
         from era_dagster.bench.plot import svg
 
@@ -148,12 +139,12 @@ async def _run_all(
 
 def _brief(run: "Run") -> str:
     ratio = "no limit" if run.ratio is None else f"{run.ratio:.3f}"
-    return f"{run.client} {ratio}, {run.texts_per_second:,.0f} texts/s, P95 {_ms(run.p95_seconds)} ms"
+    return f"{run.client} {ratio}, {run.texts_per_second:,.0f} texts/s, P95 {milliseconds(run.p95_seconds)} ms"
 
 
 def _tell(scenarios: Sequence["Scenario"], runs: Sequence["Run"], json_to: str | None) -> None:
     if json_to == "-":
-        print_json(_document(runs))
+        print_json(document(runs))
         return
     known = {scenario.name: scenario for scenario in scenarios}
     table = Table(title="The share of the server's own limit", title_justify="left", header_style="bold")
@@ -168,9 +159,9 @@ def _tell(scenarios: Sequence["Scenario"], runs: Sequence["Run"], json_to: str |
             run.client,
             "-" if run.ratio is None else f"{run.ratio:.3f}",
             f"{run.texts_per_second:,.0f}",
-            _ms(run.p50_seconds),
-            _ms(run.p95_seconds),
-            _ms(run.p99_seconds),
+            milliseconds(run.p50_seconds),
+            milliseconds(run.p95_seconds),
+            milliseconds(run.p99_seconds),
             f"{run.refusals:,}",
             f"{run.retries:,}",
             _lost(run),
@@ -180,16 +171,6 @@ def _tell(scenarios: Sequence["Scenario"], runs: Sequence["Run"], json_to: str |
             style=style,
         )
     Console(width=max(stdout.width, _TABLE_WIDTH)).print(table)
-
-
-def _document(runs: Sequence["Run"]) -> dict[str, Any]:
-    from era_dagster.bench.result import as_json
-
-    return {"runs": [as_json(run) for run in runs]}
-
-
-def _ms(seconds: float | None) -> str:
-    return "-" if seconds is None else f"{seconds * 1000:,.0f}"
 
 
 def _lost(run: "Run") -> str:

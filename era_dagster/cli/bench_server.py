@@ -2,12 +2,11 @@
 
 import asyncio
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-import orjson
 
+from era_dagster.cli.bench_figures import document, is_stopped, milliseconds, write_figures
 from era_dagster.cli.options import Seconds, json_file
 from era_dagster.cli.output import FAILED, INTERRUPTED, print_json, print_table, settings_from_environment, stderr
 from era_dagster.domain.errors import ConfigurationError
@@ -61,22 +60,15 @@ def bench_server(seconds: float, warm_up: float, rounds: int, clients: tuple[str
     characters = settings.chunk_min_chars, settings.chunk_max_chars
     timing = Timing(warm_up_seconds=warm_up, seconds=seconds, cool_down_seconds=_COOL_DOWN_SECONDS)
     runs: list[Run] = []
-    stopped = False
-    try:
-        asyncio.run(_run_all(config, named, characters, timing, rounds, runs))
-    except KeyboardInterrupt:  # minutes of measuring: what was finished is told
-        stopped = True
-        if not runs:
-            raise
+    stopped = is_stopped(_run_all(config, named, characters, timing, rounds, runs), runs)
     if json_to == "-":
-        print_json(_document(runs))
+        print_json(document(runs))
     else:
         _tell(runs)
-        if json_to is not None:
-            Path(json_to).write_bytes(orjson.dumps(_document(runs), option=orjson.OPT_INDENT_2))
     for run in runs:
         if run.error is not None:
             stderr.print(f"{run.client}: {run.error}", markup=False)
+    write_figures(runs, json_to)
     if stopped:
         stderr.print("Stopped. The runs that were finished are told.")
         return INTERRUPTED
@@ -128,10 +120,7 @@ def _tell(runs: "Sequence[Run]") -> None:
                 run.client,
                 f"{run.texts_per_second:,.1f}",
                 f"{run.texts_per_second / ours:.2f}" if ours else "-",
-                *(
-                    "-" if each is None else f"{each * 1000:,.0f}"
-                    for each in (run.p50_seconds, run.p95_seconds, run.p99_seconds)
-                ),
+                *map(milliseconds, (run.p50_seconds, run.p95_seconds, run.p99_seconds)),
                 run.refusals,
                 run.retries,
                 run.lost,
@@ -139,9 +128,3 @@ def _tell(runs: "Sequence[Run]") -> None:
             )
         )
     print_table(runs[0].scenario, columns, rows)
-
-
-def _document(runs: "Sequence[Run]") -> dict[str, object]:
-    from era_dagster.bench.result import as_json
-
-    return {"runs": [as_json(run) for run in runs]}
