@@ -7,11 +7,8 @@ import asyncio
 import os
 import signal
 import socket
-import threading
-import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,6 +27,7 @@ from era_dagster.knowledge import AsyncKnowledgeBase, KnowledgeBase
 from era_dagster.settings import Settings
 from era_dagster.storage.database import Database
 from era_dagster_tests.fakes.embedding_server import FakeEmbeddingServer, serving, vector_of
+from era_dagster_tests.fakes.hanging_database import hanging_database
 from era_dagster_tests.pipeline.workbench import Workbench, chapter
 from era_dagster_tests.waiting import wait_until
 
@@ -244,28 +242,17 @@ def test_the_awaited_functions_answer_as_the_others_do_and_nothing_is_open_after
 
 def test_look_ups_that_wait_for_the_same_opening_share_its_failure(settings: Settings) -> None:
     """Of a database that hangs the first was told after ten seconds, the second after twenty, the third after thirty."""
-    connected: list[socket.socket] = []
-    with socket.create_server(("127.0.0.1", 0)) as hanging:
 
-        def serve() -> None:
-            with suppress(OSError):  # closed
-                while True:
-                    connected.append(hanging.accept()[0])
-                    time.sleep(0.2)
-                    connected[-1].close()
+    async def ask(url: str, connected: list[socket.socket]) -> None:
+        base = AsyncKnowledgeBase.open(settings, url=url)
+        for attempts in (1, 2):
+            answers = await asyncio.gather(*(base.lookup(query()) for _ in range(POOL)), return_exceptions=True)
+            assert [type(answer) for answer in answers] == [DatabaseUnavailable] * POOL
+            assert len(connected) == attempts
+        await base.close()
 
-        threading.Thread(target=serve, daemon=True).start()
-
-        async def ask() -> None:
-            url = f"postgresql://era@127.0.0.1:{hanging.getsockname()[1]}/era?sslmode=disable&gssencmode=disable"
-            base = AsyncKnowledgeBase.open(settings, url=url)
-            for attempts in (1, 2):
-                answers = await asyncio.gather(*(base.lookup(query()) for _ in range(POOL)), return_exceptions=True)
-                assert [type(answer) for answer in answers] == [DatabaseUnavailable] * POOL
-                assert len(connected) == attempts
-            await base.close()
-
-        asyncio.run(ask())
+    with hanging_database(seconds=0.2) as (url, connected):
+        asyncio.run(ask(url, connected))
 
 
 def test_the_options_in_the_url_of_the_database_hold_beside_ours(database_url: str) -> None:

@@ -3,15 +3,13 @@
 import asyncio
 import os
 import signal
-import socket
 import subprocess
 import sys
-import threading
 import time
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -27,6 +25,7 @@ from era_dagster.storage import database, migrations
 from era_dagster.storage.access import Opening
 from era_dagster.storage.database import Database
 from era_dagster_tests.fakes.embedding_server import FakeEmbeddingServer, serving, vector_of
+from era_dagster_tests.fakes.hanging_database import hanging_database
 from era_dagster_tests.pipeline.workbench import Workbench, chapter
 from era_dagster_tests.waiting import wait_until
 
@@ -56,23 +55,6 @@ def asked(settings: Settings, database_url: str, server: FakeEmbeddingServer) ->
 def nothing_shared(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a process that has not called one of the three functions yet."""
     monkeypatch.setattr(knowledge, "_shared_opening", Opening(knowledge._begin_shared))
-
-
-@contextmanager
-def hanging_database(*, seconds: float) -> Iterator[tuple[str, list[socket.socket]]]:
-    """A URL where each connection is taken, and closed without a word after so long; and the connections so far."""
-    connected: list[socket.socket] = []
-    with socket.create_server(("127.0.0.1", 0)) as hanging:
-
-        def serve() -> None:
-            with suppress(OSError):  # closed
-                while True:
-                    connected.append(hanging.accept()[0])
-                    threading.Timer(seconds, connected[-1].close).start()
-
-        threading.Thread(target=serve, daemon=True).start()
-        port = hanging.getsockname()[1]
-        yield f"postgresql://era@127.0.0.1:{port}/era?sslmode=disable&gssencmode=disable", connected
 
 
 def query() -> list[float]:
