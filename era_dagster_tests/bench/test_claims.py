@@ -371,7 +371,7 @@ def test_a_window_is_used_up_at_its_first_refusal_and_not_when_the_pause_after_i
     drawn: int, least: float
 ) -> None:
     """Before, its allowance was thought to have come in without that pause: a pace that is refused in every window, and
-    smaller requests each time, down to a nineteenth of what the first of these gives."""
+    smaller requests each time, down to an eighteenth of what the first of these gives."""
     server = held_out(drawn, "windows")
     for seed in (1, 2, 3):
         score = measured(server, controllers_for(server, OURS), name=OURS, seed=seed, oracle_goodput=1.0)
